@@ -1,0 +1,2 @@
+//! SLR3 wire protocol.
+#![forbid(unsafe_code)]
