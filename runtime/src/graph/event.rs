@@ -1,0 +1,79 @@
+//! The scheduler's two closed vocabularies: what can happen to it, and what it asks for.
+
+use super::id::{EndpointId, RunId, TaskId};
+use super::node::{MemberResult, Outcome};
+
+/// Everything that can happen besides a submit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An endpoint came up, came back after a loss, or changed its capacity.
+    EndpointAdded {
+        /// Its identity.
+        endpoint: EndpointId,
+        /// Members that may be in flight there at once; 0 counts as 1.
+        capacity: u32,
+    },
+    /// An endpoint is gone: what is in flight there is lost, and nothing is dispatched there again.
+    EndpointLost {
+        /// Its identity.
+        endpoint: EndpointId,
+    },
+    /// A dispatched member ended. A second report, or one after the endpoint was lost, is ignored and counted.
+    MemberDone {
+        /// The task as dispatched.
+        task: TaskId,
+        /// The member as dispatched.
+        member: u32,
+        /// The endpoint as dispatched.
+        endpoint: EndpointId,
+        /// How it ended.
+        result: MemberResult,
+    },
+    /// A started copy ended. A second report is ignored and counted.
+    CopyDone {
+        /// The task as started.
+        task: TaskId,
+        /// How it ended.
+        ok: MemberResult,
+    },
+    /// Tasks of the run that have not started become `Cancelled`; running ones go on. Later submits are not affected.
+    CancelRun {
+        /// The run.
+        run: RunId,
+    },
+    /// The run is over: the memory that its tasks left undefined no longer poisons readers.
+    RunEnded {
+        /// The run.
+        run: RunId,
+    },
+}
+
+/// What the scheduler asks its driver to do, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send a member to an endpoint. One `MemberDone` is expected.
+    Dispatch {
+        /// The task.
+        task: TaskId,
+        /// Which member, from 0.
+        member: u32,
+        /// Where to.
+        endpoint: EndpointId,
+    },
+    /// Start a copy. One `CopyDone` is expected.
+    StartCopy {
+        /// The task.
+        task: TaskId,
+    },
+    /// The task has ended; exactly one for each submitted task.
+    Finished {
+        /// The task; the id is not valid any more.
+        task: TaskId,
+        /// Its run.
+        run: RunId,
+        /// How it ended.
+        outcome: Outcome,
+        /// For `Skipped`: the first submitted of the tasks whose own failure, loss or cancelling it comes from.
+        cause: Option<TaskId>,
+    },
+}
