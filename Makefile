@@ -1,0 +1,103 @@
+# Everything a newcomer types. Each goal makes what it needs: a virtual environment in .venv (the system's
+# Python is never touched), the wheel in release mode when a source changed, and the binaries.
+# A machine needs a Rust toolchain and a Python of 3.11 or newer, no more.
+#
+#   make test                 Rust tests, then the whole-system tests
+#   make demo                 the main job; DEMO_ARGS="..." is handed to it
+#   make lint bench docs build clean
+#
+# PYTHON=/path/to/python chooses the interpreter; PYTEST_ARGS="..." is handed to pytest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+VENV := $(CURDIR)/.venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --quiet --disable-pip-version-check
+
+# One interpreter for every build step, so that cargo and maturin share what they compiled.
+export PYO3_PYTHON := $(PY)
+export VIRTUAL_ENV := $(VENV)
+export PATH := $(VENV)/bin:$(PATH)
+unexport PYTHONHOME
+
+# The binding crate links to Python only as an extension module, so its tests are the Python ones.
+CRATES := --workspace --exclude echelon-python
+
+RUST_SOURCES := $(shell find wire runtime session python \( -name '*.rs' -o -name Cargo.toml \) -not -path '*/target/*' 2>/dev/null) \
+    Cargo.toml Cargo.lock pyproject.toml
+
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+.PHONY: help test test-rust test-python demo lint lint-rust lint-python bench docs build clean
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# --- set-up -------------------------------------------------------------------------------------------
+
+$(VENV)/.created: tools/find-python.sh
+	@command -v cargo >/dev/null || { echo "no cargo on the PATH: Echelon needs a Rust toolchain (1.85 or newer)" >&2; exit 1; }
+	@python=$$(PYTHON="$(PYTHON)" sh tools/find-python.sh) && "$$python" -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.stamp-%: requirements/%.txt $(VENV)/.created
+	$(PIP) install -r $<
+	@touch $@
+
+# `maturin develop` leaves the extension module beside the package's Python files, so those are used in place.
+$(VENV)/.stamp-wheel: $(RUST_SOURCES) $(VENV)/.stamp-build
+	$(VENV)/bin/maturin develop --release --locked
+	@touch $@
+
+$(VENV)/.stamp-bins: $(RUST_SOURCES) $(VENV)/.created
+	cargo build --release --locked -p echelon-session --bins
+	@touch $@
+
+build: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins
+
+# --- the goals ----------------------------------------------------------------------------------------
+
+test: test-rust test-python
+
+# cargo test has no limit of its own on a hanging test (R-221); nextest has, in .config/nextest.toml.
+test-rust: $(VENV)/.created
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	    cargo nextest run --locked $(CRATES); \
+	else \
+	    timeout --signal=INT --kill-after=10 1200 cargo test --locked $(CRATES) --lib --bins --tests --examples; \
+	fi
+	timeout --signal=INT --kill-after=10 600 cargo test --locked $(CRATES) --doc
+
+test-python: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-test
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+demo: $(VENV)/.stamp-wheel $(VENV)/.stamp-demo
+	$(PY) -m demo $(DEMO_ARGS)
+
+lint: lint-rust lint-python
+
+lint-rust: $(VENV)/.created
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+lint-python: $(VENV)/.stamp-wheel $(VENV)/.stamp-lint $(VENV)/.stamp-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	cd python && $(PY) -m mypy.stubtest echelon._core --ignore-disjoint-bases
+
+bench: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-test
+	$(PY) -m benches $(BENCH_ARGS)
+
+docs: $(VENV)/.created
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace
+
+# What was built goes, the virtual environment too.
+clean:
+	cargo clean
+	rm -rf $(VENV) dist python/echelon/*.so demo/timeline.json demo/timeline.png .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './target/*' -prune -exec rm -rf {} +
