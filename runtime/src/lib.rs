@@ -1,3 +1,4 @@
 //! Runtime.
 
 pub mod graph;
+pub mod memory;

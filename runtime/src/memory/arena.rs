@@ -1,0 +1,282 @@
+//! One sparse memfd that hands out blocks: the memory of `alloc`, of staging and of inline payloads.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::extents::Extents;
+use super::region::allocate_pages;
+use super::{limit, HostMemory, MemoryError, SharedRegion};
+
+/// Pages are allocated in steps of this many bytes, so that small blocks do not cost a system call each.
+const COMMIT_STEP: u64 = 1 << 20;
+/// The size of an arena is a multiple of this many bytes.
+const PAGE: u64 = 4096;
+
+/// An allocator over one [`SharedRegion`] that all local children of a `Worker` inherit (design §15.1).
+///
+/// The region is as large as the limit, but a page costs nothing until a block first covers it; it is then allocated with
+/// `fallocate`, so running out is [`MemoryError::Exhausted`] or [`MemoryError::NoSpace`] and never a SIGBUS.
+#[derive(Debug)]
+pub struct Arena {
+    region: Arc<SharedRegion>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    extents: Extents,
+    /// Pages below this offset are allocated. Best fit takes the low end of extents, so this is nearly the high-water mark
+    /// of use.
+    committed: u64,
+}
+
+impl Arena {
+    /// An arena of at most `limit` bytes, rounded up to whole pages.
+    ///
+    /// # Errors
+    /// [`MemoryError::BadSize`] for zero or more than an address space holds, [`MemoryError::Os`].
+    pub fn create(limit: u64) -> Result<Arc<Self>, MemoryError> {
+        let size = limit.checked_next_multiple_of(PAGE);
+        let size = size.ok_or(MemoryError::BadSize {
+            len: limit,
+            max: isize::MAX as u64,
+        })?;
+        let region = SharedRegion::create_memfd(size, false)?;
+        let state = Mutex::new(State {
+            extents: Extents::new(size),
+            committed: 0,
+        });
+        Ok(Arc::new(Self { region, state }))
+    }
+
+    /// Half of the smaller of available memory and control-group room, in bytes (design §15.7); at least 64 MiB.
+    #[must_use]
+    pub fn default_limit() -> u64 {
+        limit::default_limit()
+    }
+
+    /// A block of `nbytes` bytes, aligned to 64; zero is allowed. Contents are undefined: what an earlier block left.
+    ///
+    /// # Errors
+    /// [`MemoryError::Exhausted`] when no free extent is large enough, [`MemoryError::NoSpace`] when the system has no
+    /// pages left below the limit.
+    pub fn alloc(self: &Arc<Self>, nbytes: u64) -> Result<Arc<ArenaBlock>, MemoryError> {
+        let block = |offset, reserved| {
+            Arc::new(ArenaBlock {
+                offset,
+                len: nbytes,
+                reserved,
+                arena: Arc::clone(self),
+            })
+        };
+        if nbytes == 0 {
+            return Ok(block(0, 0));
+        }
+        let mut state = self.state.lock();
+        let exhausted = |state: &State| MemoryError::Exhausted {
+            requested: nbytes,
+            limit: self.region.len(),
+            in_use: self.region.len() - state.extents.free(),
+        };
+        let reserved = Extents::rounded(nbytes).ok_or_else(|| exhausted(&state))?;
+        let offset = state
+            .extents
+            .take(reserved)
+            .ok_or_else(|| exhausted(&state))?;
+        let end = offset + reserved;
+        if end > state.committed {
+            if let Err(error) = self.commit(&mut state, end) {
+                state.extents.give(offset, reserved);
+                return Err(error);
+            }
+        }
+        drop(state);
+        Ok(block(offset, reserved))
+    }
+
+    /// Allocates the pages up to `end`, a step further if there is room.
+    fn commit(&self, state: &mut State, end: u64) -> Result<(), MemoryError> {
+        let from = state.committed;
+        let generous = end.next_multiple_of(COMMIT_STEP).min(self.region.len());
+        let exact = end.next_multiple_of(PAGE).min(self.region.len());
+        let reached = match allocate_pages(self.region.fd(), from, generous - from) {
+            Ok(()) => generous,
+            Err(MemoryError::NoSpace { .. }) if exact < generous => {
+                allocate_pages(self.region.fd(), from, exact - from)?;
+                exact
+            }
+            Err(error) => return Err(error),
+        };
+        state.committed = reached;
+        Ok(())
+    }
+
+    /// Bytes in blocks that are alive, rounded up to their alignment.
+    #[must_use]
+    pub fn in_use(&self) -> u64 {
+        self.region.len() - self.state.lock().extents.free()
+    }
+
+    /// The most bytes that blocks can have together.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.region.len()
+    }
+
+    /// The region that the blocks lie in; its descriptor goes to children.
+    #[must_use]
+    pub fn region(&self) -> &Arc<SharedRegion> {
+        &self.region
+    }
+}
+
+/// A block of an [`Arena`], free again when its last `Arc` is gone.
+#[derive(Debug)]
+pub struct ArenaBlock {
+    offset: u64,
+    len: u64,
+    reserved: u64,
+    arena: Arc<Arena>,
+}
+
+impl ArenaBlock {
+    /// First byte in the region; a multiple of 64.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Bytes asked for.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// True for a block of zero bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The region that the block lies in.
+    #[must_use]
+    pub fn region(&self) -> &Arc<SharedRegion> {
+        &self.arena.region
+    }
+
+    /// The bytes; the result keeps the block alive.
+    #[must_use]
+    pub fn host(self: &Arc<Self>) -> HostMemory {
+        let (offset, len) = (self.offset as usize, self.len as usize);
+        let whole = HostMemory::of_region(&self.arena.region);
+        // A block lies inside its arena, and an arena inside the address space; the empty range is for form only.
+        let bytes = whole
+            .slice(offset, len)
+            .unwrap_or_else(|_| HostMemory::from_vec(Vec::new()));
+        bytes.with_owner(Arc::clone(self) as _)
+    }
+}
+
+impl Drop for ArenaBlock {
+    fn drop(&mut self) {
+        if self.reserved > 0 {
+            self.arena
+                .state
+                .lock()
+                .extents
+                .give(self.offset, self.reserved);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_aligned_disjoint_and_come_back() {
+        let arena = Arena::create(1 << 20).unwrap();
+        let blocks: Vec<_> = [1, 63, 64, 65, 4097]
+            .map(|len| arena.alloc(len).unwrap())
+            .into();
+        for (n, block) in blocks.iter().enumerate() {
+            assert_eq!(block.offset() % 64, 0);
+            block
+                .host()
+                .copy_in(0, &vec![n as u8 + 1; block.len() as usize])
+                .unwrap();
+        }
+        for (n, block) in blocks.iter().enumerate() {
+            assert_eq!(
+                block.host().to_vec(),
+                vec![n as u8 + 1; block.len() as usize]
+            );
+        }
+        assert_eq!(arena.in_use(), 64 * 3 + 128 + 4160);
+        drop(blocks);
+        assert_eq!(arena.in_use(), 0);
+        assert_eq!(arena.alloc(1 << 20).unwrap().offset(), 0);
+    }
+
+    #[test]
+    fn a_view_keeps_its_block() {
+        let arena = Arena::create(4096).unwrap();
+        let view = arena.alloc(4096).unwrap().host();
+        let exhausted = MemoryError::Exhausted {
+            requested: 1,
+            limit: 4096,
+            in_use: 4096,
+        };
+        assert_eq!(arena.alloc(1).unwrap_err(), exhausted);
+        drop(view);
+        assert!(arena.alloc(4096).is_ok());
+    }
+
+    #[test]
+    fn r_126_the_limit_is_an_error_and_nothing_is_lost() {
+        let arena = Arena::create(8192).unwrap();
+        for requested in [8193, u64::MAX, u64::MAX - 63] {
+            let expected = MemoryError::Exhausted {
+                requested,
+                limit: 8192,
+                in_use: 0,
+            };
+            assert_eq!(arena.alloc(requested).unwrap_err(), expected);
+        }
+        assert!(arena.alloc(0).unwrap().is_empty());
+        assert_eq!(arena.in_use(), 0);
+    }
+
+    #[test]
+    fn r_124_pages_beyond_the_machine_are_an_error_and_the_arena_stays_usable() {
+        let arena = Arena::create(1 << 46).unwrap();
+        let error = arena.alloc(1 << 45).unwrap_err();
+        assert!(
+            matches!(error, MemoryError::NoSpace { requested, .. } if requested == 1 << 45),
+            "{error}"
+        );
+        assert_eq!(arena.in_use(), 0);
+        let block = arena.alloc(100).unwrap();
+        block.host().zero().unwrap();
+    }
+
+    #[test]
+    fn many_threads_share_an_arena() {
+        let arena = Arena::create(1 << 20).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4_u8 {
+                let arena = &arena;
+                scope.spawn(move || {
+                    for round in 0..500_usize {
+                        let block = arena.alloc(1 + (round as u64 * 37) % 5000).unwrap();
+                        let fill = vec![thread; block.len() as usize];
+                        block.host().copy_in(0, &fill).unwrap();
+                        assert_eq!(block.host().to_vec(), fill);
+                    }
+                });
+            }
+        });
+        assert_eq!(arena.in_use(), 0);
+    }
+}
