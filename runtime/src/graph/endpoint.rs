@@ -1,0 +1,60 @@
+//! One endpoint as the scheduler sees it: places, and who holds them.
+
+use std::collections::BTreeSet;
+
+use super::classes::ClassId;
+use super::id::{EndpointId, TaskId};
+
+/// Position of an endpoint in the scheduler's table.
+pub(super) type EndpointIndex = u32;
+
+/// Order in which endpoints with room are taken: places used, then members served so far (so that work rotates), then
+/// position.
+pub(super) type RoomKey = (u32, u64, EndpointIndex);
+
+/// Places of one endpoint.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) id: EndpointId,
+    pub(super) index: EndpointIndex,
+    pub(super) capacity: u32,
+    /// Members in flight.
+    pub(super) in_flight: BTreeSet<(TaskId, u32)>,
+    /// The gang that keeps a place free here until it has all of them.
+    pub(super) claim: Option<TaskId>,
+    /// Members ever dispatched here.
+    pub(super) served: u64,
+    pub(super) lost: bool,
+    /// The classes that this endpoint is a member of.
+    pub(super) classes: Vec<ClassId>,
+}
+
+impl Endpoint {
+    pub(super) fn new(id: EndpointId, index: EndpointIndex, capacity: u32) -> Self {
+        Self {
+            id,
+            index,
+            capacity,
+            in_flight: BTreeSet::new(),
+            claim: None,
+            served: 0,
+            lost: false,
+            classes: Vec::new(),
+        }
+    }
+
+    pub(super) fn used(&self) -> u32 {
+        // A dispatch needs a free place, so the count never passes `capacity`, a u32.
+        self.in_flight.len() as u32 + u32::from(self.claim.is_some())
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        !self.lost && self.used() < self.capacity
+    }
+
+    /// Its place in the order of those with room.
+    pub(super) fn room_key(&self) -> Option<RoomKey> {
+        self.has_room()
+            .then_some((self.used(), self.served, self.index))
+    }
+}

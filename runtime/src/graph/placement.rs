@@ -1,0 +1,293 @@
+//! Which member goes to which endpoint, and in which order what found no room waits.
+//!
+//! Everything that waits draws a ticket; a place that comes free goes to the lowest ticket that can use it, over all
+//! classes of its endpoint, so a task that waits for its explicit endpoint blocks nobody else. No step looks at
+//! all tasks or all endpoints.
+
+use std::collections::HashMap;
+
+use super::classes::{ClassId, Classes, Ticket, Waiting};
+use super::endpoint::{Endpoint, EndpointIndex};
+use super::error::SubmitError;
+use super::gang::Lines;
+use super::id::{Eligible, EndpointId, TaskId};
+use super::task::Work;
+
+/// What a step of the placement decided; its owner turns it into actions and empties it.
+#[derive(Debug, Default)]
+pub(super) struct Decisions {
+    /// Members to send, in order.
+    pub(super) dispatched: Vec<(TaskId, u32, EndpointId)>,
+    /// Waiting tasks, all of whose endpoints are lost; they wait no more.
+    pub(super) stranded: Vec<TaskId>,
+    /// Endpoints where a place came free and was not offered yet.
+    pub(super) vacant: Vec<EndpointIndex>,
+}
+
+impl Decisions {
+    pub(super) fn is_empty(&self) -> bool {
+        self.dispatched.is_empty() && self.stranded.is_empty() && self.vacant.is_empty()
+    }
+}
+
+/// All endpoints, classes and queues.
+#[derive(Debug, Default)]
+pub(super) struct Placement {
+    pub(super) endpoints: Vec<Endpoint>,
+    index: HashMap<EndpointId, EndpointIndex>,
+    pub(super) classes: Classes,
+    pub(super) lines: Lines,
+    next_ticket: Ticket,
+    pub(super) decisions: Decisions,
+}
+
+impl Placement {
+    /// Position of a known endpoint.
+    pub(super) fn find(&self, id: EndpointId) -> Option<EndpointIndex> {
+        self.index.get(&id).copied()
+    }
+
+    /// Interns a set: the class, with one more reference, that must be released.
+    pub(super) fn intern(&mut self, set: &Eligible) -> Result<ClassId, SubmitError> {
+        if let Some(class) = self.classes.find(set) {
+            return Ok(class);
+        }
+        let position = |&endpoint| {
+            self.find(endpoint)
+                .ok_or(SubmitError::NoSuchEndpoint { endpoint })
+        };
+        let mut members = set
+            .ids()
+            .iter()
+            .map(position)
+            .collect::<Result<Box<[_]>, _>>()?;
+        members.sort_unstable();
+        Ok(self.classes.add(set.clone(), members, &mut self.endpoints))
+    }
+
+    /// Gives back the references that a task's work holds.
+    pub(super) fn release(&mut self, work: &Work) {
+        match work {
+            Work::Slots { class, .. } => self.classes.release(*class),
+            Work::Gang { shape, .. } => shape
+                .iter()
+                .for_each(|&(class, _)| self.classes.release(class)),
+            Work::Copy => {}
+        }
+    }
+
+    /// Why no member of a class can ever be placed, if so.
+    pub(super) fn lacking_single(&self, class: ClassId) -> Option<SubmitError> {
+        let class = self.classes.get(class);
+        let eligible = class.members.len();
+        (class.live == 0).then_some(SubmitError::AllLost { eligible })
+    }
+
+    /// Takes what waits under `ticket` out of its queue or line; places that it claimed come free.
+    pub(super) fn withdraw(&mut self, ticket: Ticket, work: &Work) {
+        match work {
+            Work::Slots { class, .. } => self.classes.get_mut(*class).withdraw(ticket),
+            Work::Gang { shape, .. } => self.withdraw_gang(ticket, shape),
+            Work::Copy => {}
+        }
+    }
+
+    /// Adds an endpoint, brings a lost one back, or changes a capacity.
+    pub(super) fn add_endpoint(&mut self, id: EndpointId, capacity: u32) {
+        let capacity = capacity.max(1);
+        let index = match self.find(id) {
+            Some(index) => index,
+            None => {
+                // Endpoint ids are u32, so their number fits one.
+                let index = self.endpoints.len() as EndpointIndex;
+                self.endpoints.push(Endpoint::new(id, index, capacity));
+                self.index.insert(id, index);
+                index
+            }
+        };
+        if self.endpoints[index as usize].lost {
+            for &class in &self.endpoints[index as usize].classes {
+                self.classes.get_mut(class).live += 1;
+            }
+        }
+        self.update(index, |endpoint| {
+            endpoint.lost = false;
+            endpoint.capacity = capacity;
+        });
+        self.decisions.vacant.push(index);
+    }
+
+    /// Takes an endpoint out for good and returns what was in flight there. Waiting tasks that are left without an
+    /// endpoint become stranded.
+    pub(super) fn lose_endpoint(&mut self, index: EndpointIndex) -> Vec<(TaskId, u32)> {
+        if self.endpoints[index as usize].lost {
+            return Vec::new();
+        }
+        let mut in_flight = Default::default();
+        let mut claim = None;
+        self.update(index, |endpoint| {
+            endpoint.lost = true;
+            in_flight = std::mem::take(&mut endpoint.in_flight);
+            claim = endpoint.claim.take();
+        });
+        for &class in &self.endpoints[index as usize].classes {
+            let class = self.classes.get_mut(class);
+            class.live -= 1;
+            if class.live == 0 {
+                self.decisions
+                    .stranded
+                    .extend(class.queue.drain(..).map(|w| w.task));
+            }
+        }
+        self.lose_in_lines(index, claim);
+        in_flight.into_iter().collect()
+    }
+
+    /// Places `members` members, at most one a free place; the rest waits under the returned ticket. `prefer` is taken
+    /// for the first while it has room.
+    pub(super) fn start(
+        &mut self,
+        task: TaskId,
+        class: ClassId,
+        members: u32,
+        prefer: Option<EndpointIndex>,
+    ) -> Option<Ticket> {
+        let mut next = 0;
+        let mut wanted = prefer.filter(|&i| self.endpoints[i as usize].has_room());
+        while next < members {
+            let found = wanted
+                .take()
+                .or_else(|| self.classes.get(class).best(&self.endpoints, |_| false));
+            let Some(index) = found else {
+                break;
+            };
+            self.seat(index, task, next);
+            next += 1;
+        }
+        if next == members {
+            return None;
+        }
+        let ticket = self.draw_ticket();
+        let class = self.classes.get_mut(class);
+        if class.live == 0 {
+            self.decisions.stranded.push(task);
+            return None;
+        }
+        class.queue.push_back(Waiting {
+            ticket,
+            task,
+            next,
+            members,
+        });
+        Some(ticket)
+    }
+
+    /// Frees the place of a dispatched member, without offering it yet; `None` when the member is not in flight there.
+    pub(super) fn vacate(&mut self, endpoint: EndpointId, task: TaskId, member: u32) -> Option<()> {
+        let index = self.find(endpoint)?;
+        if !self.endpoints[index as usize]
+            .in_flight
+            .contains(&(task, member))
+        {
+            return None;
+        }
+        self.update(index, |endpoint| {
+            endpoint.in_flight.remove(&(task, member));
+        });
+        self.decisions.vacant.push(index);
+        Some(())
+    }
+
+    /// Offers every place that came free to what waits for it.
+    pub(super) fn refill(&mut self) {
+        while let Some(index) = self.decisions.vacant.pop() {
+            self.fill(index);
+        }
+        self.promote();
+    }
+
+    pub(super) fn draw_ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        self.next_ticket
+    }
+
+    /// Changes an endpoint and follows the change in the order of every class it is in.
+    pub(super) fn update(&mut self, index: EndpointIndex, change: impl FnOnce(&mut Endpoint)) {
+        let endpoint = &mut self.endpoints[index as usize];
+        let before = endpoint.room_key();
+        change(endpoint);
+        let after = endpoint.room_key();
+        if before != after {
+            for &class in &endpoint.classes {
+                self.classes.get_mut(class).rekey(before, after);
+            }
+        }
+    }
+
+    /// Puts a member on an endpoint, using the place that its gang claimed there, if any.
+    pub(super) fn seat(&mut self, index: EndpointIndex, task: TaskId, member: u32) {
+        self.update(index, |endpoint| {
+            if endpoint.claim == Some(task) {
+                endpoint.claim = None;
+            }
+            endpoint.in_flight.insert((task, member));
+            endpoint.served += 1;
+        });
+        let id = self.endpoints[index as usize].id;
+        self.decisions.dispatched.push((task, member, id));
+    }
+
+    /// Gives the free places of one endpoint to the lowest tickets that can use them.
+    fn fill(&mut self, index: EndpointIndex) {
+        let mut refused = false;
+        loop {
+            let endpoint = &self.endpoints[index as usize];
+            if !endpoint.has_room() {
+                break;
+            }
+            let mut oldest: Option<(Ticket, ClassId, Option<u32>)> = None;
+            for &id in &endpoint.classes {
+                let class = self.classes.get(id);
+                let waiting = class.queue.front().map(|w| (w.ticket, id, None));
+                let line = class.line.filter(|_| endpoint.claim.is_none() && !refused);
+                let gang = line.and_then(|line| Some((self.lines.head(line)?, id, Some(line))));
+                oldest = [oldest, waiting, gang].into_iter().flatten().min();
+            }
+            match oldest {
+                None => break,
+                // A place that does not help the gang now will not help it later either.
+                Some((_, _, Some(line))) => refused = !self.offer(line, index),
+                Some((_, class, None)) => self.seat_oldest(class, index),
+            }
+        }
+    }
+
+    fn seat_oldest(&mut self, class: ClassId, index: EndpointIndex) {
+        let queue = &mut self.classes.get_mut(class).queue;
+        let Some(waiting) = queue.front_mut() else {
+            return;
+        };
+        let (task, member) = (waiting.task, waiting.next);
+        waiting.next += 1;
+        if waiting.next == waiting.members {
+            queue.pop_front();
+        }
+        self.seat(index, task, member);
+    }
+
+    /// Compares everything that is kept twice.
+    pub(super) fn check(&self) -> Result<(), String> {
+        for endpoint in &self.endpoints {
+            let claimed = endpoint
+                .claim
+                .is_some_and(|task| !self.lines.claims(task, endpoint.index));
+            if claimed || (endpoint.lost && endpoint.used() > 0) {
+                return Err(format!("{} holds a place for nobody", endpoint.id));
+            }
+        }
+        self.classes
+            .iter()
+            .try_for_each(|class| class.check(&self.endpoints))?;
+        self.check_lines()
+    }
+}

@@ -1,0 +1,250 @@
+//! How tasks move from phase to phase: one method for each thing that happens.
+
+use super::event::Action;
+use super::id::{EndpointId, RunId, TaskId};
+use super::node::{MemberResult, Outcome};
+use super::poison::{Poison, Root};
+use super::scheduler::Scheduler;
+use super::task::{Phase, Work};
+
+impl Scheduler {
+    /// Follows every consequence of a change, without recursion: places that came free, tasks left without an endpoint,
+    /// tasks whose last predecessor ended. What has waited is served before what becomes ready now.
+    pub(super) fn settle(&mut self, out: &mut Vec<Action>) {
+        loop {
+            self.place(out);
+            for id in std::mem::take(&mut self.placement.decisions.stranded) {
+                self.strand(id, out);
+            }
+            match self.unblocked.pop_front() {
+                Some(id) => self.start(id, out),
+                None if self.placement.decisions.is_empty() => break,
+                None => {}
+            }
+        }
+        self.check_now_and_then();
+    }
+
+    /// Offers free places and turns what was dispatched into actions.
+    fn place(&mut self, out: &mut Vec<Action>) {
+        self.placement.refill();
+        for (id, member, endpoint) in self.placement.decisions.dispatched.drain(..) {
+            if let Some(task) = self.tasks.get_mut(id) {
+                task.phase = Phase::Running;
+                task.dispatched += 1;
+                if task.dispatched == task.work.members() {
+                    task.ticket = None;
+                }
+            }
+            self.counts.dispatched += 1;
+            out.push(Action::Dispatch {
+                task: id,
+                member,
+                endpoint,
+            });
+        }
+    }
+
+    /// The last predecessor has ended.
+    fn start(&mut self, id: TaskId, out: &mut Vec<Action>) {
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
+        if task.phase == Phase::Reported {
+            return self.finish(id, Outcome::Cancelled, None, out);
+        }
+        if let Some(root) = task.root {
+            return self.finish(id, Outcome::Skipped, Some(root), out);
+        }
+        task.phase = Phase::Waiting;
+        self.active += 1;
+        task.ticket = match &task.work {
+            Work::Slots {
+                class,
+                members,
+                prefer,
+            } => self.placement.start(id, *class, *members, *prefer),
+            Work::Gang { members, shape } => self.placement.start_gang(id, members, shape),
+            Work::Copy => {
+                task.phase = Phase::Running;
+                task.dispatched = 1;
+                self.counts.dispatched += 1;
+                out.push(Action::StartCopy { task: id });
+                None
+            }
+        };
+    }
+
+    /// All endpoints that could take what still waits of a task are lost.
+    fn strand(&mut self, id: TaskId, out: &mut Vec<Action>) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.ticket = None;
+            task.worst = task.worst.max(Outcome::EndpointLost);
+            self.finish_if_over(id, out);
+        }
+    }
+
+    /// A member in flight ended and its place is free.
+    pub(super) fn member_done(&mut self, id: TaskId, result: MemberResult, out: &mut Vec<Action>) {
+        self.record(id, result);
+        // Before the task's successors become ready: what waits for the place is older.
+        self.place(out);
+        self.finish_if_over(id, out);
+    }
+
+    pub(super) fn copy_done(&mut self, id: TaskId, result: MemberResult, out: &mut Vec<Action>) {
+        let running = |task: &&mut super::task::Task| {
+            matches!(task.work, Work::Copy) && task.phase == Phase::Running
+        };
+        match self.tasks.get_mut(id).filter(running) {
+            Some(_) => {
+                self.record(id, result);
+                self.finish_if_over(id, out);
+            }
+            None => self.counts.late_reports += 1,
+        }
+    }
+
+    pub(super) fn endpoint_lost(&mut self, endpoint: EndpointId, out: &mut Vec<Action>) {
+        let Some(index) = self.placement.find(endpoint) else {
+            return;
+        };
+        let in_flight = self.placement.lose_endpoint(index);
+        for &(id, _) in &in_flight {
+            self.record(id, MemberResult::Lost);
+        }
+        for (id, _) in in_flight {
+            self.finish_if_over(id, out);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, run: RunId, out: &mut Vec<Action>) {
+        let of_run =
+            |(id, task): (TaskId, &super::task::Task)| (task.run == run).then_some((task.seq, id));
+        let mut ids: Vec<_> = self.tasks.iter().filter_map(of_run).collect();
+        ids.sort_unstable();
+        // All are withdrawn before any place is offered again, or one of them could still be started.
+        for &(_, id) in &ids {
+            let Some(task) = self.tasks.get_mut(id) else {
+                continue;
+            };
+            if task.phase == Phase::Blocked {
+                task.phase = Phase::Reported;
+                self.report(id, run, Outcome::Cancelled, None, out);
+            } else if let Some(ticket) = task.ticket.take() {
+                task.worst = task.worst.max(Outcome::Cancelled);
+                self.placement.withdraw(ticket, &task.work);
+            }
+        }
+        for (_, id) in ids {
+            if self
+                .tasks
+                .get(id)
+                .is_some_and(|task| task.phase == Phase::Waiting)
+            {
+                self.finish_if_over(id, out);
+            }
+        }
+    }
+
+    /// Notes how a member ended. After a failure no further member is dispatched.
+    fn record(&mut self, id: TaskId, result: MemberResult) {
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
+        task.reported += 1;
+        task.worst = task.worst.max(result.into());
+        if result != MemberResult::Completed {
+            if let Some(ticket) = task.ticket.take() {
+                self.placement.withdraw(ticket, &task.work);
+            }
+        }
+    }
+
+    fn finish_if_over(&mut self, id: TaskId, out: &mut Vec<Action>) {
+        if let Some(outcome) = self
+            .tasks
+            .get(id)
+            .filter(|task| task.is_over())
+            .map(|task| task.worst)
+        {
+            self.finish(id, outcome, None, out);
+        }
+    }
+
+    /// Ends a task: its slot, its marks in the map and its hold on its successors go together.
+    fn finish(&mut self, id: TaskId, outcome: Outcome, root: Option<Root>, out: &mut Vec<Action>) {
+        let Some(task) = self.tasks.remove(id) else {
+            return;
+        };
+        self.active -= usize::from(task.is_active());
+        self.placement.release(&task.work);
+        if task.phase != Phase::Reported {
+            self.report(id, task.run, outcome, root, out);
+        }
+        let ended = self.leave_run(task.run);
+        let mark = root.unwrap_or(Root {
+            seq: task.seq,
+            task: id,
+        });
+        let poisoned = outcome != Outcome::Completed;
+        let poison = Poison {
+            run: task.run,
+            root: mark,
+        };
+        self.deps.retire(
+            task.seq,
+            &task.accesses,
+            (poisoned && !ended).then_some(poison),
+        );
+        for successor in task.successors {
+            // A successor cannot end before its predecessors, so it is there.
+            let Some(next) = self.tasks.get_mut(successor.task) else {
+                continue;
+            };
+            if poisoned && successor.reads {
+                next.root = Root::earlier(next.root, Some(mark));
+            }
+            next.pending -= 1;
+            if next.pending == 0 {
+                self.unblocked.push_back(successor.task);
+            }
+        }
+    }
+
+    /// Announces the end of a task; once for each task.
+    fn report(
+        &mut self,
+        task: TaskId,
+        run: RunId,
+        outcome: Outcome,
+        root: Option<Root>,
+        out: &mut Vec<Action>,
+    ) {
+        self.counts.count(outcome);
+        self.counts.unfinished -= 1;
+        if let Some(run) = self.runs.get_mut(&run) {
+            run.unfinished -= 1;
+        }
+        let cause = root.map(|root| root.task);
+        out.push(Action::Finished {
+            task,
+            run,
+            outcome,
+            cause,
+        });
+    }
+
+    /// A task of `run` leaves the table; says whether the run was declared over.
+    fn leave_run(&mut self, id: RunId) -> bool {
+        let Some(run) = self.runs.get_mut(&id) else {
+            return true;
+        };
+        run.kept -= 1;
+        let ended = run.ended;
+        if run.kept == 0 {
+            self.runs.remove(&id);
+        }
+        ended
+    }
+}
