@@ -1,0 +1,152 @@
+"""Reads /proc: processes and their tree, threads, descriptors, sockets. Whatever vanishes meanwhile is skipped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+
+TCP_STATES = {"01": "ESTABLISHED", "0A": "LISTEN"}
+"""The kernel's numbers of the two socket states that count as left behind."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process as /proc/PID/stat tells it. `start` (clock ticks since boot) tells a reused pid from the old one."""
+
+    pid: int
+    ppid: int
+    pgid: int
+    state: str
+    start: int
+    name: str
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return (self.pid, self.start)
+
+    @property
+    def is_zombie(self) -> bool:
+        return self.state == "Z"
+
+    def __str__(self) -> str:
+        kind = "zombie" if self.is_zombie else "process"
+        return f"{kind} {self.pid} (parent {self.ppid}, group {self.pgid}): {command_line(self)}"
+
+
+def command_line(process: Process) -> str:
+    """The arguments of a process for people, or its short name when it has none (a zombie)."""
+    try:
+        raw = (PROC / str(process.pid) / "cmdline").read_bytes()
+    except OSError:
+        raw = b""
+    words = [word.decode("utf-8", "replace") for word in raw.split(b"\0") if word]
+    return " ".join(words)[:200] or f"[{process.name}]"
+
+
+def read_process(pid: int) -> Process | None:
+    try:
+        text = (PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The name is in brackets and may itself hold blanks and brackets.
+    name_end = text.rindex(")")
+    name = text[text.index("(") + 1 : name_end]
+    rest = text[name_end + 2 :].split()
+    return Process(pid, int(rest[1]), int(rest[2]), rest[0], int(rest[19]), name)
+
+
+def all_processes() -> list[Process]:
+    pids = [int(entry) for entry in os.listdir(PROC) if entry.isdigit()]
+    return [process for pid in pids if (process := read_process(pid)) is not None]
+
+
+def descendants(root_pid: int) -> list[Process]:
+    """Every process below `root_pid`, zombies included, parents before children."""
+    children: dict[int, list[Process]] = {}
+    for process in all_processes():
+        children.setdefault(process.ppid, []).append(process)
+    found: list[Process] = []
+    queue = [root_pid]
+    while queue:
+        below = children.get(queue.pop(0), [])
+        found.extend(below)
+        queue.extend(process.pid for process in below)
+    return found
+
+
+def format_tree(root_pid: int) -> str:
+    """The tree below `root_pid`, one process a line, with each live process's kernel wait channel."""
+    depth = {root_pid: 0}
+    lines = [f"process tree of {root_pid}:"]
+    for process in descendants(root_pid):
+        depth[process.pid] = depth[process.ppid] + 1
+        lines.append(f"{'  ' * depth[process.pid]}{process} state={process.state}")
+    return "\n".join(lines)
+
+
+def threads(pid: int) -> dict[int, str]:
+    """Thread id to thread name."""
+    found = {}
+    try:
+        tids = os.listdir(PROC / str(pid) / "task")
+    except OSError:
+        return {}
+    for tid in tids:
+        try:
+            found[int(tid)] = (PROC / str(pid) / "task" / tid / "comm").read_text().strip()
+        except OSError:
+            continue
+    return found
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """Descriptor number to what it points at (`socket:[123]`, `/memfd:name (deleted)`, a path)."""
+    folder = PROC / str(pid) / "fd"
+    found = {}
+    try:
+        numbers = os.listdir(folder)
+    except OSError:
+        return {}
+    for number in numbers:
+        try:
+            found[int(number)] = os.readlink(folder / number)
+        except OSError:
+            # The descriptor that listed the folder is gone by now; so is whatever closed meanwhile.
+            continue
+    return found
+
+
+def _socket_table() -> Iterator[tuple[str, str]]:
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = (PROC / "net" / name).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            state = TCP_STATES.get(fields[3])
+            if state is not None:
+                yield fields[9], f"{state} {_address(fields[1])} peer {_address(fields[2])}"
+
+
+def _address(text: str) -> str:
+    host, port = text.split(":")
+    if len(host) == 8:
+        host = ".".join(str(byte) for byte in reversed(bytes.fromhex(host)))
+    return f"{host}:{int(port, 16)}"
+
+
+def tcp_sockets(pids: Iterable[int]) -> dict[str, str]:
+    """Inode to description of each listening or connected TCP socket that one of `pids` holds."""
+    table = dict(_socket_table())
+    found = {}
+    for pid in pids:
+        for target in descriptors(pid).values():
+            inode = target.removeprefix("socket:[").removesuffix("]")
+            if target.startswith("socket:[") and inode in table:
+                found[inode] = f"pid {pid} {table[inode]}"
+    return found
