@@ -2,7 +2,8 @@
 
 The covariance matrix of a Gaussian process over the training images is built by local workers, factored by
 a tiled Cholesky on two remote sessions that each have sub workers of their own, and used by local workers to
-predict: one graph. Exit status 0 when the answer is right and every worker process took part, 1 when not.
+predict: one graph. Exit status 0 when the answer is right and every worker process took part, 1 when not, 2 for
+sizes that make no sense.
 """
 
 from __future__ import annotations
@@ -38,17 +39,16 @@ ACCURACY_MIN = 0.95
 def main(argv: list[str] | None = None) -> int:
     """Run the job and its checks; returns the exit status."""
     options = parse(argv)
-    problem = load(options.train, options.test, options.tile)
-    n, tiles = len(problem.x_train), problem.tile_count
-    if tiles < TILE_COUNT_MIN:
-        print(
-            f"{n} images in tiles of {options.tile} make {tiles} tiles, {TILE_COUNT_MIN} are wanted",
-            file=sys.stderr,
-        )
+    try:
+        problem = load(options.train, options.test, options.tile)
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
-    print(
-        f"{n} training and {len(problem.truth)} test images, {tiles} tiles of {options.tile}x{options.tile}"
-    )
+    n, m, tiles = len(problem.x_train), len(problem.x_test), problem.tile_count
+    if tiles < TILE_COUNT_MIN:
+        print(f"{tiles} tiles of {options.tile} rows, at least {TILE_COUNT_MIN} are wanted", file=sys.stderr)
+        return 2
+    print(f"{n} training and {m} test images, {tiles} tiles of {options.tile}x{options.tile}")
     try:
         failures = run(problem, options)
     except ec.EchelonError as error:
