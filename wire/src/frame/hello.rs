@@ -1,0 +1,159 @@
+//! HELLO: the session's first frame on the command lane.
+
+use std::borrow::Cow;
+
+use crate::buffer::must_not_be_negative;
+use crate::codec::{Decode, Encode, Reader, Writer};
+use crate::error::{DecodeError, EncodeError, RuleViolation};
+use crate::id::{SessionId, WorkerId};
+use crate::limits::{MAX_STRING_BYTES, PROTOCOL_VERSION};
+
+/// Whether the session takes commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum ReadyState {
+    /// It does not; the parent gives it up.
+    NotReady = 0,
+    /// It does.
+    Ready = 1,
+}
+
+/// Who the session is and what it speaks.
+///
+/// | type | field | rule |
+/// |---|---|---|
+/// | u64 | session_id | not 0 |
+/// | i32 | worker_id | not negative |
+/// | u32 | protocol_version | 1 |
+/// | str(1024) | comm_profile | the manifest's transport |
+/// | u64 | feature_flags | accepted extensions; ignored by a v1 parent |
+/// | u32 | ready_state | 0 or 1 |
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Hello<'a> {
+    /// The manifest's session.
+    pub session_id: SessionId,
+    /// The manifest's worker.
+    pub worker_id: WorkerId,
+    /// The manifest's transport.
+    pub comm_profile: Cow<'a, str>,
+    /// Bits of [`crate::frame::Features`].
+    pub feature_flags: u64,
+    /// Whether commands may follow.
+    pub ready_state: ReadyState,
+}
+
+impl Hello<'_> {
+    fn check(&self) -> Result<(), RuleViolation> {
+        if self.session_id.0 == 0 {
+            return Err(RuleViolation::new(
+                "HELLO.session_id",
+                0,
+                "a session id must not be 0",
+            ));
+        }
+        must_not_be_negative("HELLO.worker_id", self.worker_id)
+    }
+
+    /// What a parent demands beyond a well-formed HELLO.
+    ///
+    /// # Errors
+    /// [`DecodeError::Mismatch`] for another session or worker, [`DecodeError::Rule`] for another transport or a session
+    /// that is not ready.
+    pub fn expect(
+        &self,
+        session_id: SessionId,
+        worker_id: WorkerId,
+        transport: &str,
+    ) -> Result<(), DecodeError> {
+        if self.session_id != session_id {
+            return Err(DecodeError::Mismatch {
+                field: "HELLO.session_id",
+                got: self.session_id.0.into(),
+                expected: session_id.0.into(),
+            });
+        }
+        if self.worker_id != worker_id {
+            return Err(DecodeError::Mismatch {
+                field: "HELLO.worker_id",
+                got: self.worker_id.0.into(),
+                expected: worker_id.0.into(),
+            });
+        }
+        if self.ready_state != ReadyState::Ready {
+            return Err(
+                RuleViolation::new("HELLO.ready_state", 0, "the session is not ready").into(),
+            );
+        }
+        if self.comm_profile != transport {
+            return Err(RuleViolation {
+                field: "HELLO.comm_profile",
+                got: self.comm_profile.len() as i128,
+                rule: "a profile of that length is not the transport that was asked for",
+            }
+            .into());
+        }
+        Ok(())
+    }
+
+    /// The same HELLO with a profile of its own.
+    pub fn into_owned(self) -> Hello<'static> {
+        Hello {
+            session_id: self.session_id,
+            worker_id: self.worker_id,
+            comm_profile: Cow::Owned(self.comm_profile.into_owned()),
+            feature_flags: self.feature_flags,
+            ready_state: self.ready_state,
+        }
+    }
+}
+
+impl Encode for Hello<'_> {
+    fn encode(&self, writer: &mut Writer) -> Result<(), EncodeError> {
+        self.check()?;
+        writer.u64(self.session_id.0);
+        writer.i32(self.worker_id.0);
+        writer.u32(PROTOCOL_VERSION);
+        writer.str("HELLO.comm_profile", &self.comm_profile, MAX_STRING_BYTES)?;
+        writer.u64(self.feature_flags);
+        writer.u32(self.ready_state as u32);
+        Ok(())
+    }
+}
+
+impl<'a> Decode<'a> for Hello<'a> {
+    const NAME: &'static str = "HELLO";
+
+    fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let session_id = SessionId(reader.u64("HELLO.session_id")?);
+        let worker_id = WorkerId(reader.i32("HELLO.worker_id")?);
+        let version = reader.u32("HELLO.protocol_version")?;
+        if version != PROTOCOL_VERSION {
+            return Err(DecodeError::Mismatch {
+                field: "HELLO.protocol_version",
+                got: version.into(),
+                expected: PROTOCOL_VERSION.into(),
+            });
+        }
+        let comm_profile = Cow::Borrowed(reader.str("HELLO.comm_profile", MAX_STRING_BYTES)?);
+        let feature_flags = reader.u64("HELLO.feature_flags")?;
+        let ready_state = match reader.u32("HELLO.ready_state")? {
+            0 => ReadyState::NotReady,
+            1 => ReadyState::Ready,
+            got => {
+                return Err(DecodeError::Unknown {
+                    field: "HELLO.ready_state",
+                    got: got.into(),
+                })
+            }
+        };
+        let hello = Self {
+            session_id,
+            worker_id,
+            comm_profile,
+            feature_flags,
+            ready_state,
+        };
+        hello.check()?;
+        Ok(hello)
+    }
+}

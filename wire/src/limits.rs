@@ -1,0 +1,108 @@
+//! Every bound of the protocol, with its unit and its reason. No other file declares a `MAX_*`.
+
+/// Version word of every frame and of HELLO.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Bytes of a frame header.
+pub const HEADER_BYTES: usize = 40;
+
+/// Bytes of one frame payload (16 MiB): what a receiver may have to hold at once for one frame.
+pub const MAX_PAYLOAD_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Bytes of a general string (profile in HELLO, prefix in CallConfig).
+pub const MAX_STRING_BYTES: u32 = 1024;
+
+/// Bytes of `CallConfig.output_prefix` that are usable: the length field admits 1024, the stored field keeps one byte
+/// for its terminator.
+pub const MAX_OUTPUT_PREFIX_BYTES: u32 = MAX_STRING_BYTES - 1;
+
+/// Bytes of an error message; longer ones are cut at a UTF-8 boundary.
+pub const MAX_ERROR_MESSAGE_BYTES: u32 = 4096;
+
+/// Tensors of one task (elements).
+pub const MAX_TENSORS: u32 = 4096;
+
+/// Scalars of one task (elements).
+pub const MAX_SCALARS: u32 = 4096;
+
+/// Bytes of one task's inline arena (1 MiB): larger data belongs into a buffer.
+pub const MAX_INLINE_BYTES: u32 = 1024 * 1024;
+
+/// Dimensions of a tensor.
+pub const MAX_TENSOR_DIMS: usize = 5;
+
+/// Bytes of one tensor record.
+pub const TENSOR_BYTES: usize = 44;
+
+/// Bytes of one remote tensor descriptor.
+pub const TENSOR_DESC_BYTES: usize = 80;
+
+/// Bytes of a transport profile name.
+pub const MAX_TRANSPORT_PROFILE_BYTES: u32 = 128;
+
+/// Bytes of a transport or import descriptor.
+pub const MAX_TRANSPORT_DESCRIPTOR_BYTES: u32 = 4096;
+
+/// Bytes of the descriptor of a chip callable.
+pub const MAX_CHIP_DESCRIPTOR_BYTES: u32 = 4096;
+
+/// Bytes of the token that names a staged blob.
+pub const MAX_STAGED_TOKEN_BYTES: u32 = 1024;
+
+/// Bytes of a SHA-256 digest.
+pub const DIGEST_BYTES: usize = 32;
+
+/// Bytes of the fixed part of a CONTROL payload: name, version, length.
+pub const CONTROL_FIXED_BYTES: u32 = 12;
+
+/// Bytes of the fixed part of a CONTROL_REPLY payload with an empty message: sequence, name, version, code, two lengths.
+pub const CONTROL_REPLY_FIXED_BYTES: u32 = 28;
+
+/// Bytes of the header of a copy command.
+pub const COPY_HEADER_BYTES: u32 = 36;
+
+/// Data bytes that one COPY_TO_REMOTE command can carry: payload less the control's and the copy's header.
+pub const MAX_COPY_TO_BYTES: u64 =
+    (MAX_PAYLOAD_BYTES - CONTROL_FIXED_BYTES - COPY_HEADER_BYTES) as u64;
+
+/// Data bytes that one COPY_FROM_REMOTE reply can carry: payload less the reply's fixed part.
+pub const MAX_COPY_FROM_BYTES: u64 = (MAX_PAYLOAD_BYTES - CONTROL_REPLY_FIXED_BYTES) as u64;
+
+/// Bytes of the JSON document that the daemon accepts and answers.
+pub const MAX_JSON_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Bytes of the line on the ready pipe: an error text of 4096 bytes, all of it escaped as `\u00XX`, with room for keys.
+pub const MAX_READY_LINE_BYTES: usize = 64 * 1024;
+
+/// Bytes of an import target `module:qualname`. The v1 contract names none; no import system resolves a longer one.
+pub const MAX_IMPORT_TARGET_BYTES: usize = 4096;
+
+/// Bytes of the header of a serialized callable (`SPYC`).
+pub const SERIALIZED_HEADER_BYTES: usize = 16;
+
+/// Parameters of a chip callable's signature (elements): it cannot have more than a task has arguments.
+pub const MAX_CHIP_DIRECTIONS: usize = (MAX_TENSORS + MAX_SCALARS) as usize;
+
+/// Bytes of the result of a task in the `timed_completion` extension (1 MiB), the same as a task may send inline.
+pub const MAX_RESULT_BYTES: u32 = MAX_INLINE_BYTES;
+
+/// First frame type and first control name that belong to negotiated extensions; v1 rejects all of them.
+pub const EXTENSION_CODE_MIN: u32 = 64;
+
+const _: () = assert!(MAX_COPY_TO_BYTES == 16_777_168);
+const _: () = assert!(MAX_COPY_FROM_BYTES == 16_777_188);
+const _: () = assert!(MAX_JSON_BYTES <= u32::MAX && MAX_READY_LINE_BYTES < MAX_JSON_BYTES as usize);
+const _: () = assert!(MAX_READY_LINE_BYTES > 6 * MAX_ERROR_MESSAGE_BYTES as usize + 1024);
+// The largest task fits a frame: digest, call config, counts, tensors with sidecars, scalars, arena.
+const _: () = assert!(
+    DIGEST_BYTES as u64
+        + 32
+        + MAX_OUTPUT_PREFIX_BYTES as u64
+        + 12
+        + MAX_TENSORS as u64 * (TENSOR_BYTES as u64 + 1 + TENSOR_DESC_BYTES as u64)
+        + MAX_SCALARS as u64 * 8
+        + MAX_INLINE_BYTES as u64
+        <= MAX_PAYLOAD_BYTES as u64
+);
+// The largest timed completion fits a frame.
+const _: () = assert!(40 + MAX_ERROR_MESSAGE_BYTES + MAX_RESULT_BYTES < MAX_PAYLOAD_BYTES);

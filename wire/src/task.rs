@@ -1,0 +1,288 @@
+//! What a task consists of: callable, settings, arguments. The same bytes travel in a TASK frame and in a mailbox slot.
+
+use std::borrow::Cow;
+
+use crate::buffer::{AddressSpace, RemoteTensorDesc};
+use crate::call_config::CallConfig;
+use crate::callable::Digest;
+use crate::codec::{Decode, Encode, Reader, Writer};
+use crate::error::{DecodeError, EncodeError, ListViolation, RuleViolation};
+use crate::limits::{MAX_INLINE_BYTES, MAX_SCALARS, MAX_TENSORS, TENSOR_BYTES};
+use crate::tensor::TensorMeta;
+
+/// What carries the encoding. It decides about [`AddressSpace::LocalShared`] and the descriptor's flags, nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Carrier {
+    /// A TASK frame of SLR3 version 1.
+    Wire,
+    /// A mailbox slot shared by two processes of one host.
+    Mailbox,
+}
+
+/// Arguments of a task (`RemoteTaskArgs` in the contract).
+///
+/// `u32` tensor count, `u32` scalar count, the tensors (44 bytes each), the sidecars (1 byte, or 81 with a descriptor),
+/// the scalars (8 bytes each), `u32` arena length, the arena.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TaskArgsWire<'a> {
+    /// Tensor arguments, at most 4096.
+    pub tensors: Vec<TensorMeta>,
+    /// One entry for each tensor: where its bytes are; `None` only suits a tensor of 0 bytes.
+    pub sidecars: Vec<Option<RemoteTensorDesc>>,
+    /// Scalar arguments as bit patterns, at most 4096.
+    pub scalars: Vec<u64>,
+    /// The inline arena, at most 1 MiB.
+    pub inline: Cow<'a, [u8]>,
+}
+
+impl<'a> TaskArgsWire<'a> {
+    /// Appends the arguments.
+    ///
+    /// # Errors
+    /// [`EncodeError`] over a limit, for lists of different lengths, or for a descriptor that breaks a rule.
+    pub fn encode(&self, carrier: Carrier, writer: &mut Writer) -> Result<(), EncodeError> {
+        if self.sidecars.len() != self.tensors.len() {
+            return Err(RuleViolation {
+                field: "RemoteTaskArgs.sidecars",
+                got: self.sidecars.len() as i128,
+                rule: "there must be one sidecar entry for each tensor",
+            }
+            .into());
+        }
+        writer.length(
+            "RemoteTaskArgs.tensor_count",
+            self.tensors.len(),
+            MAX_TENSORS,
+        )?;
+        writer.length(
+            "RemoteTaskArgs.scalar_count",
+            self.scalars.len(),
+            MAX_SCALARS,
+        )?;
+        self.check_descriptors(carrier)?;
+        for tensor in &self.tensors {
+            tensor.encode(writer)?;
+        }
+        for sidecar in &self.sidecars {
+            writer.u8(u8::from(sidecar.is_some()));
+            if let Some(desc) = sidecar {
+                desc.put(writer);
+            }
+        }
+        for scalar in &self.scalars {
+            writer.u64(*scalar);
+        }
+        writer.blob("RemoteTaskArgs.inline", &self.inline, MAX_INLINE_BYTES)
+    }
+
+    /// Reads arguments that fill `bytes` exactly.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for the first field that is wrong.
+    pub fn decode(bytes: &'a [u8], carrier: Carrier) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let tensor_count = reader.u32("RemoteTaskArgs.tensor_count")?;
+        let scalar_count = reader.u32("RemoteTaskArgs.scalar_count")?;
+        check_count("RemoteTaskArgs.tensor_count", tensor_count, MAX_TENSORS)?;
+        check_count("RemoteTaskArgs.scalar_count", scalar_count, MAX_SCALARS)?;
+        // The smallest input that can hold the counts; so no list is allocated that the input does not justify.
+        let needed =
+            u64::from(tensor_count) * (TENSOR_BYTES as u64 + 1) + u64::from(scalar_count) * 8 + 4;
+        reader.require("RemoteTaskArgs", needed)?;
+
+        let mut tensors = Vec::with_capacity(tensor_count as usize);
+        for index in 0..tensor_count {
+            let tensor = TensorMeta::read(&mut reader)
+                .map_err(|error| error.at("RemoteTaskArgs.tensors", index))?;
+            tensors.push(tensor);
+        }
+        let mut sidecars = Vec::with_capacity(tensor_count as usize);
+        for index in 0..tensor_count {
+            let sidecar = read_sidecar(&mut reader, carrier)
+                .map_err(|error| error.at("RemoteTaskArgs.sidecars", index))?;
+            sidecars.push(sidecar);
+        }
+        // Descriptors took bytes that the first estimate did not know of.
+        reader.require("RemoteTaskArgs.scalars", u64::from(scalar_count) * 8)?;
+        let mut scalars = Vec::with_capacity(scalar_count as usize);
+        for _ in 0..scalar_count {
+            scalars.push(reader.u64("RemoteTaskArgs.scalars")?);
+        }
+        let inline = Cow::Borrowed(reader.blob("RemoteTaskArgs.inline", MAX_INLINE_BYTES)?);
+        reader.finish("RemoteTaskArgs")?;
+        let args = Self {
+            tensors,
+            sidecars,
+            scalars,
+            inline,
+        };
+        args.check_descriptors(carrier)?;
+        Ok(args)
+    }
+
+    /// Checks what a worker needs beyond a well-formed message before it runs the task: a tensor has as many bytes as
+    /// its descriptor says, and only one of 0 bytes may come without a descriptor.
+    ///
+    /// The sender calls it before sending, the receiver before it builds the tensors. It is no part of decoding because
+    /// version 1 answers such a task with a failed COMPLETION.
+    ///
+    /// # Errors
+    /// [`DecodeError::At`] with the index of the tensor.
+    pub fn check_extents(&self) -> Result<(), DecodeError> {
+        for ((index, tensor), sidecar) in (0u32..).zip(&self.tensors).zip(&self.sidecars) {
+            check_one_extent(tensor, sidecar.as_ref()).map_err(|violation| {
+                DecodeError::from(violation).at("RemoteTaskArgs.tensors", index)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of the arena that `desc` names; `None` unless it is inline and within the arena.
+    pub fn inline_bytes(&self, desc: &RemoteTensorDesc) -> Option<&[u8]> {
+        if desc.address_space != AddressSpace::HostInline {
+            return None;
+        }
+        let start = usize::try_from(desc.inline_payload_offset).ok()?;
+        let length = usize::try_from(desc.inline_payload_len).ok()?;
+        self.inline.get(start..start.checked_add(length)?)
+    }
+
+    /// The same arguments with an arena of their own.
+    pub fn into_owned(self) -> TaskArgsWire<'static> {
+        TaskArgsWire {
+            tensors: self.tensors,
+            sidecars: self.sidecars,
+            scalars: self.scalars,
+            inline: Cow::Owned(self.inline.into_owned()),
+        }
+    }
+
+    /// Semantic rules, in order of the arguments: extents first, then each present descriptor.
+    fn check_descriptors(&self, carrier: Carrier) -> Result<(), ListViolation> {
+        for (index, tensor) in (0u32..).zip(&self.tensors) {
+            tensor.check_extent().map_err(|violation| ListViolation {
+                list: "RemoteTaskArgs.tensors",
+                index,
+                violation,
+            })?;
+        }
+        let inline_len = self.inline.len() as u64;
+        for (index, sidecar) in (0u32..).zip(&self.sidecars) {
+            if let Some(desc) = sidecar {
+                desc.check(inline_len, carrier)
+                    .map_err(|violation| ListViolation {
+                        list: "RemoteTaskArgs.sidecars",
+                        index,
+                        violation,
+                    })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_count(field: &'static str, got: u32, limit: u32) -> Result<(), DecodeError> {
+    if got > limit {
+        return Err(DecodeError::TooLong {
+            field,
+            got: got.into(),
+            limit: limit.into(),
+        });
+    }
+    Ok(())
+}
+
+fn read_sidecar(
+    reader: &mut Reader<'_>,
+    carrier: Carrier,
+) -> Result<Option<RemoteTensorDesc>, DecodeError> {
+    match reader.u8("Sidecar.present")? {
+        0 => Ok(None),
+        1 => RemoteTensorDesc::read_for(reader, carrier).map(Some),
+        got => Err(RuleViolation::new("Sidecar.present", got, "it must be 0 or 1").into()),
+    }
+}
+
+fn check_one_extent(
+    tensor: &TensorMeta,
+    desc: Option<&RemoteTensorDesc>,
+) -> Result<(), RuleViolation> {
+    let nbytes = tensor.check_extent()?;
+    match desc {
+        Some(desc) if desc.nbytes != nbytes => Err(RuleViolation::new(
+            "RemoteTensorDesc.nbytes",
+            desc.nbytes,
+            "it must equal the size that shape and element type give",
+        )),
+        None if nbytes != 0 => Err(RuleViolation::new(
+            "Tensor.nbytes",
+            nbytes,
+            "a tensor with bytes needs a descriptor",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// One task: which callable, with which settings, on which arguments.
+///
+/// | offset | size | field |
+/// |---:|---:|---|
+/// | 0 | 32 | callable digest |
+/// | 32 | 32 + n | [`CallConfig`] |
+/// | … | to the end | [`TaskArgsWire`] |
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskPayload<'a> {
+    /// Identity of the callable.
+    pub digest: Digest,
+    /// Per-call settings.
+    pub config: CallConfig,
+    /// Arguments.
+    pub args: TaskArgsWire<'a>,
+}
+
+impl<'a> TaskPayload<'a> {
+    /// Appends the payload.
+    ///
+    /// # Errors
+    /// As [`CallConfig`]'s encoding and [`TaskArgsWire::encode`].
+    pub fn encode(&self, carrier: Carrier, writer: &mut Writer) -> Result<(), EncodeError> {
+        writer.raw(&self.digest.0);
+        self.config.encode(writer)?;
+        self.args.encode(carrier, writer)
+    }
+
+    /// The encoding in a buffer of its own.
+    ///
+    /// # Errors
+    /// As [`TaskPayload::encode`].
+    pub fn to_bytes(&self, carrier: Carrier) -> Result<Vec<u8>, EncodeError> {
+        let mut writer = Writer::new();
+        self.encode(carrier, &mut writer)?;
+        Ok(writer.into_bytes())
+    }
+
+    /// Reads a payload that fills `bytes` exactly; the arena is borrowed.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for the first field that is wrong.
+    pub fn decode(bytes: &'a [u8], carrier: Carrier) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let digest = Digest(reader.array("TASK.callable_digest")?);
+        let config = CallConfig::read(&mut reader)?;
+        let args = TaskArgsWire::decode(reader.rest(), carrier)?;
+        Ok(Self {
+            digest,
+            config,
+            args,
+        })
+    }
+
+    /// The same task with an arena of its own.
+    pub fn into_owned(self) -> TaskPayload<'static> {
+        TaskPayload {
+            digest: self.digest,
+            config: self.config,
+            args: self.args.into_owned(),
+        }
+    }
+}
