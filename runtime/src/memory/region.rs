@@ -264,6 +264,11 @@ impl SharedRegion {
         self.len == 0
     }
 
+    /// Where the region is mapped in this process; for finding out whether an array lies in it.
+    pub fn address(&self) -> usize {
+        self.mapping.as_ptr() as usize
+    }
+
     /// True when this process mapped it `PROT_WRITE`.
     #[must_use]
     pub fn is_writable(&self) -> bool {

@@ -1,0 +1,197 @@
+//! Copy nodes: `orch.copy(dst, src)` between local memory and remote buffers, in steps that fit a frame.
+//!
+//! Two remote sides go through the parent (design §15.19). A copy takes no task slot of any endpoint.
+
+use super::record::{Flight, Work};
+use super::Core;
+use crate::buffer::RemoteBuffer;
+use crate::endpoint::{BufferKey, ControlFailure, ControlReply, ControlRequest};
+use crate::error::FailureKind;
+use crate::graph::{EndpointId, Event, MemberResult, TaskId};
+use crate::memory::HostMemory;
+use crate::trace::{now_ns, TraceEvent};
+
+/// Bytes a step: under what one COPY control takes, and short enough to let a task in between.
+pub(crate) const COPY_STEP_BYTES: u64 = 8 << 20;
+
+/// One side of a copy.
+#[derive(Clone)]
+pub(crate) enum CopySide {
+    /// Local memory, pinned.
+    Local(HostMemory),
+    /// A range of a buffer at its owner: an import is copied where its bytes are.
+    Remote { endpoint: EndpointId, key: BufferKey, offset: u64, nbytes: u64 },
+}
+
+impl CopySide {
+    /// The owner's side of `nbytes` at `offset` of a handle.
+    pub(crate) fn of_buffer(buffer: &RemoteBuffer, offset: u64, nbytes: u64) -> Self {
+        let facts = buffer.facts();
+        let endpoint = facts.import.as_ref().map_or(facts.endpoint, |(_, owner)| owner.facts().endpoint);
+        Self::Remote { endpoint, key: facts.key, offset: facts.base + offset, nbytes }
+    }
+
+    fn nbytes(&self) -> u64 {
+        match self {
+            Self::Local(memory) => memory.len() as u64,
+            Self::Remote { nbytes, .. } => *nbytes,
+        }
+    }
+}
+
+/// A copy and how far it has come.
+pub(crate) struct CopyJob {
+    dst: CopySide,
+    src: CopySide,
+    /// Bytes that have arrived.
+    done: u64,
+    /// Bytes on their way through the parent, between two remote sides.
+    between: Option<HostMemory>,
+    /// The step in flight fills `between`; the next one sends it on.
+    reading: bool,
+    started_ns: u64,
+}
+
+impl CopyJob {
+    /// Both sides must be of one size; the caller checked.
+    pub(crate) fn new(dst: CopySide, src: CopySide) -> Self {
+        Self { dst, src, done: 0, between: None, reading: false, started_ns: 0 }
+    }
+
+    /// The next control and where it goes; `None` when all bytes have arrived.
+    fn next(&mut self) -> Result<Option<(EndpointId, ControlRequest)>, String> {
+        let left = self.src.nbytes() - self.done;
+        if left == 0 {
+            return Ok(None);
+        }
+        let step = left.min(COPY_STEP_BYTES);
+        let text = |error: crate::memory::MemoryError| error.to_string();
+        Ok(match (&self.dst, &self.src) {
+            (CopySide::Local(dst), CopySide::Local(src)) => {
+                dst.copy_from(src).map_err(text)?;
+                self.done = src.len() as u64;
+                None
+            }
+            (CopySide::Remote { endpoint, key, offset, .. }, CopySide::Local(src)) => {
+                let source = part(src, self.done, step).map_err(text)?;
+                Some((*endpoint, ControlRequest::CopyTo { buffer: *key, offset: offset + self.done, source }))
+            }
+            (CopySide::Local(dst), CopySide::Remote { endpoint, key, offset, .. }) => {
+                let destination = part(dst, self.done, step).map_err(text)?;
+                Some((*endpoint, ControlRequest::CopyFrom { buffer: *key, offset: offset + self.done, destination }))
+            }
+            (CopySide::Remote { endpoint: to, key: dst, offset: at, .. }, CopySide::Remote { endpoint, key, offset, .. }) => {
+                match self.between.clone() {
+                    Some(source) => {
+                        Some((*to, ControlRequest::CopyTo { buffer: *dst, offset: at + self.done, source }))
+                    }
+                    None => {
+                        // At most one step, 8 MiB.
+                        let destination = HostMemory::from_vec(vec![0; step as usize]);
+                        self.between = Some(destination.clone());
+                        self.reading = true;
+                        Some((*endpoint, ControlRequest::CopyFrom { buffer: *key, offset: offset + self.done, destination }))
+                    }
+                }
+            }
+        })
+    }
+
+    /// The step that `next` gave was answered.
+    fn answered(&mut self) {
+        if std::mem::take(&mut self.reading) {
+            return;
+        }
+        self.done += (self.src.nbytes() - self.done).min(COPY_STEP_BYTES);
+        self.between = None;
+    }
+}
+
+/// A part of pinned memory; offsets within one process's memory fit `usize`.
+fn part(memory: &HostMemory, offset: u64, len: u64) -> Result<HostMemory, crate::memory::MemoryError> {
+    memory.slice(offset as usize, len as usize)
+}
+
+impl Core {
+    /// Starts a copy whose producers have ended.
+    pub(crate) fn start_copy(&mut self, task: TaskId) -> Option<Event> {
+        if let Some(Work::Copy(job)) = self.records.get_mut(&task).map(|record| &mut record.work) {
+            job.started_ns = now_ns();
+        }
+        self.next_copy_step(task)
+    }
+
+    /// Sends the next step; an event comes back when there is none left or it cannot be sent.
+    fn next_copy_step(&mut self, task: TaskId) -> Option<Event> {
+        let ticket = self.new_ticket();
+        let record = self.records.get_mut(&task)?;
+        let Work::Copy(job) = &mut record.work else { return None };
+        let (endpoint, request) = match job.next() {
+            Ok(Some(step)) => step,
+            Ok(None) => {
+                self.trace_copy(task);
+                return Some(Event::CopyDone { task, ok: MemberResult::Completed });
+            }
+            Err(message) => {
+                record.fail(FailureKind::Failed, None, message);
+                return Some(Event::CopyDone { task, ok: MemberResult::Failed });
+            }
+        };
+        let slot = self.endpoints.get_mut(endpoint.0 as usize)?;
+        let gone = match &slot.lost {
+            Some(reason) => Some(reason.clone()),
+            None => slot.endpoint.control(ticket, request).err().map(|gone| gone.reason),
+        };
+        if let Some(reason) = gone {
+            record.fail(FailureKind::EndpointLost, Some(slot), reason);
+            return Some(Event::CopyDone { task, ok: MemberResult::Lost });
+        }
+        self.flights.insert(ticket, Flight::Copy { task, endpoint });
+        None
+    }
+
+    /// A step was answered.
+    pub(crate) fn copy_step_done(
+        &mut self,
+        task: TaskId,
+        endpoint: EndpointId,
+        result: Result<ControlReply, ControlFailure>,
+    ) -> Option<Event> {
+        let slot = self.endpoints.get(endpoint.0 as usize);
+        let record = self.records.get_mut(&task)?;
+        if let Err(failure) = result {
+            let (kind, ok) = match failure {
+                ControlFailure::Lost(_) => (FailureKind::EndpointLost, MemberResult::Lost),
+                _ => (FailureKind::Failed, MemberResult::Failed),
+            };
+            record.fail(kind, slot, failure.to_string());
+            return Some(Event::CopyDone { task, ok });
+        }
+        if let Work::Copy(job) = &mut record.work {
+            job.answered();
+        }
+        self.next_copy_step(task)
+    }
+
+    fn trace_copy(&mut self, task: TaskId) {
+        let Some(record) = self.records.get(&task) else { return };
+        let Work::Copy(job) = &record.work else { return };
+        let event = TraceEvent {
+            name: "copy".into(),
+            worker: "copies".into(),
+            pid: 0,
+            task: record.sequence,
+            member: 0,
+            submit_ns: record.submit_ns,
+            ready_ns: job.started_ns,
+            start_ns: job.started_ns,
+            end_ns: now_ns(),
+            deps: record.deps.clone(),
+            outcome: "completed".into(),
+        };
+        self.trace.push(event.clone());
+        if let Some(run) = self.runs.get_mut(&record.run) {
+            run.push_event(event);
+        }
+    }
+}

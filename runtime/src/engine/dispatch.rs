@@ -1,0 +1,85 @@
+//! Sending a member to its endpoint: the last place where it is decided how the bytes are named.
+
+use super::record::{EndpointSlot, Flight, MemberRecord, Work};
+use super::Core;
+use crate::args::ArgSource;
+use crate::endpoint::{OutboundTask, OutboundTensor, Place, SubmitError};
+use crate::error::FailureKind;
+use crate::graph::{EndpointId, Event, MemberResult, TaskId};
+use crate::memory::HostMemory;
+use crate::trace::now_ns;
+
+impl Core {
+    /// Sends a member. An event comes back when that fails at once.
+    pub(crate) fn dispatch(&mut self, task: TaskId, member: u32, endpoint: EndpointId) -> Option<Event> {
+        let ticket = self.new_ticket();
+        let slot = self.endpoints.get_mut(endpoint.0 as usize)?;
+        let record = self.records.get_mut(&task)?;
+        let Work::Call { callable, config, members } = &mut record.work else { return None };
+        let part = members.get_mut(member as usize)?;
+        part.endpoint = Some(endpoint);
+        part.dispatched_ns = now_ns();
+        let sent = outbound(part, slot).map_err(SubmitError::Refused).and_then(|tensors| {
+            let outbound = OutboundTask { callable, config, tensors: &tensors, scalars: &part.scalars };
+            slot.endpoint.submit(ticket, &outbound)
+        });
+        match sent {
+            Ok(()) => {
+                self.flights.insert(ticket, Flight::Member { task, member, endpoint });
+                None
+            }
+            Err(SubmitError::Refused(message)) => {
+                record.fail(FailureKind::Failed, Some(slot), message);
+                Some(Event::MemberDone { task, member, endpoint, result: MemberResult::Failed })
+            }
+            Err(SubmitError::Gone(gone)) => {
+                // The endpoint says so itself through its events; this member only must not be waited for.
+                record.fail(FailureKind::EndpointLost, Some(slot), gone.reason);
+                Some(Event::MemberDone { task, member, endpoint, result: MemberResult::Lost })
+            }
+        }
+    }
+}
+
+fn outbound(member: &MemberRecord, slot: &EndpointSlot) -> Result<Vec<OutboundTensor>, String> {
+    member
+        .tensors
+        .iter()
+        .map(|tensor| {
+            let place = if slot.info.shares_memory { shared(tensor)? } else { remote(tensor)? };
+            Ok(OutboundTensor { meta: tensor.arg.meta, tag: tensor.arg.tag, place })
+        })
+        .collect()
+}
+
+fn shared(tensor: &super::record::PreparedTensor) -> Result<Place, String> {
+    if let Some(stage) = &tensor.stage {
+        if stage.copy_in {
+            stage.block.host().copy_from(&stage.host).map_err(|error| error.to_string())?;
+        }
+        return Ok(Place::Shared {
+            region: std::sync::Arc::clone(stage.block.region()),
+            offset: stage.block.offset(),
+            lease: None,
+        });
+    }
+    match &tensor.arg.source {
+        ArgSource::Tensor(tensor) => Ok(Place::Shared {
+            region: std::sync::Arc::clone(tensor.region()),
+            offset: tensor.offset(),
+            lease: tensor.lease().cloned(),
+        }),
+        _ => Err("the argument is not in shared memory; this is a fault of the runtime, please report it".into()),
+    }
+}
+
+fn remote(tensor: &super::record::PreparedTensor) -> Result<Place, String> {
+    let arg = &tensor.arg;
+    Ok(match &arg.source {
+        ArgSource::Remote { buffer, offset } => Place::Remote(buffer.descriptor(*offset, arg.nbytes())),
+        _ if arg.nbytes() == 0 => Place::Empty,
+        ArgSource::Inline(bytes) => Place::Inline(HostMemory::from_bytes(bytes.clone())),
+        ArgSource::Host(memory) => Place::Inline(memory.clone()),
+        ArgSource::Tensor(tensor) => Place::Inline(tensor.memory().map_err(|error| error.to_string())?),
+    })
+}

@@ -1,0 +1,143 @@
+//! Who drives: a waiter if there is one, the driver thread otherwise. All endpoints ring one bell.
+
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::{Core, Engine};
+
+/// Longest time without asking the caller whether to go on.
+const INTERRUPT_PERIOD: Duration = Duration::from_millis(50);
+
+/// Longest sleep of the idle driver. The bell wakes it at once; this only bounds the wait.
+const IDLE_PERIOD: Duration = Duration::from_secs(5);
+
+/// Why a wait ended without its condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WaitEnd {
+    /// The deadline passed.
+    Deadline,
+    /// The caller's check said stop.
+    Interrupted,
+}
+
+impl Engine {
+    /// Drives until `ready` gives a value.
+    pub(crate) fn wait_until<T>(
+        &self,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut(&mut Core) -> Option<T>,
+    ) -> Result<T, WaitEnd> {
+        let _waiting = Waiting::enter(self);
+        let mut next_check = Instant::now() + INTERRUPT_PERIOD;
+        loop {
+            let seen = self.bell.value();
+            if let Some(value) = self.drive_once(&mut ready) {
+                return Ok(value);
+            }
+            let now = Instant::now();
+            if now >= next_check {
+                self.interrupt.check().map_err(|_| WaitEnd::Interrupted)?;
+                next_check = Instant::now() + INTERRUPT_PERIOD;
+            }
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Err(WaitEnd::Deadline);
+            }
+            let until = deadline.map_or(next_check, |deadline| deadline.min(next_check));
+            self.bell.wait(seen, until);
+        }
+    }
+
+    fn drive_once<T>(&self, ready: &mut impl FnMut(&mut Core) -> Option<T>) -> Option<T> {
+        let mut core = self.core.lock();
+        let progressed = core.pump();
+        let value = ready(&mut core);
+        drop(core);
+        // What happened may be what another waiter waits for, and it may be asleep.
+        if progressed && self.waiters.load(Ordering::Acquire) > 1 {
+            self.bell.ring();
+        }
+        value
+    }
+
+    /// Wakes whoever sleeps: the state was changed from outside.
+    pub(crate) fn wake(&self) {
+        self.bell.ring();
+    }
+}
+
+/// Counts this thread among the waiters.
+struct Waiting<'a>(&'a Engine);
+
+impl<'a> Waiting<'a> {
+    fn enter(engine: &'a Engine) -> Self {
+        engine.waiters.fetch_add(1, Ordering::AcqRel);
+        Self(engine)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.0.waiters.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let _gate = self.0.driver_gate.lock();
+            self.0.driver_wake.notify_one();
+        }
+    }
+}
+
+/// The thread that drives when nobody waits. Dropping it stops and joins the thread.
+pub(crate) struct Driver {
+    engine: Arc<Engine>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Driver {
+    /// Starts it.
+    pub(crate) fn start(engine: Arc<Engine>) -> std::io::Result<Self> {
+        let of_thread = Arc::clone(&engine);
+        *engine.driver_gate.lock() = false;
+        let thread = std::thread::Builder::new()
+            .name("echelon-driver".into())
+            .spawn(move || of_thread.drive_while_nobody_waits())?;
+        Ok(Self { engine, thread: Some(thread) })
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        *self.engine.driver_gate.lock() = true;
+        self.engine.driver_wake.notify_one();
+        self.engine.bell.ring();
+        if let Some(thread) = self.thread.take() {
+            if thread.join().is_err() {
+                tracing::error!("the driver thread panicked");
+            }
+        }
+    }
+}
+
+impl Engine {
+    fn drive_while_nobody_waits(&self) {
+        loop {
+            {
+                let mut stopped = self.driver_gate.lock();
+                while !*stopped && self.waiters.load(Ordering::Acquire) > 0 {
+                    self.driver_wake.wait_for(&mut stopped, IDLE_PERIOD);
+                }
+                if *stopped {
+                    return;
+                }
+            }
+            let seen = self.bell.value();
+            let progressed = self.core.lock().pump();
+            if progressed && self.waiters.load(Ordering::Acquire) > 0 {
+                self.bell.ring();
+            }
+            if *self.driver_gate.lock() {
+                return;
+            }
+            self.bell.wait(seen, Instant::now() + IDLE_PERIOD);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! What endpoints report, fed to the scheduler.
+
+use super::record::{Flight, Work};
+use super::Core;
+use crate::endpoint::{ControlFailure, ControlReply, EndpointEvent, TaskReport, Ticket};
+use crate::error::FailureKind;
+use crate::graph::{EndpointId, Event, MemberResult, TaskId};
+use crate::trace::{now_ns, TraceEvent};
+
+impl Core {
+    /// Takes every event that is there. True when there was one.
+    pub(crate) fn pump(&mut self) -> bool {
+        let mut progressed = false;
+        for index in 0..self.endpoints.len() {
+            if self.endpoints[index].lost.is_some() {
+                continue;
+            }
+            while let Some(event) = self.endpoints[index].endpoint.poll_event() {
+                progressed = true;
+                // The index came from the length above; ids were given out as u32.
+                self.on_event(EndpointId(index as u32), event);
+            }
+        }
+        progressed
+    }
+
+    fn on_event(&mut self, endpoint: EndpointId, event: EndpointEvent) {
+        match event {
+            EndpointEvent::Done { ticket, report } => self.on_done(ticket, report),
+            EndpointEvent::ControlDone { ticket, result } => self.on_control_done(ticket, result),
+            EndpointEvent::Lost { reason } => self.on_lost(endpoint, &reason),
+        }
+    }
+
+    fn on_done(&mut self, ticket: Ticket, report: TaskReport) {
+        let Some(Flight::Member { task, member, endpoint }) = self.flights.remove(&ticket) else {
+            tracing::warn!(ticket = ticket.0, "a completion that nobody waits for was dropped");
+            return;
+        };
+        let result = self.settle_member(task, member, endpoint, report);
+        self.feed(Event::MemberDone { task, member, endpoint, result });
+    }
+
+    /// Records how a member ended and copies back what it wrote, before anything that depends on it may start.
+    fn settle_member(&mut self, task: TaskId, member: u32, endpoint: EndpointId, report: TaskReport) -> MemberResult {
+        let now = now_ns();
+        let Some(slot) = self.endpoints.get_mut(endpoint.0 as usize) else { return MemberResult::Lost };
+        slot.served += 1;
+        let slot = &*slot;
+        let Some(record) = self.records.get_mut(&task) else { return MemberResult::Lost };
+        let mut result = MemberResult::Completed;
+        if let Some(failure) = report.failure {
+            record.fail(FailureKind::Failed, Some(slot), failure.message);
+            result = MemberResult::Failed;
+        } else if let Err(message) = copy_back(record, member) {
+            record.fail(FailureKind::Failed, Some(slot), message);
+            result = MemberResult::Failed;
+        }
+        let dispatched_ns = match &record.work {
+            Work::Call { members, .. } => members.get(member as usize).map_or(now, |m| m.dispatched_ns),
+            Work::Copy(_) => now,
+        };
+        if let Some(run) = self.runs.get_mut(&record.run) {
+            *run.per_worker.entry(slot.info.name.clone()).or_default() += 1;
+            let event = TraceEvent {
+                name: record.name.to_string(),
+                worker: slot.info.name.clone(),
+                pid: slot.info.pid,
+                task: record.sequence,
+                member,
+                submit_ns: record.submit_ns,
+                ready_ns: dispatched_ns,
+                start_ns: report.start_ns.unwrap_or(dispatched_ns),
+                end_ns: report.end_ns.unwrap_or(now),
+                deps: record.deps.clone(),
+                outcome: if result == MemberResult::Completed { "completed" } else { "failed" }.into(),
+            };
+            self.trace.push(event.clone());
+            run.push_event(event);
+        }
+        result
+    }
+
+    fn on_control_done(&mut self, ticket: Ticket, result: Result<ControlReply, ControlFailure>) {
+        match self.flights.remove(&ticket) {
+            Some(Flight::Control { cell, endpoint }) => {
+                if let Some(result) = deliver(&cell, result) {
+                    self.undo_abandoned(endpoint, result);
+                }
+            }
+            Some(Flight::Copy { task, endpoint }) => {
+                if let Some(event) = self.copy_step_done(task, endpoint, result) {
+                    self.feed(event);
+                }
+            }
+            Some(Flight::Release { buffer, .. }) => self.release_done(buffer, result),
+            Some(Flight::Forget { .. }) => {}
+            Some(Flight::Member { .. }) | None => {
+                tracing::warn!(ticket = ticket.0, "an answer that nobody waits for was dropped");
+            }
+        }
+    }
+
+    /// The one place where an endpoint becomes lost: everything in flight there is settled, exactly once.
+    pub(crate) fn on_lost(&mut self, endpoint: EndpointId, reason: &str) {
+        let Some(slot) = self.endpoints.get_mut(endpoint.0 as usize) else { return };
+        if slot.lost.is_some() {
+            return;
+        }
+        tracing::warn!(worker = %slot.info.name, reason, "worker lost");
+        slot.lost = Some(reason.to_owned());
+        slot.callables.clear();
+        let mut tickets: Vec<Ticket> =
+            self.flights.iter().filter(|(_, flight)| flight.endpoint() == endpoint).map(|(ticket, _)| *ticket).collect();
+        tickets.sort_unstable();
+        let mut copies = Vec::new();
+        for ticket in tickets {
+            match self.flights.remove(&ticket) {
+                Some(Flight::Member { task, .. }) => self.mark_lost(task, endpoint, reason),
+                Some(Flight::Copy { task, .. }) => {
+                    self.mark_lost(task, endpoint, reason);
+                    copies.push(task);
+                }
+                Some(Flight::Control { cell, .. }) => {
+                    let _ = deliver(&cell, Err(ControlFailure::Lost(reason.to_owned())));
+                }
+                Some(Flight::Release { .. } | Flight::Forget { .. }) | None => {}
+            }
+        }
+        self.feed(Event::EndpointLost { endpoint });
+        for task in copies {
+            self.feed(Event::CopyDone { task, ok: MemberResult::Lost });
+        }
+    }
+
+    /// The worker closes: everything in flight is settled, so that threads which still wait are told.
+    pub(crate) fn give_up(&mut self, reason: &str) {
+        let flights: Vec<Flight> = self.flights.drain().map(|(_, flight)| flight).collect();
+        let mut copies = Vec::new();
+        let mut endpoints = Vec::new();
+        for flight in flights {
+            endpoints.push(flight.endpoint());
+            match flight {
+                Flight::Member { task, endpoint, .. } => self.mark_lost(task, endpoint, reason),
+                Flight::Copy { task, endpoint } => {
+                    self.mark_lost(task, endpoint, reason);
+                    copies.push(task);
+                }
+                Flight::Control { cell, .. } => {
+                    let _ = deliver(&cell, Err(ControlFailure::Lost(reason.to_owned())));
+                }
+                Flight::Release { .. } | Flight::Forget { .. } => {}
+            }
+        }
+        let runs: Vec<_> = self.runs.keys().copied().collect();
+        for run in runs {
+            self.feed(Event::CancelRun { run });
+        }
+        endpoints.sort_unstable();
+        endpoints.dedup();
+        for endpoint in endpoints {
+            self.feed(Event::EndpointLost { endpoint });
+        }
+        for task in copies {
+            self.feed(Event::CopyDone { task, ok: MemberResult::Lost });
+        }
+    }
+
+    fn mark_lost(&mut self, task: TaskId, endpoint: EndpointId, reason: &str) {
+        let slot = self.endpoints.get(endpoint.0 as usize);
+        if let Some(record) = self.records.get_mut(&task) {
+            record.fail(FailureKind::EndpointLost, slot, reason.to_owned());
+        }
+    }
+}
+
+/// Puts the answer into its cell; gives it back when the thread that asked has gone away.
+fn deliver(
+    cell: &super::record::ControlCell,
+    result: Result<ControlReply, ControlFailure>,
+) -> Option<Result<ControlReply, ControlFailure>> {
+    if std::sync::Arc::strong_count(cell) == 1 {
+        return Some(result);
+    }
+    *cell.lock() = Some(result);
+    None
+}
+
+fn copy_back(record: &super::TaskRecord, member: u32) -> Result<(), String> {
+    let Work::Call { members, .. } = &record.work else { return Ok(()) };
+    let Some(member) = members.get(member as usize) else { return Ok(()) };
+    for tensor in &member.tensors {
+        let Some(stage) = tensor.stage.as_ref().filter(|stage| stage.copy_out) else { continue };
+        stage
+            .host
+            .copy_from(&stage.block.host())
+            .map_err(|error| format!("the result could not be copied back into the array: {error}"))?;
+    }
+    Ok(())
+}

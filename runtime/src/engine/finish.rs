@@ -1,0 +1,125 @@
+//! The end of a task: counted once, its buffers let go, its failure kept for the run.
+
+use super::record::{Flight, RunState, MAX_FAILURES_KEPT};
+use super::Core;
+use crate::buffer::RemoteBuffer;
+use crate::endpoint::{ControlFailure, ControlReply, ControlRequest};
+use crate::error::{FailureKind, RunError};
+use crate::graph::{EndpointId, Outcome, RunId, TaskId};
+use crate::trace::TraceEvent;
+
+/// Events a run keeps for its report.
+const MAX_RUN_EVENTS: usize = 1 << 17;
+
+impl RunState {
+    pub(crate) fn push_event(&mut self, event: TraceEvent) {
+        if self.events.len() < MAX_RUN_EVENTS {
+            self.events.push(event);
+        }
+    }
+
+    /// The run's error, if anything of it did not complete.
+    pub(crate) fn error(&mut self, undefined_ranges: Vec<String>) -> Option<RunError> {
+        if self.failed + self.lost + self.skipped + self.cancelled == 0 {
+            return None;
+        }
+        self.failures.sort_by_key(|failure| failure.sequence);
+        Some(RunError {
+            failures: std::mem::take(&mut self.failures),
+            failures_dropped: self.failures_dropped,
+            skipped: self.skipped,
+            cancelled: self.cancelled,
+            undefined_ranges,
+        })
+    }
+}
+
+impl Core {
+    /// Carries out `Action::Finished`.
+    pub(crate) fn finish(&mut self, task: TaskId, run: RunId, outcome: Outcome, cause: Option<TaskId>) {
+        let Some(mut record) = self.records.remove(&task) else {
+            tracing::error!(%task, ?cause, "a task ended that nobody submitted");
+            return;
+        };
+        self.finished += 1;
+        if outcome == Outcome::EndpointLost {
+            record.fail(
+                FailureKind::EndpointLost,
+                None,
+                "every worker that could run it was lost before it was sent".into(),
+            );
+        }
+        for buffer in std::mem::take(&mut record.pins) {
+            self.unpin(buffer);
+        }
+        let Some(state) = self.runs.get_mut(&run) else { return };
+        state.sequence_of.remove(&task);
+        let counter = match outcome {
+            Outcome::Completed => &mut state.completed,
+            Outcome::Failed => &mut state.failed,
+            Outcome::EndpointLost => &mut state.lost,
+            Outcome::Skipped => &mut state.skipped,
+            Outcome::Cancelled => &mut state.cancelled,
+        };
+        *counter += 1;
+        if matches!(outcome, Outcome::Failed | Outcome::EndpointLost) {
+            if let Some(failure) = record.failure.take() {
+                if state.failures.len() < MAX_FAILURES_KEPT {
+                    state.failures.push(failure);
+                } else {
+                    state.failures_dropped += 1;
+                }
+            }
+        }
+    }
+
+    /// Lets go of a pin, and sends the free that was waiting for it.
+    pub(crate) fn unpin(&mut self, buffer: RemoteBuffer) {
+        if buffer.unpin() {
+            self.send_release(buffer);
+        }
+    }
+
+    /// Sends FREE or RELEASE_IMPORT for a buffer whose last pin is gone; a failure is kept and retried.
+    pub(crate) fn send_release(&mut self, buffer: RemoteBuffer) {
+        let (endpoint, request) = release_request(&buffer);
+        let ticket = self.new_ticket();
+        let Some(slot) = self.endpoints.get_mut(endpoint.0 as usize) else { return };
+        if slot.lost.is_some() || slot.endpoint.control(ticket, request).is_err() {
+            // The session is gone, and its buffers with it; only the owner of an import is still to be let go.
+            self.released(&buffer);
+            return;
+        }
+        self.flights.insert(ticket, Flight::Release { buffer, endpoint });
+    }
+
+    pub(crate) fn release_done(&mut self, buffer: RemoteBuffer, result: Result<ControlReply, ControlFailure>) {
+        match result {
+            Ok(_) | Err(ControlFailure::Lost(_)) => self.released(&buffer),
+            Err(failure) => {
+                tracing::warn!(%failure, "a release was refused; it is tried again");
+                buffer.release_failed();
+                self.pending_releases.push(buffer);
+            }
+        }
+    }
+
+    /// An import is gone: its owner's handle is not pinned by it any more.
+    pub(crate) fn released(&mut self, buffer: &RemoteBuffer) {
+        if let Some((_, owner)) = &buffer.facts().import {
+            self.unpin(owner.clone());
+        }
+    }
+}
+
+/// The control that ends a buffer or an import, and the endpoint it goes to.
+pub(crate) fn release_request(buffer: &RemoteBuffer) -> (EndpointId, ControlRequest) {
+    let facts = buffer.facts();
+    let request = match &facts.import {
+        None => ControlRequest::Free { buffer: facts.key },
+        Some((import, _)) => {
+            ControlRequest::ReleaseImport { owner: facts.owner_worker, buffer: facts.key, import: *import }
+        }
+    };
+    (facts.endpoint, request)
+}

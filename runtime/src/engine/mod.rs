@@ -1,0 +1,174 @@
+//! The engine: the scheduler's actions carried out on endpoints, and what endpoints report fed back.
+//!
+//! Everything that changes lives in [`Core`], behind one lock that is never held while user code, Python or a blocking system
+//! call runs. Whoever waits drives (`drive`); when nobody waits, a driver thread does (design §15.11).
+
+mod control;
+mod copies;
+mod dispatch;
+mod drive;
+mod events;
+mod finish;
+mod prepare;
+mod record;
+mod submit;
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+pub(crate) use copies::{CopyJob, CopySide, COPY_STEP_BYTES};
+pub(crate) use finish::release_request;
+pub(crate) use drive::{Driver, WaitEnd};
+pub(crate) use record::{EndpointRole, EndpointSlot, Flight, RunState, TaskRecord};
+pub(crate) use submit::{GroupKind, SubmitSpec, Target};
+
+use crate::buffer::RemoteBuffer;
+use crate::endpoint::{Endpoint, Ticket};
+use crate::error::Interrupt;
+use crate::graph::{Action, EndpointId, Event, RunId, Scheduler, TaskId};
+use crate::mailbox::Bell;
+use crate::memory::{Arena, SharedRegion};
+use crate::trace::TraceLog;
+
+/// What all threads of a `Worker` share.
+pub(crate) struct Engine {
+    /// Identity of the `Worker`, so that foreign handles are refused (design §15.5).
+    pub(crate) uid: u64,
+    pub(crate) core: Mutex<Core>,
+    pub(crate) bell: Arc<Bell>,
+    pub(crate) arena: Arc<Arena>,
+    /// Regions inherited from ancestors, in which arguments may lie.
+    pub(crate) inherited: Vec<Arc<SharedRegion>>,
+    pub(crate) interrupt: Arc<dyn Interrupt>,
+    /// Threads inside a wait: while there are any, the driver thread stays out.
+    waiters: AtomicUsize,
+    driver_gate: Mutex<bool>,
+    driver_wake: Condvar,
+}
+
+/// Everything that changes.
+pub(crate) struct Core {
+    pub(crate) scheduler: Scheduler,
+    pub(crate) endpoints: Vec<EndpointSlot>,
+    pub(crate) records: HashMap<TaskId, TaskRecord>,
+    pub(crate) flights: HashMap<Ticket, Flight>,
+    pub(crate) runs: HashMap<RunId, RunState>,
+    pub(crate) trace: TraceLog,
+    pub(crate) submitted: u64,
+    pub(crate) finished: u64,
+    /// Releases whose control failed; retried at the next flush and reported at close.
+    pub(crate) pending_releases: Vec<RemoteBuffer>,
+    actions: Vec<Action>,
+    next_ticket: u64,
+    next_run: u64,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        arena: Arc<Arena>,
+        inherited: Vec<Arc<SharedRegion>>,
+        bell: Arc<Bell>,
+        max_tasks: u32,
+        interrupt: Arc<dyn Interrupt>,
+        uid: u64,
+    ) -> Arc<Self> {
+        let core = Core {
+            scheduler: Scheduler::new(max_tasks),
+            endpoints: Vec::new(),
+            records: HashMap::new(),
+            flights: HashMap::new(),
+            runs: HashMap::new(),
+            trace: TraceLog::default(),
+            submitted: 0,
+            finished: 0,
+            pending_releases: Vec::new(),
+            actions: Vec::new(),
+            next_ticket: 0,
+            next_run: 0,
+        };
+        Arc::new(Self {
+            uid,
+            core: Mutex::new(core),
+            bell,
+            arena,
+            inherited,
+            interrupt,
+            waiters: AtomicUsize::new(0),
+            driver_gate: Mutex::new(false),
+            driver_wake: Condvar::new(),
+        })
+    }
+
+    /// The region of this process's shared memory that holds `len` bytes at `address`, with the offset in it: a numpy view of
+    /// an `alloc`'ed tensor is that tensor, not a foreign array.
+    pub(crate) fn locate(&self, address: usize, len: u64) -> Option<(Arc<SharedRegion>, u64)> {
+        std::iter::once(self.arena.region()).chain(self.inherited.iter()).find_map(|region| {
+            let offset = (address as u64).checked_sub(region.address() as u64)?;
+            (offset.checked_add(len)? <= region.len()).then(|| (Arc::clone(region), offset))
+        })
+    }
+}
+
+impl Core {
+    /// Takes an endpoint into service.
+    pub(crate) fn add_endpoint(&mut self, endpoint: Box<dyn Endpoint>, role: EndpointRole) -> EndpointId {
+        let id = EndpointId(u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX));
+        let slot = EndpointSlot::new(endpoint, role);
+        let capacity = slot.info.capacity;
+        self.endpoints.push(slot);
+        self.feed(Event::EndpointAdded { endpoint: id, capacity });
+        id
+    }
+
+    pub(crate) fn slot(&self, id: EndpointId) -> Option<&EndpointSlot> {
+        self.endpoints.get(id.0 as usize)
+    }
+
+    pub(crate) fn slot_mut(&mut self, id: EndpointId) -> Option<&mut EndpointSlot> {
+        self.endpoints.get_mut(id.0 as usize)
+    }
+
+    pub(crate) fn new_ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
+    }
+
+    pub(crate) fn new_run(&mut self) -> RunId {
+        self.next_run += 1;
+        let run = RunId(self.next_run);
+        self.runs.insert(run, RunState::default());
+        run
+    }
+
+    /// Tells the scheduler and carries out what it asks for, until it asks for nothing.
+    pub(crate) fn feed(&mut self, event: Event) {
+        let mut actions = std::mem::take(&mut self.actions);
+        self.scheduler.handle(event, &mut actions);
+        self.carry_out(actions);
+    }
+
+    /// Carries out actions. They may cause events (a submit to an endpoint that is just lost), which cause further actions.
+    pub(crate) fn carry_out(&mut self, mut actions: Vec<Action>) {
+        let mut next = 0;
+        while next < actions.len() {
+            let action = actions[next];
+            next += 1;
+            let event = match action {
+                Action::Dispatch { task, member, endpoint } => self.dispatch(task, member, endpoint),
+                Action::StartCopy { task } => self.start_copy(task),
+                Action::Finished { task, run, outcome, cause } => {
+                    self.finish(task, run, outcome, cause);
+                    None
+                }
+            };
+            if let Some(event) = event {
+                self.scheduler.handle(event, &mut actions);
+            }
+        }
+        actions.clear();
+        self.actions = actions;
+    }
+}

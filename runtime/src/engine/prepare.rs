@@ -1,0 +1,241 @@
+//! From arguments to accesses, shadows and the set of endpoints that may run a task.
+
+use std::collections::HashMap;
+
+use super::record::{copies_in, EndpointRole, EndpointSlot, MemberRecord, PreparedTensor, Stage};
+use super::{Core, Engine};
+use crate::args::{ArgSource, TaskArgs, TensorArg};
+use crate::callable::Callable;
+use crate::error::Error;
+use crate::graph::{Access, AccessMode, EndpointId, Space};
+use crate::memory::MemoryError;
+use crate::tensor::{Tag, Tensor};
+use crate::worker::ScopedBlock;
+
+/// Most bytes of local memory that travel inside one remote task (slr3-v1 §6).
+const INLINE_LIMIT: u64 = echelon_wire::limits::MAX_INLINE_BYTES as u64;
+
+impl Engine {
+    /// Replaces arrays that lie in shared memory by tensors of it, and refuses memory whose scope has ended.
+    pub(crate) fn normalise(&self, args: &TaskArgs) -> Result<Vec<TensorArg>, Error> {
+        args.tensors().iter().map(|arg| self.normalise_one(arg)).collect()
+    }
+
+    pub(crate) fn normalise_one(&self, arg: &TensorArg) -> Result<TensorArg, Error> {
+        let mut arg = arg.clone();
+        if let ArgSource::Host(memory) = &arg.source {
+            if let Some((region, offset)) = self.locate(memory.as_ptr() as usize, memory.len() as u64) {
+                // The array keeps its own memory alive; holding it keeps the block from being reused.
+                let lease: crate::tensor::Lease = std::sync::Arc::new(memory.clone());
+                arg.source = ArgSource::Tensor(Tensor::new(arg.meta, region, offset, Some(lease), !memory.is_writable())?);
+            }
+        }
+        if let ArgSource::Tensor(tensor) = &arg.source {
+            let ended = tensor.lease().and_then(|lease| lease.downcast_ref::<ScopedBlock>()).is_some_and(ScopedBlock::ended);
+            if ended {
+                return Err(Error::handle(
+                    "tensor",
+                    "its scope has ended; allocate it outside the scope, or submit inside it",
+                ));
+            }
+        }
+        if let ArgSource::Remote { buffer, .. } = &arg.source {
+            self.check_owner(buffer)?;
+            buffer.check_live("tensor")?;
+        }
+        Ok(arg)
+    }
+
+    /// Refuses a handle of another `Worker` (design §15.5).
+    pub(crate) fn check_owner(&self, buffer: &crate::buffer::RemoteBuffer) -> Result<(), Error> {
+        if buffer.facts().owner_uid == self.uid {
+            return Ok(());
+        }
+        Err(Error::handle("buffer", "the handle belongs to another Worker; allocate or import it with this one"))
+    }
+
+    /// Takes shadows from the arena for what is not in shared memory. Only called when a memory-sharing endpoint is eligible.
+    pub(crate) fn prepare_member(
+        &self,
+        tensors: Vec<TensorArg>,
+        scalars: Vec<u64>,
+        shares_memory: bool,
+    ) -> Result<MemberRecord, MemoryError> {
+        let tensors = tensors
+            .into_iter()
+            .map(|arg| {
+                let stage = if shares_memory { self.stage(&arg)? } else { None };
+                Ok(PreparedTensor { arg, stage })
+            })
+            .collect::<Result<Vec<_>, MemoryError>>()?;
+        Ok(MemberRecord { tensors, scalars, endpoint: None, dispatched_ns: 0 })
+    }
+
+    fn stage(&self, arg: &TensorArg) -> Result<Option<Stage>, MemoryError> {
+        let host = match &arg.source {
+            ArgSource::Host(memory) => memory.clone(),
+            ArgSource::Inline(bytes) => crate::memory::HostMemory::from_bytes(bytes.clone()),
+            ArgSource::Tensor(_) | ArgSource::Remote { .. } => return Ok(None),
+        };
+        let block = self.arena.alloc(host.len() as u64)?;
+        Ok(Some(Stage { block, host, copy_in: copies_in(arg.tag), copy_out: arg.tag.writes() }))
+    }
+}
+
+/// The byte intervals that a task touches; NO_DEP and inline bytes touch none.
+pub(crate) fn accesses_of(tensors: &[TensorArg]) -> Vec<Access> {
+    tensors.iter().filter_map(access_of).collect()
+}
+
+pub(crate) fn access_of(arg: &TensorArg) -> Option<Access> {
+    let mode = match arg.tag {
+        Tag::Input => AccessMode::Read,
+        Tag::Output | Tag::OutputExisting => AccessMode::Write,
+        Tag::InOut => AccessMode::ReadWrite,
+        Tag::NoDep => return None,
+    };
+    let (space, start) = place_of(&arg.source)?;
+    Some(Access { space, start, end: start.saturating_add(arg.nbytes()), mode })
+}
+
+/// Space and first byte of an argument's memory; `None` for bytes that travel with the task.
+pub(crate) fn place_of(source: &ArgSource) -> Option<(Space, u64)> {
+    match source {
+        ArgSource::Tensor(tensor) => Some((tensor.space(), tensor.offset())),
+        ArgSource::Host(memory) => Some((Space::Host, memory.as_ptr() as u64)),
+        ArgSource::Inline(_) => None,
+        ArgSource::Remote { buffer, offset } => Some((buffer.space(), buffer.facts().base + offset)),
+    }
+}
+
+/// Refuses members that write what another member touches: they run at the same time (design §15.23).
+pub(crate) fn check_members_disjoint(members: &[Vec<TensorArg>]) -> Result<(), Error> {
+    let mut by_space: HashMap<Space, Vec<(u64, u64, bool, usize)>> = HashMap::new();
+    for (member, tensors) in members.iter().enumerate() {
+        for access in accesses_of(tensors).into_iter().filter(|access| access.start < access.end) {
+            by_space.entry(access.space).or_default().push((access.start, access.end, access.mode.writes(), member));
+        }
+    }
+    for ranges in by_space.values_mut() {
+        ranges.sort_unstable();
+        let mut open: Vec<(u64, bool, usize)> = Vec::new();
+        for &(start, end, writes, member) in ranges.iter() {
+            open.retain(|(open_end, _, _)| *open_end > start);
+            if let Some((_, _, other)) = open.iter().find(|(_, w, other)| *other != member && (*w || writes)) {
+                return Err(Error::argument(
+                    "args_list",
+                    format!("members {other} and {member} touch the same bytes and one of them writes; use disjoint ranges or NO_DEP"),
+                ));
+            }
+            open.push((end, writes, member));
+        }
+    }
+    Ok(())
+}
+
+impl Core {
+    /// The endpoints among `candidates` that may run the task, or why none may (design §4, R-087).
+    pub(crate) fn eligible(
+        &self,
+        candidates: &[EndpointId],
+        callable: &Callable,
+        tensors: &[TensorArg],
+    ) -> Result<Vec<EndpointId>, Error> {
+        let mut reasons = Vec::new();
+        let mut able = Vec::new();
+        for &id in candidates {
+            let Some(slot) = self.slot(id) else { continue };
+            match unable(id, slot, callable, tensors) {
+                None => able.push(id),
+                Some(reason) => reasons.push(format!("{}: {reason}", slot.info.name)),
+            }
+        }
+        if able.is_empty() {
+            if reasons.is_empty() {
+                reasons.push("there is no worker of that kind; add one before init()".into());
+            }
+            return Err(Error::NotEligible { callable: callable.name.to_string(), reasons });
+        }
+        Ok(able)
+    }
+
+    /// The endpoint that owns most of the bytes, if any owns some.
+    pub(crate) fn preferred(&self, tensors: &[TensorArg]) -> Option<EndpointId> {
+        let mut bytes: HashMap<EndpointId, u64> = HashMap::new();
+        for arg in tensors {
+            if let ArgSource::Remote { buffer, .. } = &arg.source {
+                *bytes.entry(buffer.facts().endpoint).or_default() += arg.nbytes();
+            }
+        }
+        bytes.into_iter().max_by_key(|(id, bytes)| (*bytes, std::cmp::Reverse(id.0))).map(|(id, _)| id)
+    }
+}
+
+/// Why the endpoint cannot run the task; `None` when it can.
+fn unable(id: EndpointId, slot: &EndpointSlot, callable: &Callable, tensors: &[TensorArg]) -> Option<String> {
+    if let Some(reason) = &slot.lost {
+        return Some(format!("is lost ({reason})"));
+    }
+    if !slot.callables.contains(&callable.digest) {
+        return Some("the callable is not registered there; name the worker in register(…, workers=[…])".into());
+    }
+    let remote = matches!(slot.role, EndpointRole::RemoteNextLevel { .. });
+    let mut inline = 0;
+    for (index, arg) in tensors.iter().enumerate() {
+        let reason = if remote { unable_remote(id, arg, &mut inline) } else { unable_local(arg) };
+        if let Some(reason) = reason {
+            return Some(format!("argument {index} {reason}"));
+        }
+    }
+    (inline > INLINE_LIMIT).then(|| {
+        format!("{inline} bytes of local arguments, limit {INLINE_LIMIT} a task; use remote_malloc and orch.copy")
+    })
+}
+
+fn unable_local(arg: &TensorArg) -> Option<String> {
+    matches!(arg.source, ArgSource::Remote { .. })
+        .then(|| "is in a remote buffer; bring it here with orch.copy into an alloc'ed tensor".into())
+}
+
+fn unable_remote(id: EndpointId, arg: &TensorArg, inline: &mut u64) -> Option<String> {
+    if arg.meta.dtype() == echelon_wire::tensor::DataType::Bool {
+        return Some("is BOOL, which version 1 sessions cannot decode; use UINT8".into());
+    }
+    match &arg.source {
+        ArgSource::Remote { buffer, .. } if buffer.facts().endpoint == id => None,
+        ArgSource::Remote { buffer, .. } => {
+            Some(format!("is on worker {}; export it there and import it here", buffer.worker_id()))
+        }
+        _ if arg.tag != Tag::Input => {
+            Some(format!("is local memory with {}; use remote_malloc, and orch.copy to move the bytes", arg.tag.name()))
+        }
+        _ => {
+            *inline = inline.saturating_add(arg.nbytes());
+            None
+        }
+    }
+}
+
+/// A type error for arguments that no endpoint of the asked kind can ever take (R-088, design §15.3).
+pub(crate) fn check_kinds(tensors: &[TensorArg], any_local: bool, any_remote: bool) -> Result<(), Error> {
+    for (index, arg) in tensors.iter().enumerate() {
+        let remote = matches!(arg.source, ArgSource::Remote { .. });
+        if remote && !any_remote {
+            return Err(Error::wrong_type(
+                "args",
+                format!("argument {index} is a RemoteTensorRef and the task runs on local workers only; use orch.copy to bring it here"),
+            ));
+        }
+        if !remote && arg.tag != Tag::Input && !any_local {
+            return Err(Error::wrong_type(
+                "args",
+                format!(
+                    "argument {index} is local memory tagged {} and the task runs remotely, where the write would be lost; \
+                     use remote_malloc and a RemoteTensorRef, and orch.copy to bring the result back",
+                    arg.tag.name()
+                ),
+            ));
+        }
+    }
+    Ok(())
+}

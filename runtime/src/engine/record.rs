@@ -1,0 +1,195 @@
+//! What the engine remembers of tasks, endpoints and work in flight, beside the scheduler's ids.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use echelon_wire::call_config::CallConfig;
+use echelon_wire::callable::Digest;
+use parking_lot::Mutex;
+
+use super::copies::CopyJob;
+use crate::buffer::RemoteBuffer;
+use crate::callable::Callable;
+use crate::endpoint::{ControlFailure, ControlReply, Endpoint, EndpointInfo};
+use crate::error::{FailureKind, TaskFailureInfo};
+use crate::graph::{EndpointId, RunId, TaskId};
+use crate::memory::{ArenaBlock, HostMemory};
+use crate::tensor::Tag;
+use crate::args::TensorArg;
+
+/// What an endpoint is to its `Worker`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum EndpointRole {
+    /// Runs sub callables.
+    Sub,
+    /// A local child with a runtime of its own.
+    LocalNextLevel {
+        /// Its stable NEXT_LEVEL id.
+        worker: i32,
+    },
+    /// A remote session.
+    RemoteNextLevel {
+        /// Its stable NEXT_LEVEL id.
+        worker: i32,
+        /// `host:port` of its daemon.
+        host: String,
+    },
+}
+
+impl EndpointRole {
+    /// The NEXT_LEVEL id, if it has one.
+    pub(crate) fn worker_id(&self) -> Option<i32> {
+        match self {
+            Self::Sub => None,
+            Self::LocalNextLevel { worker } | Self::RemoteNextLevel { worker, .. } => Some(*worker),
+        }
+    }
+}
+
+/// One endpoint in service.
+pub(crate) struct EndpointSlot {
+    pub(crate) endpoint: Box<dyn Endpoint>,
+    pub(crate) info: EndpointInfo,
+    pub(crate) role: EndpointRole,
+    /// Set once, with the reason; the endpoint then stays out.
+    pub(crate) lost: Option<String>,
+    /// Digests that are proven to be callable there.
+    pub(crate) callables: HashSet<Digest>,
+    /// Tasks it has completed or failed.
+    pub(crate) served: u64,
+    /// A fresh endpoint took its place; it stays for reports only.
+    pub(crate) replaced: bool,
+}
+
+impl EndpointSlot {
+    pub(crate) fn new(endpoint: Box<dyn Endpoint>, role: EndpointRole) -> Self {
+        let info = endpoint.info();
+        Self { endpoint, info, role, lost: None, callables: HashSet::new(), served: 0, replaced: false }
+    }
+}
+
+/// Where a plain array is while its task runs (decision 0004).
+pub(crate) struct Stage {
+    pub(crate) host: HostMemory,
+    pub(crate) block: Arc<ArenaBlock>,
+    pub(crate) copy_in: bool,
+    pub(crate) copy_out: bool,
+}
+
+/// One argument, ready to be placed when the endpoint is known.
+pub(crate) struct PreparedTensor {
+    pub(crate) arg: TensorArg,
+    /// Present when an endpoint that shares memory may run the task and the bytes are not in shared memory.
+    pub(crate) stage: Option<Stage>,
+}
+
+/// One member of a task.
+pub(crate) struct MemberRecord {
+    pub(crate) tensors: Vec<PreparedTensor>,
+    pub(crate) scalars: Vec<u64>,
+    pub(crate) endpoint: Option<EndpointId>,
+    pub(crate) dispatched_ns: u64,
+}
+
+/// What a task is to do.
+pub(crate) enum Work {
+    /// Call something on one or more endpoints.
+    Call {
+        callable: Callable,
+        config: CallConfig,
+        members: Vec<MemberRecord>,
+    },
+    /// Move bytes.
+    Copy(CopyJob),
+}
+
+/// One task that has not ended.
+pub(crate) struct TaskRecord {
+    pub(crate) run: RunId,
+    /// Number in its run, from 1.
+    pub(crate) sequence: u64,
+    pub(crate) name: Arc<str>,
+    pub(crate) work: Work,
+    /// Handles that the task pins.
+    pub(crate) pins: Vec<RemoteBuffer>,
+    pub(crate) submit_ns: u64,
+    pub(crate) deps: Vec<u64>,
+    pub(crate) failure: Option<TaskFailureInfo>,
+}
+
+impl TaskRecord {
+    /// Keeps the first failure.
+    pub(crate) fn fail(&mut self, kind: FailureKind, slot: Option<&EndpointSlot>, message: String) {
+        if self.failure.is_some() {
+            return;
+        }
+        self.failure = Some(TaskFailureInfo {
+            kind,
+            callable: self.name.to_string(),
+            worker_id: slot.and_then(|slot| slot.role.worker_id()),
+            worker: slot.map_or_else(|| "no worker".into(), |slot| slot.info.name.clone()),
+            host: slot.and_then(|slot| match &slot.role {
+                EndpointRole::RemoteNextLevel { host, .. } => Some(host.clone()),
+                _ => None,
+            }),
+            sequence: self.sequence,
+            message,
+        });
+    }
+}
+
+/// The answer to a blocking control, put there by whoever drives.
+pub(crate) type ControlCell = Arc<Mutex<Option<Result<ControlReply, ControlFailure>>>>;
+
+/// What a ticket stands for.
+pub(crate) enum Flight {
+    /// A member of a task.
+    Member { task: TaskId, member: u32, endpoint: EndpointId },
+    /// A step of a copy.
+    Copy { task: TaskId, endpoint: EndpointId },
+    /// A control that a thread waits for.
+    Control { cell: ControlCell, endpoint: EndpointId },
+    /// A free or release that nobody waits for.
+    Release { buffer: RemoteBuffer, endpoint: EndpointId },
+    /// A control whose answer does not matter.
+    Forget { endpoint: EndpointId },
+}
+
+impl Flight {
+    pub(crate) fn endpoint(&self) -> EndpointId {
+        match self {
+            Self::Member { endpoint, .. }
+            | Self::Copy { endpoint, .. }
+            | Self::Control { endpoint, .. }
+            | Self::Release { endpoint, .. }
+            | Self::Forget { endpoint } => *endpoint,
+        }
+    }
+}
+
+/// Failures kept a run; further ones are counted.
+pub(crate) const MAX_FAILURES_KEPT: usize = 100;
+
+/// One `run()` that has not ended.
+#[derive(Default)]
+pub(crate) struct RunState {
+    pub(crate) submitted: u64,
+    pub(crate) completed: u64,
+    pub(crate) failed: u64,
+    pub(crate) lost: u64,
+    pub(crate) skipped: u64,
+    pub(crate) cancelled: u64,
+    pub(crate) failures: Vec<TaskFailureInfo>,
+    pub(crate) failures_dropped: u64,
+    pub(crate) per_worker: std::collections::BTreeMap<String, u64>,
+    pub(crate) events: Vec<crate::trace::TraceEvent>,
+    /// Sequence numbers of unfinished tasks, for the dependency lists of the trace.
+    pub(crate) sequence_of: std::collections::HashMap<TaskId, u64>,
+    /// No further submits: the orchestration function has returned.
+    pub(crate) closed: bool,
+}
+
+/// True when the tag's bytes must be copied into the shadow before the task starts.
+pub(crate) fn copies_in(tag: Tag) -> bool {
+    tag != Tag::Output
+}

@@ -1,0 +1,322 @@
+//! Submitting: snapshot, eligibility, shadows, back-pressure, and the scheduler's answer carried out at once.
+
+use std::sync::Arc;
+
+use echelon_wire::call_config::CallConfig;
+
+use super::copies::CopyJob;
+use super::prepare::{access_of, accesses_of, check_kinds, check_members_disjoint};
+use super::record::{EndpointRole, MemberRecord, TaskRecord, Work};
+use super::{Core, Engine, WaitEnd};
+use crate::args::{ArgSource, TaskArgs, TensorArg};
+use crate::buffer::RemoteBuffer;
+use crate::callable::Callable;
+use crate::error::Error;
+use crate::graph::{self, Access, Eligible, EndpointId, NodeKind, NodeSpec, RunId};
+use crate::memory::MemoryError;
+use crate::trace::now_ns;
+
+/// Which kind of worker a task is for.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    /// Sub workers.
+    Sub,
+    /// Any NEXT_LEVEL worker.
+    NextLevel,
+    /// These NEXT_LEVEL workers; for a group, one a member.
+    Workers(Vec<i32>),
+}
+
+/// How members are scheduled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GroupKind {
+    /// One task.
+    Single,
+    /// All members at once on distinct workers.
+    Gang,
+    /// Members as places become free.
+    Waves,
+}
+
+/// One submit.
+pub(crate) struct SubmitSpec {
+    pub(crate) run: RunId,
+    pub(crate) callable: Callable,
+    pub(crate) config: CallConfig,
+    pub(crate) target: Target,
+    pub(crate) group: GroupKind,
+    /// One entry a member.
+    pub(crate) args: Vec<TaskArgs>,
+}
+
+/// What the scheduler is to be given, once arguments are prepared.
+struct Plan {
+    kind: NodeKind,
+    accesses: Vec<Access>,
+    prefer: Option<EndpointId>,
+    shares_memory: bool,
+}
+
+impl Engine {
+    /// Submits a call. Blocks while the task table or the arena is full and something is running (back-pressure).
+    ///
+    /// Returns the task's number in its run.
+    pub(crate) fn submit(&self, spec: SubmitSpec) -> Result<u64, Error> {
+        let members: Vec<Vec<TensorArg>> =
+            spec.args.iter().map(|args| self.normalise(args)).collect::<Result<_, Error>>()?;
+        if members.len() > 1 {
+            check_members_disjoint(&members)?;
+        }
+        let plan = {
+            let core = self.core.lock();
+            core.check_run(spec.run)?;
+            core.plan(&spec, &members)?
+        };
+        let pins = Pins::take(members.iter().flatten())?;
+        let scalars = spec.args.iter().map(|args| args.scalars().to_vec());
+        let mut prepared = Vec::with_capacity(members.len());
+        for (tensors, scalars) in members.into_iter().zip(scalars) {
+            prepared.push(self.prepare_waiting(tensors, scalars, plan.shares_memory)?);
+        }
+        let name = Arc::clone(&spec.callable.name);
+        let work = Work::Call { callable: spec.callable, config: spec.config, members: prepared };
+        let node = NodeSpec { run: spec.run, kind: plan.kind, accesses: plan.accesses, prefer: plan.prefer };
+        self.admit(node, name, work, pins)
+    }
+
+    /// Submits a copy node.
+    pub(crate) fn submit_copy(&self, run: RunId, job: CopyJob, dst: &TensorArg, src: &TensorArg) -> Result<u64, Error> {
+        self.core.lock().check_run(run)?;
+        let pins = Pins::take([dst, src])?;
+        let accesses = [src, dst].into_iter().filter_map(access_of).collect();
+        let node = NodeSpec { run, kind: NodeKind::Copy, accesses, prefer: None };
+        self.admit(node, "copy".into(), Work::Copy(job), pins)
+    }
+
+    /// Takes the shadows, waiting for running tasks to give theirs back.
+    fn prepare_waiting(&self, tensors: Vec<TensorArg>, scalars: Vec<u64>, shared: bool) -> Result<MemberRecord, Error> {
+        loop {
+            let finished = self.core.lock().finished;
+            match self.prepare_member(tensors.clone(), scalars.clone(), shared) {
+                Ok(member) => return Ok(member),
+                Err(MemoryError::Exhausted { requested, limit, .. }) => {
+                    self.wait_for_room(finished, || Error::Resource {
+                        what: "shared memory of the worker".into(),
+                        requested,
+                        limit,
+                        hint: "nothing is running that could give some back: release tensors, or raise memory_limit",
+                    })?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Waits until a task has ended since `finished` was read. With nothing runnable or running, waiting cannot help.
+    pub(crate) fn wait_for_room(&self, finished: u64, exhausted: impl FnOnce() -> Error) -> Result<(), Error> {
+        let waited = self.wait_until(None, |core| {
+            if core.finished != finished {
+                return Some(true);
+            }
+            (core.scheduler.runnable_or_running() == 0).then_some(false)
+        });
+        match waited {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(exhausted()),
+            Err(WaitEnd::Interrupted | WaitEnd::Deadline) => Err(Error::Interrupted),
+        }
+    }
+
+    fn admit(&self, node: NodeSpec, name: Arc<str>, work: Work, pins: Pins) -> Result<u64, Error> {
+        let mut pending = Some((name, work, pins));
+        loop {
+            let mut core = self.core.lock();
+            core.check_run(node.run)?;
+            let mut actions = std::mem::take(&mut core.actions);
+            match core.scheduler.submit(node.clone(), &mut actions) {
+                Ok(task) => {
+                    // `pending` is taken once: this arm returns.
+                    let Some((name, work, pins)) = pending.take() else { return Err(Error::Interrupted) };
+                    let record = core.new_record(task, node.run, name, work, pins.keep());
+                    let sequence = record.sequence;
+                    core.records.insert(task, record);
+                    core.carry_out(actions);
+                    return Ok(sequence);
+                }
+                Err(graph::SubmitError::TableFull { limit }) => {
+                    core.actions = actions;
+                    let finished = core.finished;
+                    drop(core);
+                    self.wait_for_room(finished, || Error::Resource {
+                        what: "unfinished tasks".into(),
+                        requested: u64::from(limit) + 1,
+                        limit: u64::from(limit),
+                        hint: "nothing is running that could end: raise max_tasks",
+                    })?;
+                }
+                Err(error) => {
+                    core.actions = actions;
+                    return Err(refused(&name_of(pending.as_ref()), &error));
+                }
+            }
+        }
+    }
+}
+
+fn name_of(pending: Option<&(Arc<str>, Work, Pins)>) -> String {
+    pending.map_or_else(String::new, |(name, _, _)| name.to_string())
+}
+
+fn refused(callable: &str, error: &graph::SubmitError) -> Error {
+    match error {
+        graph::SubmitError::BadInterval { .. } | graph::SubmitError::NoMembers => {
+            Error::argument("args", error.to_string())
+        }
+        _ => Error::NotEligible { callable: callable.to_owned(), reasons: vec![error.to_string()] },
+    }
+}
+
+impl Core {
+    pub(crate) fn check_run(&self, run: RunId) -> Result<(), Error> {
+        match self.runs.get(&run) {
+            Some(state) if !state.closed => Ok(()),
+            _ => Err(Error::Lifecycle {
+                state: "not in this run any more".into(),
+                action: "submit to",
+                hint: "an Orchestrator is valid until its orchestration function returns".into(),
+            }),
+        }
+    }
+
+    fn plan(&self, spec: &SubmitSpec, members: &[Vec<TensorArg>]) -> Result<Plan, Error> {
+        let candidates = self.candidates(&spec.target, spec.group)?;
+        let all = || candidates.iter().flatten();
+        let local = all().any(|id| self.slot(*id).is_some_and(|slot| slot.info.shares_memory));
+        let remote = all().any(|id| self.slot(*id).is_some_and(|slot| !slot.info.shares_memory));
+        let mut sets = Vec::with_capacity(members.len());
+        for (index, tensors) in members.iter().enumerate() {
+            check_kinds(tensors, local, remote)?;
+            let of_member = candidates.get(index).or(candidates.first()).map_or(&[][..], Vec::as_slice);
+            sets.push(self.eligible(of_member, &spec.callable, tensors)?);
+        }
+        let shares_memory =
+            sets.iter().flatten().any(|id| self.slot(*id).is_some_and(|slot| slot.info.shares_memory));
+        let accesses = members.iter().flat_map(|tensors| accesses_of(tensors)).collect();
+        let prefer = members.first().and_then(|tensors| self.preferred(tensors));
+        let mut eligible: Vec<Eligible> = sets.into_iter().filter_map(Eligible::new).collect();
+        let kind = match spec.group {
+            GroupKind::Gang => NodeKind::Gang { members: eligible },
+            GroupKind::Waves => NodeKind::Waves {
+                members: u32::try_from(members.len()).unwrap_or(u32::MAX),
+                eligible: common(eligible, &spec.callable)?,
+            },
+            GroupKind::Single => match eligible.pop() {
+                Some(eligible) => NodeKind::Single { eligible },
+                None => return Err(Error::argument("args", "one set of arguments is needed")),
+            },
+        };
+        Ok(Plan { kind, accesses, prefer, shares_memory })
+    }
+
+    /// Candidates a member: one list for all members, or one list each when the workers are named.
+    fn candidates(&self, target: &Target, group: GroupKind) -> Result<Vec<Vec<EndpointId>>, Error> {
+        let all = |wanted: &dyn Fn(&EndpointRole) -> bool| -> Vec<EndpointId> {
+            let ids = 0..u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
+            ids.map(EndpointId)
+                .filter(|id| self.slot(*id).is_some_and(|slot| wanted(&slot.role) && !slot.replaced))
+                .collect()
+        };
+        match target {
+            Target::Sub => Ok(vec![all(&|role| *role == EndpointRole::Sub)]),
+            Target::NextLevel => Ok(vec![all(&|role| role.worker_id().is_some())]),
+            Target::Workers(ids) => {
+                let lists: Result<Vec<_>, Error> = ids.iter().map(|id| Ok(vec![self.endpoint_of(*id)?])).collect();
+                let lists = lists?;
+                // Without a gang, named workers are alternatives.
+                Ok(if group == GroupKind::Gang { lists } else { vec![lists.into_iter().flatten().collect()] })
+            }
+        }
+    }
+
+    /// The endpoint of a NEXT_LEVEL worker id.
+    pub(crate) fn endpoint_of(&self, worker: i32) -> Result<EndpointId, Error> {
+        let found = self.endpoints.iter().rposition(|slot| slot.role.worker_id() == Some(worker));
+        match found.and_then(|index| u32::try_from(index).ok()) {
+            Some(index) => Ok(EndpointId(index)),
+            None => {
+                let known: Vec<String> =
+                    self.endpoints.iter().filter_map(|slot| slot.role.worker_id()).map(|id| id.to_string()).collect();
+                Err(Error::argument(
+                    "worker",
+                    format!("there is no worker {worker}; known ids are [{}]", known.join(", ")),
+                ))
+            }
+        }
+    }
+
+    fn new_record(
+        &mut self,
+        task: graph::TaskId,
+        run: RunId,
+        name: Arc<str>,
+        work: Work,
+        pins: Vec<RemoteBuffer>,
+    ) -> TaskRecord {
+        self.submitted += 1;
+        let predecessors = self.scheduler.predecessors(task);
+        let mut sequence = 0;
+        let mut deps = Vec::new();
+        if let Some(state) = self.runs.get_mut(&run) {
+            state.submitted += 1;
+            sequence = state.submitted;
+            deps = predecessors.iter().filter_map(|task| state.sequence_of.get(task)).copied().collect();
+            state.sequence_of.insert(task, sequence);
+        }
+        TaskRecord { run, sequence, name, work, pins, submit_ns: now_ns(), deps, failure: None }
+    }
+}
+
+fn common(sets: Vec<Eligible>, callable: &Callable) -> Result<Eligible, Error> {
+    let mut sets = sets.into_iter();
+    let Some(first) = sets.next() else { return Err(Error::argument("args_list", "a group needs at least one member")) };
+    let mut ids = first.ids().to_vec();
+    for set in sets {
+        ids.retain(|id| set.contains(*id));
+    }
+    Eligible::new(ids).ok_or_else(|| Error::NotEligible {
+        callable: callable.name.to_string(),
+        reasons: vec!["no worker can run every member".into()],
+    })
+}
+
+/// Pins on the buffers of a submit, let go again when the submit fails.
+struct Pins(Vec<RemoteBuffer>);
+
+impl Pins {
+    fn take<'a>(args: impl IntoIterator<Item = &'a TensorArg>) -> Result<Self, Error> {
+        let mut pins = Self(Vec::new());
+        for arg in args {
+            if let ArgSource::Remote { buffer, .. } = &arg.source {
+                buffer.pin("tensor")?;
+                pins.0.push(buffer.clone());
+            }
+        }
+        Ok(pins)
+    }
+
+    /// The task takes them over.
+    fn keep(mut self) -> Vec<RemoteBuffer> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        for buffer in &self.0 {
+            if buffer.unpin() {
+                // Released by another thread meanwhile: the next flush sends the free.
+                buffer.release_failed();
+            }
+        }
+    }
+}

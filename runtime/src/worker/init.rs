@@ -1,0 +1,360 @@
+//! `init()`: one transaction under one deadline. Whatever fails, everything that was started is ended again and the first cause
+//! is kept.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use echelon_wire::bootstrap::{CallableEntry, Manifest};
+use echelon_wire::callable::{CallableKind, Digest, Hashid, ImportTarget, RegistryTarget};
+
+use super::builder::{random_u64, ChildProgram};
+use super::register::Registration;
+use super::{Child, Live, Worker, WorkerState};
+use crate::callable::CallableSource;
+use crate::endpoint::local::{LocalEndpoint, LocalSpec};
+use crate::endpoint::thread::ThreadEndpoint;
+use crate::endpoint::Endpoint;
+use crate::engine::{Driver, EndpointRole, Engine};
+use crate::error::Error;
+use crate::graph::EndpointId;
+use crate::mailbox::Bell;
+use crate::memory::Arena;
+use crate::process::Keeper;
+use crate::remote::{RemoteEndpoint, RemoteWorkerSpec};
+
+impl Worker {
+    /// Starts everything: sub workers, local children, remote sessions; registers every callable. READY when it returns.
+    ///
+    /// # Errors
+    /// [`Error::Startup`] naming the worker and the first cause, [`Error::Registration`], [`Error::Lifecycle`] in a wrong state,
+    /// [`Error::Interrupted`]. Nothing is left behind, and the worker is `FAILED`.
+    pub fn init(&self) -> Result<(), Error> {
+        let (children, registrations) = {
+            let mut life = self.0.life.lock();
+            self.expect_new(&life, "init")?;
+            life.state = WorkerState::Starting;
+            self.0.changed.notify_all();
+            (life.children.clone(), life.registrations.clone())
+        };
+        let started = self.start(&children, &registrations);
+        let mut life = self.0.life.lock();
+        let result = match started {
+            Ok(live) => {
+                *self.0.live.write() = Some(live);
+                life.state = WorkerState::Ready;
+                Ok(())
+            }
+            Err(error) => {
+                life.state = WorkerState::Failed(error.to_string());
+                Err(error)
+            }
+        };
+        self.0.changed.notify_all();
+        result
+    }
+
+    fn start(&self, children: &[Child], registrations: &[Registration]) -> Result<Live, Error> {
+        let settings = &self.0.settings;
+        let deadline = Instant::now() + settings.startup_timeout;
+        let keeper = Arc::new(Keeper::start()?);
+        let bell = Bell::create().map_err(|error| startup("this process", error))?;
+        let arena = Arena::create(settings.memory_limit)?;
+        let interrupt = Arc::clone(&*self.0.interrupt.read());
+        let engine = Engine::new(
+            arena,
+            settings.inherited_regions.clone(),
+            bell,
+            settings.max_tasks,
+            interrupt,
+            self.0.uid,
+        );
+        let mut live = Live { engine, driver: None, keeper };
+        let outcome = self.populate(&mut live, children, registrations, deadline);
+        if let Err(error) = outcome {
+            let bound = Instant::now() + settings.close_timeout;
+            for survivor in live.end(bound) {
+                tracing::error!(survivor, "could not be ended after a failed start");
+            }
+            return Err(error);
+        }
+        Ok(live)
+    }
+
+    fn populate(
+        &self,
+        live: &mut Live,
+        children: &[Child],
+        registrations: &[Registration],
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let engine = Arc::clone(&live.engine);
+        self.start_subs(live)?;
+        let mut locals = Vec::new();
+        for (child, id) in children.iter().zip(0..) {
+            if let Child::Local(plan) = child {
+                locals.push((id, self.start_level(live, id, plan, registrations, child)?));
+            }
+        }
+        let remotes = self.start_remotes(&engine, children, registrations, deadline)?;
+        // Ids must follow the order of add_*, whatever started first.
+        let mut rest: Vec<(i32, Box<dyn Endpoint>, EndpointRole)> = Vec::new();
+        for (id, endpoint) in locals {
+            rest.push((id, Box::new(endpoint), EndpointRole::LocalNextLevel { worker: id }));
+        }
+        for (id, endpoint, host) in remotes {
+            rest.push((id, Box::new(endpoint), EndpointRole::RemoteNextLevel { worker: id, host }));
+        }
+        rest.sort_by_key(|(id, _, _)| *id);
+        for (_, endpoint, role) in rest {
+            engine.core.lock().add_endpoint(endpoint, role);
+        }
+        live.driver = Some(Driver::start(Arc::clone(&engine)).map_err(|error| startup("the driver thread", error))?);
+        self.register_all(&engine, children, registrations)?;
+        engine.interrupt.check().map_err(|_| Error::Interrupted)?;
+        if Instant::now() >= deadline {
+            return Err(startup("this worker", format!("startup_timeout_s of {:?} has passed", self.0.settings.startup_timeout)));
+        }
+        Ok(())
+    }
+
+    fn start_subs(&self, live: &Live) -> Result<(), Error> {
+        let settings = &self.0.settings;
+        let engine = &live.engine;
+        for index in 0..settings.threads {
+            let name = format!("{}thread{index}", settings.name_prefix);
+            let endpoint = ThreadEndpoint::start(name.clone(), Arc::clone(&engine.bell));
+            let endpoint = endpoint.map_err(|error| startup(&name, error))?;
+            engine.core.lock().add_endpoint(Box::new(endpoint), EndpointRole::Sub);
+        }
+        // All are started before the first is waited for: they come up side by side.
+        for index in 0..settings.sub_workers {
+            let endpoint = self.start_sub(live, index)?;
+            engine.core.lock().add_endpoint(Box::new(endpoint), EndpointRole::Sub);
+        }
+        Ok(())
+    }
+
+    fn start_sub(&self, live: &Live, index: u32) -> Result<LocalEndpoint, Error> {
+        let name = format!("{}sub{index}", self.0.settings.name_prefix);
+        self.start_local(live, name, None)
+    }
+
+    fn start_local(&self, live: &Live, name: String, plan: Option<Vec<u8>>) -> Result<LocalEndpoint, Error> {
+        let settings = &self.0.settings;
+        let engine = &live.engine;
+        let mut regions = settings.inherited_regions.clone();
+        regions.push(Arc::clone(engine.arena.region()));
+        let spec = LocalSpec {
+            name: name.clone(),
+            program: settings.child_program.clone(),
+            env: settings.child_env.clone(),
+            regions,
+            plan,
+            ready_within: settings.startup_timeout,
+        };
+        LocalEndpoint::start(spec, &live.keeper, Arc::clone(&engine.bell)).map_err(|error| startup(&name, error))
+    }
+
+    fn start_level(
+        &self,
+        live: &Live,
+        id: i32,
+        plan: &super::LevelPlan,
+        registrations: &[Registration],
+        child: &Child,
+    ) -> Result<LocalEndpoint, Error> {
+        if matches!(self.0.settings.child_program, ChildProgram::None) {
+            return Err(startup(&format!("worker {id}"), "a local child is a process and needs a child_program"));
+        }
+        let mut plan = plan.clone();
+        for registration in registrations.iter().filter(|r| r.options.inner && r.includes(id, child)) {
+            let mut entry = registration.plan()?;
+            entry.inner = false;
+            plan.callables.push(entry);
+        }
+        let json = serde_json::to_vec(&plan).map_err(|error| startup(&format!("worker {id}"), error))?;
+        self.start_local(live, format!("{}worker{id}", self.0.settings.name_prefix), Some(json))
+    }
+
+    /// Starts all remote sessions side by side, under the one deadline.
+    fn start_remotes(
+        &self,
+        engine: &Arc<Engine>,
+        children: &[Child],
+        registrations: &[Registration],
+        deadline: Instant,
+    ) -> Result<Vec<(i32, RemoteEndpoint, String)>, Error> {
+        let mut wanted = Vec::new();
+        for (child, id) in children.iter().zip(0..) {
+            if let Child::Remote(spec) = child {
+                wanted.push((id, spec, self.manifest(id, spec, child, registrations)?));
+            }
+        }
+        let timeout = self.0.settings.remote_session_timeout;
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = wanted
+                .into_iter()
+                .map(|(id, spec, manifest)| {
+                    let bell = Arc::clone(&engine.bell);
+                    let ring = Arc::new(move || bell.ring());
+                    let start = move || RemoteEndpoint::start(spec, manifest, timeout, ring, deadline);
+                    (id, spec, scope.spawn(start))
+                })
+                .collect();
+            threads.into_iter().map(|(id, spec, thread)| (id, spec, thread.join())).collect()
+        });
+        let mut started = Vec::new();
+        let mut first_error = None;
+        for (id, spec, result) in results {
+            match result {
+                Ok(Ok(endpoint)) => started.push((id, endpoint, spec.endpoint.clone())),
+                Ok(Err(error)) => {
+                    first_error.get_or_insert(startup(&format!("{id} ({})", spec.endpoint), error));
+                }
+                Err(_) => {
+                    first_error.get_or_insert(startup(&format!("{id} ({})", spec.endpoint), "its starting thread panicked"));
+                }
+            }
+        }
+        let Some(error) = first_error else { return Ok(started) };
+        let bound = Instant::now() + self.0.settings.close_timeout;
+        for (_, endpoint, _) in &mut started {
+            endpoint.begin_close();
+        }
+        for (_, endpoint, _) in &mut started {
+            if let Err(survivor) = endpoint.finish_close(bound) {
+                tracing::error!(survivor, "could not be ended after a failed start");
+            }
+        }
+        Err(error)
+    }
+
+    fn manifest(
+        &self,
+        id: i32,
+        spec: &RemoteWorkerSpec,
+        child: &Child,
+        registrations: &[Registration],
+    ) -> Result<Manifest, Error> {
+        let entries = |inner: bool| -> Vec<CallableEntry> {
+            let mut seen = std::collections::HashSet::new();
+            registrations
+                .iter()
+                .filter(|r| r.options.inner == inner && r.includes(id, child))
+                .filter(|r| seen.insert(r.handle.callable.digest))
+                .filter_map(|r| match &r.handle.callable.source {
+                    CallableSource::Import(target) => Some(entry(&r.handle.callable.digest, target, inner)),
+                    _ => None,
+                })
+                .collect()
+        };
+        // 63 bits: the contract's peers read it as a signed integer (slr3-v1 §8).
+        let session_id = (random_u64()? >> 1).max(1);
+        let settings = &self.0.settings;
+        Ok(spec.manifest(session_id, id, settings.level, settings.remote_session_timeout, entries(false), entries(true)))
+    }
+
+    /// Callables of local workers go by control; those of remote workers went with the manifest.
+    fn register_all(&self, engine: &Engine, children: &[Child], registrations: &[Registration]) -> Result<(), Error> {
+        for registration in registrations {
+            let mut by_control = Vec::new();
+            let mut core = engine.core.lock();
+            for (slot, index) in core.endpoints.iter_mut().zip(0..) {
+                let of_child = |worker: &i32| {
+                    let child = usize::try_from(*worker).ok().and_then(|index| children.get(index));
+                    child.is_some_and(|child| registration.includes(*worker, child))
+                };
+                match &slot.role {
+                    EndpointRole::Sub if registration.for_subs() => by_control.push(EndpointId(index)),
+                    EndpointRole::LocalNextLevel { worker } if of_child(worker) && !registration.options.inner => {
+                        by_control.push(EndpointId(index));
+                    }
+                    EndpointRole::RemoteNextLevel { worker, .. } if of_child(worker) && !registration.options.inner => {
+                        slot.callables.insert(registration.handle.callable.digest);
+                    }
+                    _ => {}
+                }
+            }
+            drop(core);
+            engine.register_on(registration, &by_control)?;
+        }
+        // A worker without callables has not been spoken to yet: ask every local one, so that READY means ready.
+        engine.confirm_locals()
+    }
+
+    /// Puts fresh sub workers in the place of lost ones, with the same names and callables.
+    pub(crate) fn replace_lost_subs(&self, engine: &Arc<Engine>) {
+        let lost: Vec<(EndpointId, String)> = {
+            let core = engine.core.lock();
+            let slots = core.endpoints.iter().zip(0..);
+            slots
+                .filter(|(slot, _)| slot.role == EndpointRole::Sub && slot.lost.is_some() && !slot.replaced)
+                .map(|(slot, index)| (EndpointId(index), slot.info.name.clone()))
+                .collect()
+        };
+        for (old, name) in lost {
+            if let Err(error) = self.replace_sub(engine, old, &name) {
+                tracing::error!(worker = %name, %error, "a lost sub worker could not be replaced");
+            }
+        }
+    }
+
+    fn replace_sub(&self, engine: &Arc<Engine>, old: EndpointId, name: &str) -> Result<(), Error> {
+        let endpoint = {
+            let live = self.0.live.read();
+            let Some(live) = live.as_ref() else { return Ok(()) };
+            self.start_local(live, name.to_owned(), None)?
+        };
+        let fresh = {
+            let mut core = engine.core.lock();
+            if let Some(slot) = core.slot_mut(old) {
+                slot.replaced = true;
+            }
+            core.add_endpoint(Box::new(endpoint), EndpointRole::Sub)
+        };
+        let registrations = self.0.life.lock().registrations.clone();
+        for registration in registrations.iter().filter(|registration| registration.for_subs()) {
+            engine.register_on(registration, &[fresh])?;
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Waits until every local worker has answered something.
+    fn confirm_locals(&self) -> Result<(), Error> {
+        let silent: Vec<EndpointId> = {
+            let core = self.core.lock();
+            let slots = core.endpoints.iter().zip(0..);
+            slots
+                .filter(|(slot, _)| slot.info.shares_memory && slot.callables.is_empty())
+                .map(|(_, index)| EndpointId(index))
+                .collect()
+        };
+        for endpoint in silent {
+            let request = crate::endpoint::ControlRequest::DropRegion { region: 0 };
+            self.control(endpoint, "the start", request, None).map_err(|error| match error {
+                Error::Interrupted => error,
+                error => startup(&self.worker_name(endpoint), error),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The manifest's entry of an import path (slr3-v1 §8).
+fn entry(digest: &Digest, target: &ImportTarget, inner: bool) -> CallableEntry {
+    let registry = if inner { RegistryTarget::InnerL3Worker } else { RegistryTarget::RemoteTaskDispatcher };
+    CallableEntry {
+        hashid: Hashid(*digest).to_string(),
+        kind: CallableKind::PythonImport.name().to_owned(),
+        target_registry: registry.name().to_owned(),
+        target: Some(target.to_string()),
+        payload_version: Some(1),
+        payload_hex: None,
+    }
+}
+
+fn startup(worker: &str, error: impl std::fmt::Display) -> Error {
+    Error::Startup { worker: worker.to_owned(), message: error.to_string() }
+}

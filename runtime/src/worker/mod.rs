@@ -1,0 +1,272 @@
+//! `Worker`: one level of the hierarchy, its life cycle and its public calls.
+//!
+//! `NEW → STARTING → READY → CLOSING → CLOSED`, or `FAILED`. `init()` is one transaction under one deadline; `close()` is bounded,
+//! idempotent and callable from any state and thread (design §3).
+
+mod builder;
+mod close;
+mod init;
+mod orchestrator;
+mod plan;
+mod register;
+mod remote;
+mod run;
+
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+pub use builder::{ChildProgram, WorkerBuilder};
+pub use orchestrator::{CopySide, Orchestrator, TaskHandle};
+pub(crate) use orchestrator::ScopedBlock;
+pub use plan::{InnerPlan, LevelPlan};
+pub use register::{CallableHandle, RegisterOptions, RegisterScope};
+pub use run::{RunEnd, RunReport};
+
+use crate::endpoint::EndpointInfo;
+use crate::engine::{Driver, Engine};
+use crate::error::{Error, Interrupt, NoInterrupt};
+use crate::process::Keeper;
+use crate::remote::RemoteWorkerSpec;
+use builder::Settings;
+use register::Registration;
+
+/// Where a `Worker` is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WorkerState {
+    /// Only settings: may be changed, and added to another worker.
+    New,
+    /// `init()` is running.
+    Starting,
+    /// Tasks may be submitted.
+    Ready,
+    /// `close()` is running.
+    Closing,
+    /// Everything has ended.
+    Closed,
+    /// `init()` failed with this text and everything was rolled back.
+    Failed(String),
+    /// Added to another worker as a specification.
+    Given,
+}
+
+impl std::fmt::Display for WorkerState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::New => f.write_str("not inited"),
+            Self::Starting => f.write_str("starting"),
+            Self::Ready => f.write_str("ready"),
+            Self::Closing => f.write_str("closing"),
+            Self::Closed => f.write_str("closed"),
+            Self::Failed(cause) => write!(f, "failed ({cause})"),
+            Self::Given => f.write_str("part of another worker"),
+        }
+    }
+}
+
+/// A NEXT_LEVEL child, in the order of `add_*`: its index is its worker id (design §15.22).
+#[derive(Clone)]
+pub(crate) enum Child {
+    Local(LevelPlan),
+    Remote(RemoteWorkerSpec),
+}
+
+/// What exists while the worker is READY. Fields end in this order.
+pub(crate) struct Live {
+    pub(crate) engine: Arc<Engine>,
+    /// Dropped first at close: nothing is driven behind our back while endpoints end.
+    pub(crate) driver: Option<Driver>,
+    pub(crate) keeper: Arc<Keeper>,
+}
+
+struct Life {
+    state: WorkerState,
+    children: Vec<Child>,
+    registrations: Vec<Registration>,
+}
+
+struct Inner {
+    uid: u64,
+    settings: Settings,
+    life: Mutex<Life>,
+    /// Notified at every change of state.
+    changed: Condvar,
+    live: RwLock<Option<Live>>,
+    /// One `close()` works at a time; others wait for it and see its result.
+    closing: Mutex<()>,
+    interrupt: RwLock<Arc<dyn Interrupt>>,
+}
+
+/// One level of the hierarchy. Clones are the same worker.
+///
+/// ```
+/// use echelon_runtime::{Callable, RegisterOptions, Tag, TaskArgs, Worker};
+/// # fn main() -> Result<(), echelon_runtime::Error> {
+/// let worker = Worker::builder().threads(2).build()?;
+/// let hello = worker.register(Callable::native("hello", |view| {
+///     assert_eq!(view.scalars, [7]);
+///     Ok(())
+/// }), RegisterOptions::default())?;
+/// worker.init()?;
+/// let report = worker.run_simple(|orch| {
+///     let mut args = TaskArgs::new();
+///     args.add_scalar(7)?;
+///     orch.submit_sub(&hello, args)?;
+///     Ok(())
+/// })?;
+/// assert_eq!(report.counts["completed"], 1);
+/// worker.close()
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Worker(Arc<Inner>);
+
+impl Worker {
+    /// Settings with their defaults: level 4, no workers.
+    #[must_use]
+    pub fn builder() -> WorkerBuilder {
+        WorkerBuilder::default()
+    }
+
+    pub(crate) fn from_settings(settings: Settings, uid: u64) -> Self {
+        Self(Arc::new(Inner {
+            uid,
+            settings,
+            life: Mutex::new(Life { state: WorkerState::New, children: Vec::new(), registrations: Vec::new() }),
+            changed: Condvar::new(),
+            live: RwLock::new(None),
+            closing: Mutex::new(()),
+            interrupt: RwLock::new(Arc::new(NoInterrupt)),
+        }))
+    }
+
+    /// What blocking calls ask at least every 100 ms. Set before `init()`.
+    pub fn set_interrupt(&self, interrupt: Arc<dyn Interrupt>) {
+        *self.0.interrupt.write() = interrupt;
+    }
+
+    /// Where the worker is in its life.
+    #[must_use]
+    pub fn state(&self) -> WorkerState {
+        self.0.life.lock().state.clone()
+    }
+
+    /// The level; a label from 3 up.
+    #[must_use]
+    pub fn level(&self) -> u32 {
+        self.0.settings.level
+    }
+
+    /// Adds a local child of level 3 or more with a runtime of its own; `child` must not be inited and is taken over.
+    /// Returns its stable NEXT_LEVEL id.
+    ///
+    /// # Errors
+    /// [`Error::Lifecycle`] when either worker is inited, [`Error::Argument`] when the child's level is not below this one's.
+    pub fn add_worker(&self, child: &Self) -> Result<i32, Error> {
+        if child.level() >= self.level() {
+            return Err(Error::argument(
+                "child",
+                format!("level {} is not below this worker's level {}", child.level(), self.level()),
+            ));
+        }
+        if Arc::ptr_eq(&self.0, &child.0) {
+            return Err(Error::argument("child", "a worker cannot be its own child"));
+        }
+        let plan = child.give_away()?;
+        self.add_child(Child::Local(plan))
+    }
+
+    /// Adds a remote worker: a session on the daemon that `spec` names. Returns its stable NEXT_LEVEL id.
+    ///
+    /// # Errors
+    /// [`Error::Lifecycle`] after `init()`, [`Error::Argument`] for a specification that cannot work.
+    pub fn add_remote_worker(&self, spec: RemoteWorkerSpec) -> Result<i32, Error> {
+        if self.level() < 4 {
+            return Err(Error::argument(
+                "level",
+                format!("a worker of level {} has no remote workers; the parent is level 4 or more", self.level()),
+            ));
+        }
+        spec.validate().map_err(|error| Error::argument("spec", error.to_string()))?;
+        self.add_child(Child::Remote(spec))
+    }
+
+    fn add_child(&self, child: Child) -> Result<i32, Error> {
+        let mut life = self.0.life.lock();
+        self.expect_new(&life, "add a worker to")?;
+        life.children.push(child);
+        i32::try_from(life.children.len() - 1).map_err(|_| Error::argument("workers", "too many workers"))
+    }
+
+    fn expect_new(&self, life: &Life, action: &'static str) -> Result<(), Error> {
+        match life.state {
+            WorkerState::New => Ok(()),
+            ref state => Err(Error::Lifecycle {
+                state: state.to_string(),
+                action,
+                hint: "do it before init(), on a worker that was not added to another".into(),
+            }),
+        }
+    }
+
+    /// The engine of a READY worker.
+    pub(crate) fn engine(&self, action: &'static str) -> Result<Arc<Engine>, Error> {
+        if let Some(live) = self.0.live.read().as_ref() {
+            return Ok(Arc::clone(&live.engine));
+        }
+        let state = self.state();
+        let hint = match state {
+            WorkerState::New => "call init() first, or use `with Worker(...) as w:`",
+            WorkerState::Given => "use the worker that it was added to",
+            WorkerState::Failed(_) => "mend the cause and make a new Worker",
+            _ => "make a new Worker",
+        };
+        Err(Error::Lifecycle { state: state.to_string(), action, hint: hint.into() })
+    }
+
+    /// Its workers as they are now.
+    #[must_use]
+    pub fn workers(&self) -> Vec<EndpointInfo> {
+        self.engine("look at").map_or_else(
+            |_| Vec::new(),
+            |engine| engine.core.lock().endpoints.iter().filter(|s| !s.replaced).map(|slot| slot.info.clone()).collect(),
+        )
+    }
+
+    /// Tasks submitted and finished since `init()`.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.engine("look at").map_or_else(
+            |_| Progress::default(),
+            |engine| {
+                let core = engine.core.lock();
+                Progress { submitted: core.submitted, finished: core.finished }
+            },
+        )
+    }
+
+    /// The events since the last call, as JSON of a `trace::TraceReport`; what a session answers to COLLECT_TRACE.
+    ///
+    /// # Errors
+    /// [`Error::Lifecycle`] when it is not ready.
+    pub fn trace_json(&self) -> Result<Vec<u8>, Error> {
+        let engine = self.engine("trace")?;
+        let report = engine.core.lock().trace.take();
+        serde_json::to_vec(&report).map_err(|error| Error::argument("trace", error.to_string()))
+    }
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("level", &self.level()).field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+/// How far the submitted tasks are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Tasks submitted since `init()`.
+    pub submitted: u64,
+    /// Of those, tasks that have ended in any way.
+    pub finished: u64,
+}

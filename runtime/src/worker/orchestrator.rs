@@ -1,0 +1,242 @@
+//! What an orchestration function gets: submits, copies, memory.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use echelon_wire::call_config::CallConfig;
+use echelon_wire::tensor::TensorMeta;
+use parking_lot::Mutex;
+
+use super::{CallableHandle, Worker};
+use crate::args::{ArgSource, TaskArgs, TensorArg};
+use crate::buffer::RemoteBuffer;
+use crate::engine::{self, Engine, GroupKind, SubmitSpec, Target};
+use crate::error::Error;
+use crate::graph::RunId;
+use crate::memory::{ArenaBlock, HostMemory, MemoryError};
+use crate::tensor::{Tag, Tensor};
+
+/// A submitted task, by its number in the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TaskHandle {
+    /// From 1, in submit order.
+    pub sequence: u64,
+}
+
+/// One side of [`Orchestrator::copy`].
+#[derive(Clone, Debug)]
+pub enum CopySide {
+    /// A tensor in shared memory.
+    Tensor(Tensor),
+    /// Memory of this process, such as a numpy array.
+    Host {
+        /// The bytes.
+        memory: HostMemory,
+        /// Their shape.
+        meta: TensorMeta,
+    },
+    /// A range of a remote buffer or import.
+    Remote {
+        /// The handle.
+        buffer: RemoteBuffer,
+        /// First byte.
+        offset: u64,
+        /// Its shape.
+        meta: TensorMeta,
+    },
+}
+
+/// An arena block with the scope that bounds its use.
+pub(crate) struct ScopedBlock {
+    _block: Arc<ArenaBlock>,
+    scope: Arc<AtomicBool>,
+}
+
+impl ScopedBlock {
+    pub(crate) fn ended(&self) -> bool {
+        self.scope.load(Ordering::Acquire)
+    }
+}
+
+/// The submitting side of one `run()`; valid until its orchestration function returns. May be used from several threads.
+#[derive(Clone)]
+pub struct Orchestrator {
+    worker: Worker,
+    engine: Arc<Engine>,
+    run: RunId,
+    /// Open scopes, innermost last; each flag says that its scope has ended.
+    scopes: Arc<Mutex<Vec<Arc<AtomicBool>>>>,
+}
+
+impl Orchestrator {
+    pub(crate) fn new(worker: Worker, engine: Arc<Engine>, run: RunId) -> Self {
+        Self { worker, engine, run, scopes: Arc::default() }
+    }
+
+    /// The worker that runs it.
+    #[must_use]
+    pub fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
+    /// Submits a task to one NEXT_LEVEL worker: the named one, or any eligible.
+    ///
+    /// # Errors
+    /// [`Error::NotEligible`] with each worker's reason, [`Error::Type`] for memory that cannot go there, [`Error::Handle`],
+    /// [`Error::Resource`] when nothing is running that could make room.
+    pub fn submit_next_level(
+        &self,
+        callable: &CallableHandle,
+        args: TaskArgs,
+        config: CallConfig,
+        worker: Option<i32>,
+    ) -> Result<TaskHandle, Error> {
+        let target = worker.map_or(Target::NextLevel, |id| Target::Workers(vec![id]));
+        self.submit(callable, vec![args], config, target, GroupKind::Single)
+    }
+
+    /// Submits a gang: one member for each entry of `args`, all at once on distinct NEXT_LEVEL workers (design §15.23).
+    ///
+    /// # Errors
+    /// As [`Self::submit_next_level`]; also when members touch the same bytes and one writes, or there are too few workers.
+    pub fn submit_next_level_group(
+        &self,
+        callable: &CallableHandle,
+        args: Vec<TaskArgs>,
+        config: CallConfig,
+        workers: Option<Vec<i32>>,
+    ) -> Result<TaskHandle, Error> {
+        if let Some(ids) = workers.as_ref().filter(|ids| ids.len() != args.len()) {
+            return Err(Error::argument(
+                "workers",
+                format!("{} workers for {} members; name one for each", ids.len(), args.len()),
+            ));
+        }
+        let target = workers.map_or(Target::NextLevel, Target::Workers);
+        self.submit(callable, args, config, target, GroupKind::Gang)
+    }
+
+    /// Submits a task to a sub worker.
+    ///
+    /// # Errors
+    /// As [`Self::submit_next_level`].
+    pub fn submit_sub(&self, callable: &CallableHandle, args: TaskArgs) -> Result<TaskHandle, Error> {
+        self.submit(callable, vec![args], CallConfig::default(), Target::Sub, GroupKind::Single)
+    }
+
+    /// Submits one member a set of arguments to sub workers; they may run in waves.
+    ///
+    /// # Errors
+    /// As [`Self::submit_next_level`].
+    pub fn submit_sub_group(&self, callable: &CallableHandle, args: Vec<TaskArgs>) -> Result<TaskHandle, Error> {
+        self.submit(callable, args, CallConfig::default(), Target::Sub, GroupKind::Waves)
+    }
+
+    fn submit(
+        &self,
+        callable: &CallableHandle,
+        args: Vec<TaskArgs>,
+        config: CallConfig,
+        target: Target,
+        group: GroupKind,
+    ) -> Result<TaskHandle, Error> {
+        callable.check(self.engine.uid)?;
+        if args.is_empty() {
+            return Err(Error::argument("args_list", "a group needs at least one member"));
+        }
+        let spec = SubmitSpec { run: self.run, callable: callable.callable.clone(), config, target, group, args };
+        Ok(TaskHandle { sequence: self.engine.submit(spec)? })
+    }
+
+    /// Allocates a tensor in shared memory; contents undefined. Inside a scope it may be submitted until the scope ends. The
+    /// memory is reused when no task and no view of it is left.
+    ///
+    /// # Errors
+    /// [`Error::Resource`] when the memory limit is reached and nothing is running that could give some back.
+    pub fn alloc(&self, meta: TensorMeta) -> Result<Tensor, Error> {
+        let nbytes = meta.nbytes().ok_or_else(|| Error::argument("shape", "its size in bytes overflows 64 bits"))?;
+        let block = self.alloc_block(nbytes)?;
+        let scope = self.scopes.lock().last().cloned().unwrap_or_default();
+        let (region, offset) = (Arc::clone(block.region()), block.offset());
+        let lease: crate::tensor::Lease = Arc::new(ScopedBlock { _block: block, scope });
+        Tensor::new(meta, region, offset, Some(lease), false)
+    }
+
+    fn alloc_block(&self, nbytes: u64) -> Result<Arc<ArenaBlock>, Error> {
+        loop {
+            let finished = self.engine.core.lock().finished;
+            match self.engine.arena.alloc(nbytes) {
+                Ok(block) => return Ok(block),
+                Err(MemoryError::Exhausted { requested, limit, .. }) => {
+                    self.engine.wait_for_room(finished, || Error::Resource {
+                        what: "shared memory of the worker".into(),
+                        requested,
+                        limit,
+                        hint: "release tensors that are not needed any more, or raise memory_limit",
+                    })?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Opens a scope: what is allocated from now on belongs to it.
+    pub fn scope_begin(&self) {
+        self.scopes.lock().push(Arc::default());
+    }
+
+    /// Ends the innermost scope.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when none is open.
+    pub fn scope_end(&self) -> Result<(), Error> {
+        let scope = self.scopes.lock().pop();
+        let scope = scope.ok_or_else(|| Error::argument("scope", "no scope is open"))?;
+        scope.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Submits a copy as a node of the graph: its dependencies are inferred like a task's, and it runs on the lanes.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when sizes differ or the destination is read-only, [`Error::Handle`] for a handle that does not
+    /// allow it.
+    pub fn copy(&self, dst: CopySide, src: CopySide) -> Result<TaskHandle, Error> {
+        let dst = self.copy_arg(dst, Tag::Output, "dst")?;
+        let src = self.copy_arg(src, Tag::Input, "src")?;
+        if dst.nbytes() != src.nbytes() {
+            return Err(Error::argument(
+                "copy",
+                format!("dst has {} bytes and src {}; give both one size", dst.nbytes(), src.nbytes()),
+            ));
+        }
+        let job = engine::CopyJob::new(copy_side(&dst)?, copy_side(&src)?);
+        Ok(TaskHandle { sequence: self.engine.submit_copy(self.run, job, &dst, &src)? })
+    }
+
+    fn copy_arg(&self, side: CopySide, tag: Tag, what: &'static str) -> Result<TensorArg, Error> {
+        let mut args = TaskArgs::new();
+        match side {
+            CopySide::Tensor(tensor) => args.add_tensor(&tensor, tag)?,
+            CopySide::Host { memory, meta } => args.add_host(memory, meta, tag)?,
+            CopySide::Remote { buffer, offset, meta } => args.add_remote(&buffer, offset, meta, tag)?,
+        };
+        let arg = args.tensors().first().ok_or_else(|| Error::argument(what, "nothing to copy"))?;
+        self.engine.normalise_one(arg)
+    }
+}
+
+fn copy_side(arg: &TensorArg) -> Result<engine::CopySide, Error> {
+    Ok(match &arg.source {
+        ArgSource::Tensor(tensor) => engine::CopySide::Local(tensor.memory()?),
+        ArgSource::Host(memory) => engine::CopySide::Local(memory.clone()),
+        ArgSource::Inline(bytes) => engine::CopySide::Local(HostMemory::from_bytes(bytes.clone())),
+        ArgSource::Remote { buffer, offset } => engine::CopySide::of_buffer(buffer, *offset, arg.nbytes()),
+    })
+}
+
+impl std::fmt::Debug for Orchestrator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Orchestrator").field("run", &self.run).finish_non_exhaustive()
+    }
+}

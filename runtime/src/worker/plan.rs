@@ -1,0 +1,154 @@
+//! What a local child with a runtime of its own is told at start: the plan of its level, as JSON through an inherited descriptor.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use echelon_wire::callable::{CallableKind, ImportTarget};
+use serde::{Deserialize, Serialize};
+
+use super::register::Registration;
+use super::{Child, Worker, WorkerState};
+use crate::callable::{Callable, CallableSource};
+use crate::error::Error;
+
+/// A callable that the inner level registers at start.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InnerPlan {
+    /// Name in messages.
+    pub name: String,
+    /// `module:qualname`, or the hex of serialized bytes.
+    pub payload: String,
+    /// True when `payload` is hex of serialized bytes.
+    pub serialized: bool,
+    /// For the inner level's own inner workers.
+    pub inner: bool,
+}
+
+/// One level: settings, children and callables of a worker that was added to another.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LevelPlan {
+    /// Level, 3 or more.
+    pub level: u32,
+    /// Sub worker processes.
+    pub sub_workers: u32,
+    /// Unfinished tasks before a submit blocks.
+    pub max_tasks: u32,
+    /// Bytes of shared memory.
+    pub memory_limit: u64,
+    /// Bound of its `init()` in seconds.
+    pub startup_timeout_s: f64,
+    /// Bound of its `close()` in seconds.
+    pub close_timeout_s: f64,
+    /// Local children in the order of their ids.
+    pub children: Vec<LevelPlan>,
+    /// Callables.
+    pub callables: Vec<InnerPlan>,
+}
+
+impl Worker {
+    /// Turns an un-inited worker into a plan; using it directly afterwards raises (design §15.22).
+    pub(crate) fn give_away(&self) -> Result<LevelPlan, Error> {
+        let mut life = self.0.life.lock();
+        self.expect_new(&life, "give away")?;
+        let mut children = Vec::new();
+        for child in &life.children {
+            match child {
+                Child::Local(plan) => children.push(plan.clone()),
+                Child::Remote(_) => {
+                    return Err(Error::argument(
+                        "child",
+                        "a local child cannot have remote workers; add them to the outermost worker",
+                    ));
+                }
+            }
+        }
+        let callables = life.registrations.iter().map(Registration::plan).collect::<Result<_, _>>()?;
+        let s = &self.0.settings;
+        let plan = LevelPlan {
+            level: s.level,
+            sub_workers: s.sub_workers,
+            max_tasks: s.max_tasks,
+            memory_limit: s.memory_limit,
+            startup_timeout_s: s.startup_timeout.as_secs_f64(),
+            close_timeout_s: s.close_timeout.as_secs_f64(),
+            children,
+            callables,
+        };
+        life.state = WorkerState::Given;
+        Ok(plan)
+    }
+}
+
+impl LevelPlan {
+    /// Makes the worker that the plan describes; `builder` brings what the process knows by itself (child program, regions).
+    ///
+    /// # Errors
+    /// What [`super::WorkerBuilder::build`] and the registrations refuse.
+    pub fn into_worker(self, builder: super::WorkerBuilder) -> Result<Worker, Error> {
+        let worker = builder
+            .level(self.level)
+            .sub_workers(self.sub_workers)
+            .max_tasks(self.max_tasks)
+            .memory_limit(Some(self.memory_limit))
+            .startup_timeout(Duration::from_secs_f64(self.startup_timeout_s))
+            .close_timeout(Duration::from_secs_f64(self.close_timeout_s))
+            .build()?;
+        for child in self.children {
+            worker.add_child(Child::Local(child))?;
+        }
+        for entry in self.callables {
+            let callable = entry.callable()?;
+            let options = super::RegisterOptions { inner: entry.inner, ..super::RegisterOptions::default() };
+            worker.register(callable, options)?;
+        }
+        Ok(worker)
+    }
+}
+
+impl InnerPlan {
+    pub(crate) fn of(callable: &Callable, inner: bool) -> Result<Self, Error> {
+        let name = callable.name.to_string();
+        match &callable.source {
+            CallableSource::Import(target) => {
+                Ok(Self { name, payload: target.to_string(), serialized: false, inner })
+            }
+            CallableSource::Serialized(bytes) => {
+                let payload = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                Ok(Self { name, payload, serialized: true, inner })
+            }
+            CallableSource::Native(_) => Err(Error::argument(
+                "callable",
+                format!("{name} is a closure of this process and cannot run in a child; register an import path"),
+            )),
+        }
+    }
+
+    fn callable(&self) -> Result<Callable, Error> {
+        if !self.serialized {
+            let target = ImportTarget::parse(&self.payload).map_err(|error| Error::argument("target", error.to_string()))?;
+            return Ok(Callable::import(target));
+        }
+        let digits = self.payload.as_bytes().chunks(2);
+        let bytes: Option<Vec<u8>> =
+            digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect();
+        let bytes = bytes.ok_or_else(|| Error::argument("payload", "the serialized callable is not hex"))?;
+        Ok(Callable::serialized(&self.name, bytes.into()))
+    }
+}
+
+impl Callable {
+    /// What a hosting process needs to resolve the callable: kind and payload.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a native closure, which cannot leave its process.
+    pub fn payload(&self) -> Result<(CallableKind, Arc<[u8]>), Error> {
+        match &self.source {
+            CallableSource::Import(target) => Ok((CallableKind::PythonImport, target.to_string().as_bytes().into())),
+            CallableSource::Serialized(bytes) => Ok((CallableKind::PythonSerialized, bytes.as_ref().into())),
+            CallableSource::Native(_) => Err(Error::argument(
+                "callable",
+                format!("{} is a closure of this process and cannot run in another; register an import path", self.name),
+            )),
+        }
+    }
+}

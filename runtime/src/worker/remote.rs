@@ -1,0 +1,280 @@
+//! Remote buffers: malloc, copy, export, import, free (design §7).
+
+use echelon_wire::buffer::{AccessFlags, AddressSpace};
+use echelon_wire::id::WorkerId;
+
+use super::Worker;
+use crate::buffer::{access_name, buffer_key, BufferFacts, ExportFacts, RemoteBuffer, RemoteExport};
+use crate::endpoint::{ControlReply, ControlRequest};
+use crate::engine::{CopySide, Engine, COPY_STEP_BYTES};
+use crate::error::Error;
+use crate::graph::EndpointId;
+use crate::memory::HostMemory;
+
+/// A pin for the time of a call.
+struct Pinned<'a> {
+    engine: &'a Engine,
+    buffer: &'a RemoteBuffer,
+}
+
+impl<'a> Pinned<'a> {
+    fn take(engine: &'a Engine, buffer: &'a RemoteBuffer, what: &'static str) -> Result<Self, Error> {
+        engine.check_owner(buffer)?;
+        buffer.pin(what)?;
+        Ok(Self { engine, buffer })
+    }
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        self.engine.core.lock().unpin(self.buffer.clone());
+    }
+}
+
+impl Worker {
+    /// Allocates a zeroed buffer of `nbytes` on a remote worker.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for 0 bytes or an unknown worker, [`Error::Remote`] when the session refuses (its limits),
+    /// [`Error::EndpointLost`].
+    pub fn remote_malloc(&self, worker: i32, nbytes: u64) -> Result<RemoteBuffer, Error> {
+        if nbytes == 0 {
+            return Err(Error::argument("nbytes", "0 is outside 1..; a buffer has at least one byte"));
+        }
+        let engine = self.engine("allocate on")?;
+        self.flush_releases(&engine);
+        let (endpoint, session) = engine.remote_endpoint(worker)?;
+        match engine.control(endpoint, "remote_malloc", ControlRequest::Alloc { nbytes }, None)? {
+            ControlReply::Allocated { buffer, remote_addr, rkey } => Ok(RemoteBuffer::new(BufferFacts {
+                owner_uid: engine.uid,
+                endpoint,
+                worker: WorkerId(worker),
+                owner_session: session,
+                owner_worker: WorkerId(worker),
+                key: buffer,
+                base: 0,
+                nbytes,
+                access: AccessFlags::READ_WRITE,
+                address_space: AddressSpace::RemoteDevice,
+                remote_addr,
+                rkey,
+                import: None,
+            })),
+            other => Err(unexpected("remote_malloc", &other)),
+        }
+    }
+
+    /// Frees a buffer: at once, or when the last task and import that use it have ended.
+    ///
+    /// # Errors
+    /// [`Error::Handle`] for a released, foreign or imported handle.
+    pub fn remote_free(&self, buffer: &RemoteBuffer) -> Result<(), Error> {
+        if buffer.is_imported() {
+            return Err(Error::handle("buffer", "this is an import; end it with remote_release_import"));
+        }
+        self.release(buffer, "remote_free")
+    }
+
+    /// Ends an import: at once, or when the last task that uses it has ended.
+    ///
+    /// # Errors
+    /// [`Error::Handle`] for a released, foreign or owner handle.
+    pub fn remote_release_import(&self, import: &RemoteBuffer) -> Result<(), Error> {
+        if !import.is_imported() {
+            return Err(Error::handle("import", "this is an owner's handle; free it with remote_free"));
+        }
+        self.release(import, "remote_release_import")
+    }
+
+    fn release(&self, buffer: &RemoteBuffer, what: &'static str) -> Result<(), Error> {
+        let engine = self.engine("free a buffer of")?;
+        engine.check_owner(buffer)?;
+        if !buffer.release(what)? {
+            return Ok(());
+        }
+        let (endpoint, request) = crate::engine::release_request(buffer);
+        match engine.control(endpoint, what, request, None) {
+            Ok(_) | Err(Error::EndpointLost { .. }) => {
+                engine.core.lock().released(buffer);
+                Ok(())
+            }
+            Err(error) => {
+                // Uncertain: tried again at the next flush, reported at close.
+                buffer.release_failed();
+                engine.core.lock().pending_releases.push(buffer.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// Sends again what could not be released before.
+    pub(crate) fn flush_releases(&self, engine: &Engine) {
+        let mut core = engine.core.lock();
+        let pending = std::mem::take(&mut core.pending_releases);
+        for buffer in pending {
+            core.send_release(buffer);
+        }
+    }
+
+    /// Copies host bytes into a buffer; returns when they have arrived.
+    ///
+    /// # Errors
+    /// [`Error::Handle`], [`Error::Argument`] for a range outside the buffer, [`Error::Remote`], [`Error::EndpointLost`].
+    pub fn remote_copy_to(&self, buffer: &RemoteBuffer, source: &HostMemory, offset: u64) -> Result<(), Error> {
+        self.copy_direct(buffer, source, offset, true)
+    }
+
+    /// Copies from a buffer into host memory; returns when it is there.
+    ///
+    /// # Errors
+    /// As [`Self::remote_copy_to`]; [`Error::Argument`] also for read-only memory.
+    pub fn remote_copy_from(&self, buffer: &RemoteBuffer, destination: &HostMemory, offset: u64) -> Result<(), Error> {
+        if !destination.is_writable() {
+            return Err(Error::argument("host", "the destination is read-only; give a writable buffer"));
+        }
+        self.copy_direct(buffer, destination, offset, false)
+    }
+
+    fn copy_direct(&self, buffer: &RemoteBuffer, host: &HostMemory, offset: u64, to: bool) -> Result<(), Error> {
+        let what = if to { "remote_copy_to" } else { "remote_copy_from" };
+        let engine = self.engine("copy with")?;
+        if buffer.is_imported() {
+            return Err(Error::handle("buffer", "this is an import; copy with the owner's handle"));
+        }
+        buffer.check_live(what)?;
+        let nbytes = host.len() as u64;
+        buffer.check_range(what, offset, nbytes)?;
+        let _pin = Pinned::take(&engine, buffer, what)?;
+        let CopySide::Remote { endpoint, key, .. } = CopySide::of_buffer(buffer, offset, nbytes) else {
+            return Ok(());
+        };
+        let mut done = 0;
+        loop {
+            let step = (nbytes - done).min(COPY_STEP_BYTES);
+            // Offsets within this process's memory fit `usize`.
+            let part = host.slice(done as usize, step as usize)?;
+            let request = if to {
+                ControlRequest::CopyTo { buffer: key, offset: offset + done, source: part }
+            } else {
+                ControlRequest::CopyFrom { buffer: key, offset: offset + done, destination: part }
+            };
+            engine.control(endpoint, what, request, None)?;
+            done += step;
+            if done >= nbytes {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes a range of an owned buffer importable by other workers. `nbytes: None` = to the end.
+    ///
+    /// # Errors
+    /// [`Error::Handle`] for imports and released handles, [`Error::Argument`] for an empty range or one outside.
+    pub fn remote_export(
+        &self,
+        buffer: &RemoteBuffer,
+        offset: u64,
+        nbytes: Option<u64>,
+        access: AccessFlags,
+    ) -> Result<RemoteExport, Error> {
+        let engine = self.engine("export from")?;
+        if buffer.is_imported() {
+            return Err(Error::handle("buffer", "an import cannot be exported again; export the owner's handle"));
+        }
+        buffer.check_live("remote_export")?;
+        let nbytes = nbytes.unwrap_or_else(|| buffer.nbytes().saturating_sub(offset));
+        buffer.check_range("remote_export", offset, nbytes)?;
+        if nbytes == 0 {
+            return Err(Error::argument("nbytes", "the exported range is empty"));
+        }
+        let _pin = Pinned::take(&engine, buffer, "remote_export")?;
+        let facts = buffer.facts();
+        let request = ControlRequest::Export { buffer: facts.key, offset, nbytes, access };
+        match engine.control(facts.endpoint, "remote_export", request, None)? {
+            ControlReply::Exported(result) => {
+                let agrees = result.buffer_id == facts.key.buffer
+                    && result.generation == facts.key.generation
+                    && (result.offset, result.nbytes) == (offset, nbytes);
+                if !agrees {
+                    return Err(Error::Remote {
+                        worker: engine.worker_name(facts.endpoint),
+                        what: "remote_export",
+                        message: "its answer describes another range than the one asked for".into(),
+                    });
+                }
+                Ok(RemoteExport::new(ExportFacts { owner: buffer.clone(), result: *result, access }))
+            }
+            other => Err(unexpected("remote_export", &other)),
+        }
+    }
+
+    /// Imports an export on another worker. `access: None` = all that the export allows.
+    ///
+    /// # Errors
+    /// [`Error::Handle`] for an export of another `Worker` or whose owner was freed, or for more access than exported;
+    /// [`Error::Remote`] when the session cannot reach the bytes.
+    pub fn remote_import(
+        &self,
+        export: &RemoteExport,
+        worker: i32,
+        access: Option<AccessFlags>,
+    ) -> Result<RemoteBuffer, Error> {
+        let engine = self.engine("import on")?;
+        let facts = export.facts();
+        let access = access.unwrap_or(facts.access);
+        if !facts.access.contains(access) {
+            return Err(Error::handle(
+                "export",
+                format!("{} access asked for, and the export allows {}", access_name(access), access_name(facts.access)),
+            ));
+        }
+        let (endpoint, _) = engine.remote_endpoint(worker)?;
+        if endpoint == facts.owner.facts().endpoint {
+            return Err(Error::argument("worker", format!("worker {worker} owns the buffer; use the owner's handle there")));
+        }
+        // The owner is held before the import exists, and let go again when it fails.
+        let _pin = Pinned::take(&engine, &facts.owner, "remote_import")?;
+        let request = ControlRequest::Import { export: Box::new(facts.result.clone()), access };
+        match engine.control(endpoint, "remote_import", request, None)? {
+            ControlReply::Imported(result) => {
+                let owner = facts.owner.facts();
+                Ok(RemoteBuffer::new(BufferFacts {
+                    owner_uid: engine.uid,
+                    endpoint,
+                    worker: WorkerId(worker),
+                    owner_session: owner.owner_session,
+                    owner_worker: owner.owner_worker,
+                    key: buffer_key(owner.key.buffer.0, owner.key.generation.0),
+                    base: facts.result.offset,
+                    nbytes: facts.result.nbytes,
+                    access,
+                    address_space: result.address_space,
+                    remote_addr: result.remote_addr,
+                    rkey: result.rkey_or_token,
+                    import: Some((result.import_id, facts.owner.clone())),
+                }))
+            }
+            other => Err(unexpected("remote_import", &other)),
+        }
+    }
+}
+
+impl Engine {
+    /// Endpoint and session of a remote worker id.
+    fn remote_endpoint(&self, worker: i32) -> Result<(EndpointId, u64), Error> {
+        let core = self.core.lock();
+        let endpoint = core.endpoint_of(worker)?;
+        let session = core.slot(endpoint).and_then(|slot| slot.info.session);
+        session.map(|session| (endpoint, session)).ok_or_else(|| {
+            Error::argument("worker", format!("worker {worker} is local: use orch.alloc, its memory is shared"))
+        })
+    }
+
+    pub(crate) fn worker_name(&self, endpoint: EndpointId) -> String {
+        self.core.lock().slot(endpoint).map_or_else(String::new, |slot| slot.info.name.clone())
+    }
+}
+
+fn unexpected(what: &'static str, reply: &ControlReply) -> Error {
+    Error::Remote { worker: "the worker".into(), what, message: format!("unexpected answer {reply:?}") }
+}

@@ -1,0 +1,243 @@
+//! `run()`: one orchestration function, all its tasks, one report or one error.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Orchestrator, Worker};
+use crate::endpoint::{ControlReply, ControlRequest};
+use crate::engine::{Core, Engine, EndpointRole, Flight, RunState, WaitEnd};
+use crate::error::{Error, RunError};
+use crate::graph::{EndpointId, Event, RunId, Space};
+use crate::trace::{adopt, now_ns, TraceEvent, TraceReport};
+
+/// What a completed run did.
+#[derive(Clone, Debug, Default)]
+pub struct RunReport {
+    /// Tasks by outcome: `completed`, `failed`, `lost`, `skipped`, `cancelled`.
+    pub counts: BTreeMap<&'static str, u64>,
+    /// Task members run by each worker that ran any, inner workers of sessions included.
+    pub tasks_per_worker: BTreeMap<String, u64>,
+    /// One event a task member, on this process's clock.
+    pub timeline: Vec<TraceEvent>,
+}
+
+/// Why a run did not succeed.
+#[derive(Debug)]
+pub enum RunEnd<E> {
+    /// The orchestration function returned this. What it had submitted and had not started was cancelled.
+    Function(E),
+    /// The engine: failed tasks, an interrupt, a worker that is not ready.
+    Engine(Error),
+}
+
+impl<E> From<Error> for RunEnd<E> {
+    fn from(error: Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl Worker {
+    /// Calls `function` on this thread, with no lock held, and waits until every task that it submitted has ended.
+    ///
+    /// # Errors
+    /// [`RunEnd::Function`] with what the function returned, else [`RunEnd::Engine`]: [`Error::Run`] with every failed task,
+    /// [`Error::Interrupted`], [`Error::Lifecycle`]. The worker stays usable.
+    pub fn run<R, E>(
+        &self,
+        function: impl FnOnce(&Orchestrator) -> Result<R, E>,
+    ) -> Result<(R, RunReport), RunEnd<E>> {
+        let engine = self.engine("run on")?;
+        self.replace_lost_subs(&engine);
+        self.flush_releases(&engine);
+        let run = RunGuard::begin(&engine);
+        let orchestrator = Orchestrator::new(self.clone(), Arc::clone(&engine), run.id);
+        let returned = function(&orchestrator);
+        engine.close_run(run.id, returned.is_err());
+        let ended = self.wait_for_run(&engine, run.id);
+        let state = run.end();
+        let result = match (returned, ended) {
+            (Err(error), _) => return Err(RunEnd::Function(error)),
+            (Ok(_), Err(error)) => return Err(RunEnd::Engine(error)),
+            (Ok(result), Ok(())) => result,
+        };
+        let (mut state, undefined) = state;
+        if let Some(error) = state.error(undefined) {
+            return Err(RunEnd::Engine(Error::Run(Box::new(error))));
+        }
+        Ok((result, self.report(&engine, state)))
+    }
+
+    /// [`Self::run`] for functions whose error is the runtime's own.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_simple(&self, function: impl FnOnce(&Orchestrator) -> Result<(), Error>) -> Result<RunReport, Error> {
+        match self.run(function) {
+            Ok(((), report)) => Ok(report),
+            Err(RunEnd::Function(error) | RunEnd::Engine(error)) => Err(error),
+        }
+    }
+
+    fn wait_for_run(&self, engine: &Engine, run: RunId) -> Result<(), Error> {
+        let done = |core: &mut Core| (core.scheduler.run_live(run) == 0).then_some(());
+        let Err(end) = engine.wait_until(None, done) else { return Ok(()) };
+        debug_assert_eq!(end, WaitEnd::Interrupted);
+        // Tasks that have not started are cancelled; running ones have the grace, then their child is killed.
+        engine.close_run(run, true);
+        let grace = Instant::now() + self.0.settings.interrupt_grace;
+        if engine.wait_calmly(grace, done).is_err() {
+            engine.kill_run(run);
+            let bound = Instant::now() + self.0.settings.close_timeout;
+            if engine.wait_calmly(bound, done).is_err() {
+                tracing::error!("tasks of an interrupted run did not end after their workers were killed");
+            }
+        }
+        Err(Error::Interrupted)
+    }
+
+    fn report(&self, engine: &Engine, state: RunState) -> RunReport {
+        let counts = BTreeMap::from([
+            ("completed", state.completed),
+            ("failed", state.failed),
+            ("lost", state.lost),
+            ("skipped", state.skipped),
+            ("cancelled", state.cancelled),
+        ]);
+        let mut report =
+            RunReport { counts, tasks_per_worker: state.per_worker, timeline: state.events };
+        engine.adopt_inner_events(&mut report);
+        report
+    }
+}
+
+/// Ends the run's state however `run()` is left.
+struct RunGuard<'a> {
+    engine: &'a Engine,
+    id: RunId,
+    ended: bool,
+}
+
+impl<'a> RunGuard<'a> {
+    fn begin(engine: &'a Engine) -> Self {
+        let id = engine.core.lock().new_run();
+        Self { engine, id, ended: false }
+    }
+
+    fn end(mut self) -> (RunState, Vec<String>) {
+        self.ended = true;
+        self.engine.end_run(self.id)
+    }
+}
+
+impl Drop for RunGuard<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            // The function panicked: nothing more of this run is to start.
+            self.engine.close_run(self.id, true);
+            self.engine.end_run(self.id);
+        }
+    }
+}
+
+impl Engine {
+    /// No more submits; with `cancel`, what has not started never will.
+    fn close_run(&self, run: RunId, cancel: bool) {
+        let mut core = self.core.lock();
+        if let Some(state) = core.runs.get_mut(&run) {
+            state.closed = true;
+        }
+        if cancel {
+            core.feed(Event::CancelRun { run });
+        }
+    }
+
+    fn end_run(&self, run: RunId) -> (RunState, Vec<String>) {
+        let mut core = self.core.lock();
+        let undefined = core
+            .scheduler
+            .poisoned_ranges(run)
+            .into_iter()
+            .take(16)
+            .map(|(space, start, end)| describe_range(space, start, end))
+            .collect();
+        core.feed(Event::RunEnded { run });
+        (core.runs.remove(&run).unwrap_or_default(), undefined)
+    }
+
+    /// Waits without asking the interrupt check: used while an interrupt is carried out.
+    fn wait_calmly<T>(&self, deadline: Instant, mut ready: impl FnMut(&mut Core) -> Option<T>) -> Result<T, WaitEnd> {
+        loop {
+            match self.wait_until(Some(deadline), &mut ready) {
+                Err(WaitEnd::Interrupted) if Instant::now() < deadline => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Kills the workers that still run tasks of an interrupted run.
+    fn kill_run(&self, run: RunId) {
+        let mut core = self.core.lock();
+        let busy: Vec<EndpointId> = core
+            .flights
+            .values()
+            .filter_map(|flight| match flight {
+                Flight::Member { task, endpoint, .. } if core.records.get(task).is_some_and(|r| r.run == run) => {
+                    Some(*endpoint)
+                }
+                _ => None,
+            })
+            .collect();
+        for endpoint in busy {
+            if let Some(slot) = core.slot_mut(endpoint) {
+                slot.endpoint.kill("its task did not end within interrupt_grace_s after an interrupt");
+            }
+        }
+    }
+
+    /// Asks the workers with runtimes of their own for their events. Best effort: a report without them is still right.
+    fn adopt_inner_events(&self, report: &mut RunReport) {
+        let outer: Vec<(EndpointId, String)> = {
+            let core = self.core.lock();
+            let slots = core.endpoints.iter().zip(0..);
+            slots
+                .filter(|(slot, _)| slot.role != EndpointRole::Sub && slot.lost.is_none())
+                .filter(|(slot, _)| report.tasks_per_worker.contains_key(&slot.info.name))
+                .map(|(slot, id)| (EndpointId(id), slot.info.name.clone()))
+                .collect()
+        };
+        for (endpoint, name) in outer {
+            let sent_ns = now_ns();
+            let reply = self.control(endpoint, "the timeline", ControlRequest::CollectTrace, None);
+            let Ok(ControlReply::Trace(json)) = reply else { continue };
+            let Ok(inner) = serde_json::from_slice::<TraceReport>(&json) else {
+                tracing::warn!(worker = %name, "its timeline could not be read");
+                continue;
+            };
+            let here = i128::from(sent_ns.midpoint(now_ns()));
+            let skew = i64::try_from(here - i128::from(inner.now_ns)).unwrap_or(0);
+            for event in &inner.events {
+                *report.tasks_per_worker.entry(format!("{name}/{}", event.worker)).or_default() += 1;
+            }
+            adopt(inner, &name, skew, &mut report.timeline);
+        }
+    }
+}
+
+fn describe_range(space: Space, start: u64, end: u64) -> String {
+    let what = match space {
+        Space::Host => "an array of the parent",
+        Space::Region(_) => "shared memory",
+        Space::Remote { .. } => "a remote buffer",
+    };
+    match space {
+        Space::Host => format!("{what} ({} bytes)", end - start),
+        _ => format!("{what}, bytes {start}..{end}"),
+    }
+}
+
+impl From<Box<RunError>> for Error {
+    fn from(error: Box<RunError>) -> Self {
+        Self::Run(error)
+    }
+}
