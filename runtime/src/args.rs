@@ -79,32 +79,56 @@ impl TaskArgs {
         if tag.writes() && tensor.is_read_only() {
             return Err(Error::argument(
                 "tag",
-                format!("{} writes, and the tensor is read-only here; use INPUT or another tensor", tag.name()),
+                format!(
+                    "{} writes, and the tensor is read-only here; use INPUT or another tensor",
+                    tag.name()
+                ),
             ));
         }
-        self.push(TensorArg { meta: *tensor.meta(), source: ArgSource::Tensor(tensor.clone()), tag })
+        self.push(TensorArg {
+            meta: *tensor.meta(),
+            source: ArgSource::Tensor(tensor.clone()),
+            tag,
+        })
     }
 
     /// Adds memory of this process; `memory` must be exactly the tensor's size.
     ///
     /// # Errors
     /// [`Error::Argument`] for a wrong size, for a written tag on read-only memory, or beyond 4,096 tensors.
-    pub fn add_host(&mut self, memory: HostMemory, meta: TensorMeta, tag: Tag) -> Result<&mut Self, Error> {
+    pub fn add_host(
+        &mut self,
+        memory: HostMemory,
+        meta: TensorMeta,
+        tag: Tag,
+    ) -> Result<&mut Self, Error> {
         check_size("array", &meta, memory.len() as u64)?;
         if tag.writes() && !memory.is_writable() {
             return Err(Error::argument(
                 "tag",
-                format!("{} writes, and the array is read-only; use INPUT or a writable copy", tag.name()),
+                format!(
+                    "{} writes, and the array is read-only; use INPUT or a writable copy",
+                    tag.name()
+                ),
             ));
         }
-        self.push(TensorArg { meta, source: ArgSource::Host(memory), tag })
+        self.push(TensorArg {
+            meta,
+            source: ArgSource::Host(memory),
+            tag,
+        })
     }
 
     /// Adds bytes that travel with the task; INPUT only (design §15.3).
     ///
     /// # Errors
     /// [`Error::Type`] for another tag, [`Error::Argument`] for a wrong size.
-    pub fn add_inline(&mut self, bytes: Bytes, meta: TensorMeta, tag: Tag) -> Result<&mut Self, Error> {
+    pub fn add_inline(
+        &mut self,
+        bytes: Bytes,
+        meta: TensorMeta,
+        tag: Tag,
+    ) -> Result<&mut Self, Error> {
         check_size("host_inline", &meta, bytes.len() as u64)?;
         if tag != Tag::Input {
             return Err(Error::wrong_type(
@@ -116,7 +140,11 @@ impl TaskArgs {
                 ),
             ));
         }
-        self.push(TensorArg { meta, source: ArgSource::Inline(bytes), tag })
+        self.push(TensorArg {
+            meta,
+            source: ArgSource::Inline(bytes),
+            tag,
+        })
     }
 
     /// Adds a range of a remote buffer, or of an import.
@@ -135,7 +163,14 @@ impl TaskArgs {
         buffer.check_live("tensor")?;
         buffer.check_tag(tag)?;
         buffer.check_range("tensor", offset, nbytes)?;
-        self.push(TensorArg { meta, source: ArgSource::Remote { buffer: buffer.clone(), offset }, tag })
+        self.push(TensorArg {
+            meta,
+            source: ArgSource::Remote {
+                buffer: buffer.clone(),
+                offset,
+            },
+            tag,
+        })
     }
 
     /// Adds a scalar.
@@ -160,11 +195,15 @@ impl TaskArgs {
 }
 
 fn too_many(what: &'static str, limit: u32) -> Error {
-    Error::argument(what, format!("a task takes at most {limit}; pack them into fewer"))
+    Error::argument(
+        what,
+        format!("a task takes at most {limit}; pack them into fewer"),
+    )
 }
 
 fn size_of(meta: &TensorMeta) -> Result<u64, Error> {
-    meta.nbytes().ok_or_else(|| Error::argument("shape", "its size in bytes overflows 64 bits"))
+    meta.nbytes()
+        .ok_or_else(|| Error::argument("shape", "its size in bytes overflows 64 bits"))
 }
 
 fn check_size(what: &'static str, meta: &TensorMeta, got: u64) -> Result<(), Error> {

@@ -76,7 +76,10 @@ impl RemoteBuffer {
         if let Some((_, owner)) = &facts.import {
             owner.pin_raw();
         }
-        Self(Arc::new(BufferInner { facts, state: Mutex::new(BufferState::default()) }))
+        Self(Arc::new(BufferInner {
+            facts,
+            state: Mutex::new(BufferState::default()),
+        }))
     }
 
     pub(crate) fn facts(&self) -> &BufferFacts {
@@ -146,7 +149,11 @@ impl RemoteBuffer {
         if self.released() {
             return Err(Error::handle(
                 what,
-                format!("the {} on worker {} was released; make a new one", self.noun(), self.worker_id()),
+                format!(
+                    "the {} on worker {} was released; make a new one",
+                    self.noun(),
+                    self.worker_id()
+                ),
             ));
         }
         Ok(())
@@ -176,12 +183,21 @@ impl RemoteBuffer {
     }
 
     /// Refuses a range outside the handle; overflow-safe.
-    pub(crate) fn check_range(&self, what: &'static str, offset: u64, nbytes: u64) -> Result<(), Error> {
+    pub(crate) fn check_range(
+        &self,
+        what: &'static str,
+        offset: u64,
+        nbytes: u64,
+    ) -> Result<(), Error> {
         match offset.checked_add(nbytes) {
             Some(end) if end <= self.nbytes() => Ok(()),
             _ => Err(Error::argument(
                 what,
-                format!("offset {offset} + {nbytes} bytes is outside the {} of {} bytes", self.noun(), self.nbytes()),
+                format!(
+                    "offset {offset} + {nbytes} bytes is outside the {} of {} bytes",
+                    self.noun(),
+                    self.nbytes()
+                ),
             )),
         }
     }
@@ -196,7 +212,10 @@ impl RemoteBuffer {
             offset: facts.base + offset,
             nbytes,
             remote_addr: facts.remote_addr,
-            rkey_or_token: facts.import.as_ref().map_or(facts.rkey, |(import, _)| import.0),
+            rkey_or_token: facts
+                .import
+                .as_ref()
+                .map_or(facts.rkey, |(import, _)| import.0),
             generation: facts.key.generation,
             inline_payload_offset: 0,
             inline_payload_len: 0,
@@ -264,7 +283,10 @@ fn take_due(state: &mut BufferState) -> bool {
 /// `read`, `write` or `readwrite`.
 #[must_use]
 pub fn access_name(access: AccessFlags) -> &'static str {
-    match (access.contains(AccessFlags::READ), access.contains(AccessFlags::WRITE)) {
+    match (
+        access.contains(AccessFlags::READ),
+        access.contains(AccessFlags::WRITE),
+    ) {
         (true, true) => "readwrite",
         (true, false) => "read",
         (false, true) => "write",
@@ -334,5 +356,8 @@ impl RemoteExport {
 
 /// Identity of a buffer from raw numbers of the wire.
 pub(crate) fn buffer_key(buffer: u64, generation: u64) -> BufferKey {
-    BufferKey { buffer: BufferId(buffer), generation: Generation(generation) }
+    BufferKey {
+        buffer: BufferId(buffer),
+        generation: Generation(generation),
+    }
 }

@@ -49,9 +49,15 @@ impl Callable {
     /// The callable of an import path.
     #[must_use]
     pub fn import(target: ImportTarget) -> Self {
-        let digest = echelon_wire::callable::digest_of(&echelon_wire::callable::import_descriptor(&target));
+        let digest =
+            echelon_wire::callable::digest_of(&echelon_wire::callable::import_descriptor(&target));
         let name = target.to_string().into();
-        Self { digest, kind: CallableKind::PythonImport, name, source: CallableSource::Import(target) }
+        Self {
+            digest,
+            kind: CallableKind::PythonImport,
+            name,
+            source: CallableSource::Import(target),
+        }
     }
 
     /// The callable of serialized bytes (cloudpickle), named `name` in messages.
@@ -90,7 +96,11 @@ pub trait CallableHost: Send + Sync {
     ///
     /// # Errors
     /// The text of the failure with its traceback: no such module, no such attribute, not callable, refused by policy.
-    fn resolve(&self, kind: CallableKind, payload: &[u8]) -> Result<Arc<dyn HostedCallable>, String>;
+    fn resolve(
+        &self,
+        kind: CallableKind,
+        payload: &[u8],
+    ) -> Result<Arc<dyn HostedCallable>, String>;
 }
 
 /// A resolved callable.
@@ -105,5 +115,6 @@ pub trait HostedCallable: Send + Sync {
     ///
     /// # Errors
     /// The traceback of what it raised.
-    fn call_orchestration(&self, orchestrator: &Orchestrator, view: TaskView) -> Result<(), String>;
+    fn call_orchestration(&self, orchestrator: &Orchestrator, view: TaskView)
+        -> Result<(), String>;
 }

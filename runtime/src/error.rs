@@ -52,7 +52,11 @@ impl std::fmt::Display for TaskFailureInfo {
             FailureKind::Failed => "failed",
             FailureKind::EndpointLost => "was lost",
         };
-        write!(f, "task {} ({}) {verb} on {}", self.sequence, self.callable, self.worker)?;
+        write!(
+            f,
+            "task {} ({}) {verb} on {}",
+            self.sequence, self.callable, self.worker
+        )?;
         if let Some(id) = self.worker_id {
             write!(f, " [worker {id}]")?;
         }
@@ -81,7 +85,11 @@ pub struct RunError {
 impl std::fmt::Display for RunError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Some(root) = self.failures.first() else {
-            return write!(f, "{} tasks were cancelled and {} skipped", self.cancelled, self.skipped);
+            return write!(
+                f,
+                "{} tasks were cancelled and {} skipped",
+                self.cancelled, self.skipped
+            );
         };
         write!(f, "{root}")?;
         let others = self.failures.len() as u64 - 1 + self.failures_dropped;
@@ -230,17 +238,26 @@ impl FailureHint {
 impl Error {
     /// A value error.
     pub fn argument(what: &'static str, message: impl Into<String>) -> Self {
-        Self::Argument { what, message: message.into() }
+        Self::Argument {
+            what,
+            message: message.into(),
+        }
     }
 
     /// A type error.
     pub fn wrong_type(what: &'static str, message: impl Into<String>) -> Self {
-        Self::Type { what, message: message.into() }
+        Self::Type {
+            what,
+            message: message.into(),
+        }
     }
 
     /// A handle error.
     pub fn handle(what: &'static str, message: impl Into<String>) -> Self {
-        Self::Handle { what, message: message.into() }
+        Self::Handle {
+            what,
+            message: message.into(),
+        }
     }
 }
 

@@ -14,7 +14,6 @@
 //! * **R-6** Every wait has a deadline, or ends with the endpoint that it waits for; each asks the interrupt check every 50 ms.
 //! * **R-7** Every thread and child has an owner that joins it.
 
-
 pub mod args;
 pub mod buffer;
 pub mod callable;
@@ -36,11 +35,13 @@ pub mod worker;
 pub use args::{ArgSource, TaskArgs, TensorArg};
 pub use buffer::{RemoteBuffer, RemoteExport};
 pub use callable::{Callable, CallableHost, CallableSource, HostedCallable, NativeFn};
-pub use error::{Error, FailureKind, Interrupt, Interrupted, NoInterrupt, RunError, TaskFailureInfo};
+pub use error::{
+    Error, FailureKind, Interrupt, Interrupted, NoInterrupt, RunError, TaskFailureInfo,
+};
 pub use remote::RemoteWorkerSpec;
 pub use tensor::{Tag, TaskView, Tensor};
 pub use trace::TraceEvent;
 pub use worker::{
-    CallableHandle, ChildProgram, CopySide, LevelPlan, Orchestrator, Progress, RegisterOptions, RegisterScope, RunEnd,
-    RunReport, TaskHandle, Worker, WorkerBuilder, WorkerState,
+    CallableHandle, ChildProgram, CopySide, LevelPlan, Orchestrator, Progress, RegisterOptions,
+    RegisterScope, RunEnd, RunReport, TaskHandle, Worker, WorkerBuilder, WorkerState,
 };

@@ -30,7 +30,13 @@ pub enum Tag {
 
 impl Tag {
     /// All tags, in the order of their codes.
-    pub const ALL: [Self; 5] = [Self::Input, Self::Output, Self::InOut, Self::OutputExisting, Self::NoDep];
+    pub const ALL: [Self; 5] = [
+        Self::Input,
+        Self::Output,
+        Self::InOut,
+        Self::OutputExisting,
+        Self::NoDep,
+    ];
 
     /// The tag of a code, `None` when there is no such tag.
     #[must_use]
@@ -82,16 +88,27 @@ impl Tensor {
         lease: Option<Lease>,
         read_only: bool,
     ) -> Result<Self, Error> {
-        let nbytes = meta.nbytes().ok_or_else(|| Error::argument("tensor", "its size in bytes overflows 64 bits"))?;
+        let nbytes = meta
+            .nbytes()
+            .ok_or_else(|| Error::argument("tensor", "its size in bytes overflows 64 bits"))?;
         let end = offset.checked_add(nbytes);
         if end.is_none_or(|end| end > region.len()) {
             return Err(Error::argument(
                 "tensor",
-                format!("{nbytes} bytes at offset {offset} do not fit a region of {} bytes", region.len()),
+                format!(
+                    "{nbytes} bytes at offset {offset} do not fit a region of {} bytes",
+                    region.len()
+                ),
             ));
         }
         let read_only = read_only || !region.is_writable();
-        Ok(Self { meta, region, offset, lease, read_only })
+        Ok(Self {
+            meta,
+            region,
+            offset,
+            lease,
+            read_only,
+        })
     }
 
     /// Shape and element type.
@@ -145,7 +162,9 @@ impl Tensor {
     pub fn memory(&self) -> Result<HostMemory, Error> {
         let memory = self.region.host(self.offset, self.nbytes())?;
         Ok(match &self.lease {
-            Some(lease) => memory.with_owner(Arc::new((Arc::clone(&self.region), Arc::clone(lease)))),
+            Some(lease) => {
+                memory.with_owner(Arc::new((Arc::clone(&self.region), Arc::clone(lease))))
+            }
             None => memory,
         })
     }

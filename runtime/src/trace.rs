@@ -99,8 +99,16 @@ pub fn chrome_trace(events: &[TraceEvent]) -> String {
     let mut rows: Vec<&str> = events.iter().map(|event| event.worker.as_str()).collect();
     rows.sort_unstable();
     rows.dedup();
-    let row_of: HashMap<&str, usize> = rows.iter().enumerate().map(|(row, name)| (*name, row + 1)).collect();
-    let base = events.iter().map(|event| event.submit_ns.min(event.start_ns)).min().unwrap_or(0);
+    let row_of: HashMap<&str, usize> = rows
+        .iter()
+        .enumerate()
+        .map(|(row, name)| (*name, row + 1))
+        .collect();
+    let base = events
+        .iter()
+        .map(|event| event.submit_ns.min(event.start_ns))
+        .min()
+        .unwrap_or(0);
     let micros = |t: u64| t.saturating_sub(base) as f64 / 1000.0;
 
     let mut out: Vec<Value> = Vec::with_capacity(events.len() * 2 + rows.len() * 2);
@@ -125,11 +133,18 @@ pub fn chrome_trace(events: &[TraceEvent]) -> String {
     }
     for event in events.iter().filter(|event| !event.worker_is_nested()) {
         for dep in &event.deps {
-            let Some(producer) = last_of.get(dep) else { continue };
+            let Some(producer) = last_of.get(dep) else {
+                continue;
+            };
             let id = format!("{}-{}-{}", dep, event.task, event.member);
-            let (from, to) = (row_of[producer.worker.as_str()], row_of[event.worker.as_str()]);
-            out.push(json!({"ph": "s", "cat": "dep", "name": "dep", "id": id, "pid": from, "tid": from,
-                            "ts": micros(producer.end_ns)}));
+            let (from, to) = (
+                row_of[producer.worker.as_str()],
+                row_of[event.worker.as_str()],
+            );
+            out.push(
+                json!({"ph": "s", "cat": "dep", "name": "dep", "id": id, "pid": from, "tid": from,
+                            "ts": micros(producer.end_ns)}),
+            );
             out.push(json!({"ph": "f", "bp": "e", "cat": "dep", "name": "dep", "id": id, "pid": to, "tid": to,
                             "ts": micros(event.start_ns)}));
         }
@@ -165,9 +180,17 @@ mod tests {
 
     #[test]
     fn a_dependency_becomes_a_pair_of_flow_events() {
-        let text = chrome_trace(&[event("local/sub0", 1, 1_000, &[]), event("remote0", 2, 9_000, &[1])]);
+        let text = chrome_trace(&[
+            event("local/sub0", 1, 1_000, &[]),
+            event("remote0", 2, 9_000, &[1]),
+        ]);
         let value: Value = serde_json::from_str(&text).unwrap();
-        let phases: Vec<&str> = value["traceEvents"].as_array().unwrap().iter().map(|e| e["ph"].as_str().unwrap()).collect();
+        let phases: Vec<&str> = value["traceEvents"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| e["ph"].as_str().unwrap())
+            .collect();
         assert_eq!(phases.iter().filter(|ph| **ph == "X").count(), 2);
         assert_eq!(phases.iter().filter(|ph| **ph == "s").count(), 1);
         assert_eq!(phases.iter().filter(|ph| **ph == "f").count(), 1);
@@ -177,13 +200,19 @@ mod tests {
     fn inner_tasks_do_not_take_part_in_arrows() {
         assert!(event("remote0/sub1", 1, 0, &[]).worker_is_nested());
         assert!(!event("local/sub1", 1, 0, &[]).worker_is_nested());
-        let text = chrome_trace(&[event("remote0/sub1", 1, 1_000, &[]), event("local/sub0", 2, 9_000, &[1])]);
+        let text = chrome_trace(&[
+            event("remote0/sub1", 1, 1_000, &[]),
+            event("local/sub0", 2, 9_000, &[1]),
+        ]);
         assert!(!text.contains("\"ph\":\"s\""));
     }
 
     #[test]
     fn the_log_is_bounded() {
-        let mut log = TraceLog { events: vec![TraceEvent::default(); MAX_EVENTS], dropped: 0 };
+        let mut log = TraceLog {
+            events: vec![TraceEvent::default(); MAX_EVENTS],
+            dropped: 0,
+        };
         log.push(TraceEvent::default());
         let report = log.take();
         assert_eq!((report.events.len(), report.dropped), (MAX_EVENTS, 1));

@@ -236,7 +236,9 @@ pub struct TaskReport {
 
 impl Default for TaskFailure {
     fn default() -> Self {
-        Self { message: String::new() }
+        Self {
+            message: String::new(),
+        }
     }
 }
 

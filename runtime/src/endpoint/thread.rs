@@ -10,8 +10,9 @@ use crossbeam_channel::{bounded, unbounded, Receiver, Sender};
 use echelon_wire::callable::Digest;
 
 use super::{
-    ControlFailure, ControlReply, ControlRequest, Endpoint, EndpointEvent, EndpointGone, EndpointInfo, OutboundTask,
-    OutboundTensor, Place, RegisterStep, SubmitError, TaskFailure, TaskReport, Ticket,
+    ControlFailure, ControlReply, ControlRequest, Endpoint, EndpointEvent, EndpointGone,
+    EndpointInfo, OutboundTask, OutboundTensor, Place, RegisterStep, SubmitError, TaskFailure,
+    TaskReport, Ticket,
 };
 use crate::callable::{CallableSource, NativeFn};
 use crate::mailbox::Bell;
@@ -49,33 +50,59 @@ impl ThreadEndpoint {
         let (answers, done) = unbounded();
         let (end, ended) = bounded(1);
         let (results, ring) = (answers.clone(), Arc::clone(&bell));
-        let thread = std::thread::Builder::new().name(format!("echelon-{name}")).spawn(move || {
-            for job in incoming {
-                let event = perform(job);
-                // The receiver lives as long as the endpoint, which joins this thread.
-                let _ = results.send(event);
-                ring.ring();
-            }
-            let _ = end.send(());
-        })?;
+        let thread = std::thread::Builder::new()
+            .name(format!("echelon-{name}"))
+            .spawn(move || {
+                for job in incoming {
+                    let event = perform(job);
+                    // The receiver lives as long as the endpoint, which joins this thread.
+                    let _ = results.send(event);
+                    ring.ring();
+                }
+                let _ = end.send(());
+            })?;
         let jobs = Some(jobs);
-        Ok(Self { name, functions: HashMap::new(), jobs, done, answers, ended, thread: Some(thread), bell })
+        Ok(Self {
+            name,
+            functions: HashMap::new(),
+            jobs,
+            done,
+            answers,
+            ended,
+            thread: Some(thread),
+            bell,
+        })
     }
 
     fn gone(&self) -> EndpointGone {
-        EndpointGone { name: self.name.clone(), reason: "the thread was told to end".into() }
+        EndpointGone {
+            name: self.name.clone(),
+            reason: "the thread was told to end".into(),
+        }
     }
 
-    fn answer(&self, request: ControlRequest, functions: &mut Vec<(Digest, Option<Arc<NativeFn>>)>) -> Result<ControlReply, ControlFailure> {
+    fn answer(
+        &self,
+        request: ControlRequest,
+        functions: &mut Vec<(Digest, Option<Arc<NativeFn>>)>,
+    ) -> Result<ControlReply, ControlFailure> {
         match request {
-            ControlRequest::Register { step: RegisterStep::Prepare, callable, .. } => match callable.source {
+            ControlRequest::Register {
+                step: RegisterStep::Prepare,
+                callable,
+                ..
+            } => match callable.source {
                 CallableSource::Native(function) => {
                     functions.push((callable.digest, Some(function)));
                     Ok(ControlReply::Done)
                 }
                 _ => Err(self.unsupported("a Python callable", "use sub worker processes")),
             },
-            ControlRequest::Register { step: RegisterStep::Abort, callable, .. } => {
+            ControlRequest::Register {
+                step: RegisterStep::Abort,
+                callable,
+                ..
+            } => {
                 functions.push((callable.digest, None));
                 Ok(ControlReply::Done)
             }
@@ -83,13 +110,24 @@ impl ThreadEndpoint {
                 functions.push((digest, None));
                 Ok(ControlReply::Done)
             }
-            ControlRequest::Register { step: RegisterStep::Commit, .. } | ControlRequest::DropRegion { .. } => Ok(ControlReply::Done),
-            _ => Err(self.unsupported("a remote buffer", "use Orchestrator::alloc, memory is shared")),
+            ControlRequest::Register {
+                step: RegisterStep::Commit,
+                ..
+            }
+            | ControlRequest::DropRegion { .. } => Ok(ControlReply::Done),
+            _ => Err(self.unsupported(
+                "a remote buffer",
+                "use Orchestrator::alloc, memory is shared",
+            )),
         }
     }
 
     fn unsupported(&self, what: &'static str, hint: &'static str) -> ControlFailure {
-        ControlFailure::Unsupported { what, worker: self.name.clone(), hint }
+        ControlFailure::Unsupported {
+            what,
+            worker: self.name.clone(),
+            hint,
+        }
     }
 }
 
@@ -98,10 +136,19 @@ fn perform(job: Job) -> EndpointEvent {
     let failure = match catch_unwind(AssertUnwindSafe(|| (job.function)(job.view))) {
         Ok(Ok(())) => None,
         Ok(Err(message)) => Some(TaskFailure { message }),
-        Err(panic) => Some(TaskFailure { message: format!("panicked: {}", panic_text(&*panic)) }),
+        Err(panic) => Some(TaskFailure {
+            message: format!("panicked: {}", panic_text(&*panic)),
+        }),
     };
-    let report = TaskReport { failure, start_ns: Some(start_ns), end_ns: Some(now_ns()) };
-    EndpointEvent::Done { ticket: job.ticket, report }
+    let report = TaskReport {
+        failure,
+        start_ns: Some(start_ns),
+        end_ns: Some(now_ns()),
+    };
+    EndpointEvent::Done {
+        ticket: job.ticket,
+        report,
+    }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
@@ -114,13 +161,29 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 
 /// The view that a callable in this process gets of shared arguments.
 fn view_of(tensors: &[OutboundTensor], task: &OutboundTask<'_>) -> Result<TaskView, String> {
-    let mut view = TaskView { tensors: Vec::new(), tags: Vec::new(), scalars: task.scalars.to_vec(), config: task.config.clone() };
+    let mut view = TaskView {
+        tensors: Vec::new(),
+        tags: Vec::new(),
+        scalars: task.scalars.to_vec(),
+        config: task.config.clone(),
+    };
     for tensor in tensors {
-        let Place::Shared { region, offset, lease } = &tensor.place else {
+        let Place::Shared {
+            region,
+            offset,
+            lease,
+        } = &tensor.place
+        else {
             return Err("a worker thread sees shared memory only".into());
         };
         let read_only = tensor.tag == Tag::Input;
-        let made = Tensor::new(tensor.meta, Arc::clone(region), *offset, lease.clone(), read_only);
+        let made = Tensor::new(
+            tensor.meta,
+            Arc::clone(region),
+            *offset,
+            lease.clone(),
+            read_only,
+        );
         view.tensors.push(made.map_err(|error| error.to_string())?);
         view.tags.push(Some(tensor.tag));
     }
@@ -129,14 +192,29 @@ fn view_of(tensors: &[OutboundTensor], task: &OutboundTask<'_>) -> Result<TaskVi
 
 impl Endpoint for ThreadEndpoint {
     fn info(&self) -> EndpointInfo {
-        EndpointInfo { name: self.name.clone(), pid: 0, capacity: CAPACITY, shares_memory: true, session: None }
+        EndpointInfo {
+            name: self.name.clone(),
+            pid: 0,
+            capacity: CAPACITY,
+            shares_memory: true,
+            session: None,
+        }
     }
 
     fn submit(&mut self, ticket: Ticket, task: &OutboundTask<'_>) -> Result<(), SubmitError> {
         let function = self.functions.get(&task.callable.digest).cloned();
-        let function = function.ok_or_else(|| SubmitError::Refused(format!("{} is not registered here", task.callable.name)))?;
+        let function = function.ok_or_else(|| {
+            SubmitError::Refused(format!("{} is not registered here", task.callable.name))
+        })?;
         let view = view_of(task.tensors, task).map_err(SubmitError::Refused)?;
-        let sent = self.jobs.as_ref().map(|jobs| jobs.try_send(Job { ticket, function, view }).is_ok());
+        let sent = self.jobs.as_ref().map(|jobs| {
+            jobs.try_send(Job {
+                ticket,
+                function,
+                view,
+            })
+            .is_ok()
+        });
         if sent == Some(true) {
             return Ok(());
         }
@@ -155,7 +233,9 @@ impl Endpoint for ThreadEndpoint {
                 None => self.functions.remove(&digest),
             };
         }
-        let _ = self.answers.send(EndpointEvent::ControlDone { ticket, result });
+        let _ = self
+            .answers
+            .send(EndpointEvent::ControlDone { ticket, result });
         self.bell.ring();
         Ok(())
     }
@@ -174,13 +254,19 @@ impl Endpoint for ThreadEndpoint {
 
     fn finish_close(&mut self, deadline: Instant) -> Result<(), String> {
         self.jobs = None;
-        let Some(thread) = self.thread.take() else { return Ok(()) };
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(1));
         if self.ended.recv_timeout(left).is_err() && !thread.is_finished() {
             self.thread = Some(thread);
             return Err(format!("thread {} is still in its task", self.name));
         }
-        thread.join().map_err(|_| format!("thread {} panicked", self.name))
+        thread
+            .join()
+            .map_err(|_| format!("thread {} panicked", self.name))
     }
 }
 

@@ -29,19 +29,37 @@ impl Engine {
     }
 
     /// Sends a control; the cell gets the answer.
-    pub(crate) fn send_control(&self, endpoint: EndpointId, request: ControlRequest) -> Result<ControlCell, Error> {
+    pub(crate) fn send_control(
+        &self,
+        endpoint: EndpointId,
+        request: ControlRequest,
+    ) -> Result<ControlCell, Error> {
         let mut core = self.core.lock();
         let ticket = core.new_ticket();
-        let slot = core.slot_mut(endpoint).ok_or_else(|| Error::argument("worker", "no such worker"))?;
+        let slot = core
+            .slot_mut(endpoint)
+            .ok_or_else(|| Error::argument("worker", "no such worker"))?;
         let worker = slot.info.name.clone();
         if let Some(reason) = &slot.lost {
-            return Err(Error::EndpointLost { worker, message: reason.clone() });
+            return Err(Error::EndpointLost {
+                worker,
+                message: reason.clone(),
+            });
         }
         slot.endpoint
             .control(ticket, request)
-            .map_err(|gone| Error::EndpointLost { worker, message: gone.reason })?;
+            .map_err(|gone| Error::EndpointLost {
+                worker,
+                message: gone.reason,
+            })?;
         let cell: ControlCell = Arc::new(Mutex::new(None));
-        core.flights.insert(ticket, Flight::Control { cell: Arc::clone(&cell), endpoint });
+        core.flights.insert(
+            ticket,
+            Flight::Control {
+                cell: Arc::clone(&cell),
+                endpoint,
+            },
+        );
         Ok(cell)
     }
 
@@ -68,20 +86,43 @@ impl Engine {
 }
 
 impl Core {
-    fn control_error(&self, endpoint: EndpointId, what: &'static str, failure: ControlFailure) -> Error {
-        let worker = self.slot(endpoint).map_or_else(String::new, |slot| slot.info.name.clone());
+    fn control_error(
+        &self,
+        endpoint: EndpointId,
+        what: &'static str,
+        failure: ControlFailure,
+    ) -> Error {
+        let worker = self
+            .slot(endpoint)
+            .map_or_else(String::new, |slot| slot.info.name.clone());
         match failure {
             ControlFailure::Lost(message) => Error::EndpointLost { worker, message },
-            other => Error::Remote { worker, what, message: other.to_string() },
+            other => Error::Remote {
+                worker,
+                what,
+                message: other.to_string(),
+            },
         }
     }
 
     /// The thread that asked is gone (interrupted): what was allocated for it is given back.
-    pub(crate) fn undo_abandoned(&mut self, endpoint: EndpointId, result: Result<ControlReply, ControlFailure>) {
-        let Ok(ControlReply::Allocated { buffer, .. }) = result else { return };
+    pub(crate) fn undo_abandoned(
+        &mut self,
+        endpoint: EndpointId,
+        result: Result<ControlReply, ControlFailure>,
+    ) {
+        let Ok(ControlReply::Allocated { buffer, .. }) = result else {
+            return;
+        };
         let ticket = self.new_ticket();
-        let Some(slot) = self.slot_mut(endpoint) else { return };
-        if slot.endpoint.control(ticket, ControlRequest::Free { buffer }).is_ok() {
+        let Some(slot) = self.slot_mut(endpoint) else {
+            return;
+        };
+        if slot
+            .endpoint
+            .control(ticket, ControlRequest::Free { buffer })
+            .is_ok()
+        {
             self.flights.insert(ticket, Flight::Forget { endpoint });
         }
     }

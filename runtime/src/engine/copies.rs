@@ -20,15 +20,28 @@ pub(crate) enum CopySide {
     /// Local memory, pinned.
     Local(HostMemory),
     /// A range of a buffer at its owner: an import is copied where its bytes are.
-    Remote { endpoint: EndpointId, key: BufferKey, offset: u64, nbytes: u64 },
+    Remote {
+        endpoint: EndpointId,
+        key: BufferKey,
+        offset: u64,
+        nbytes: u64,
+    },
 }
 
 impl CopySide {
     /// The owner's side of `nbytes` at `offset` of a handle.
     pub(crate) fn of_buffer(buffer: &RemoteBuffer, offset: u64, nbytes: u64) -> Self {
         let facts = buffer.facts();
-        let endpoint = facts.import.as_ref().map_or(facts.endpoint, |(_, owner)| owner.facts().endpoint);
-        Self::Remote { endpoint, key: facts.key, offset: facts.base + offset, nbytes }
+        let endpoint = facts
+            .import
+            .as_ref()
+            .map_or(facts.endpoint, |(_, owner)| owner.facts().endpoint);
+        Self::Remote {
+            endpoint,
+            key: facts.key,
+            offset: facts.base + offset,
+            nbytes,
+        }
     }
 
     fn nbytes(&self) -> u64 {
@@ -55,7 +68,14 @@ pub(crate) struct CopyJob {
 impl CopyJob {
     /// Both sides must be of one size; the caller checked.
     pub(crate) fn new(dst: CopySide, src: CopySide) -> Self {
-        Self { dst, src, done: 0, between: None, reading: false, started_ns: 0 }
+        Self {
+            dst,
+            src,
+            done: 0,
+            between: None,
+            reading: false,
+            started_ns: 0,
+        }
     }
 
     /// The next control and where it goes; `None` when all bytes have arrived.
@@ -72,25 +92,80 @@ impl CopyJob {
                 self.done = src.len() as u64;
                 None
             }
-            (CopySide::Remote { endpoint, key, offset, .. }, CopySide::Local(src)) => {
+            (
+                CopySide::Remote {
+                    endpoint,
+                    key,
+                    offset,
+                    ..
+                },
+                CopySide::Local(src),
+            ) => {
                 let source = part(src, self.done, step).map_err(text)?;
-                Some((*endpoint, ControlRequest::CopyTo { buffer: *key, offset: offset + self.done, source }))
+                Some((
+                    *endpoint,
+                    ControlRequest::CopyTo {
+                        buffer: *key,
+                        offset: offset + self.done,
+                        source,
+                    },
+                ))
             }
-            (CopySide::Local(dst), CopySide::Remote { endpoint, key, offset, .. }) => {
+            (
+                CopySide::Local(dst),
+                CopySide::Remote {
+                    endpoint,
+                    key,
+                    offset,
+                    ..
+                },
+            ) => {
                 let destination = part(dst, self.done, step).map_err(text)?;
-                Some((*endpoint, ControlRequest::CopyFrom { buffer: *key, offset: offset + self.done, destination }))
+                Some((
+                    *endpoint,
+                    ControlRequest::CopyFrom {
+                        buffer: *key,
+                        offset: offset + self.done,
+                        destination,
+                    },
+                ))
             }
-            (CopySide::Remote { endpoint: to, key: dst, offset: at, .. }, CopySide::Remote { endpoint, key, offset, .. }) => {
+            (
+                CopySide::Remote {
+                    endpoint: to,
+                    key: dst,
+                    offset: at,
+                    ..
+                },
+                CopySide::Remote {
+                    endpoint,
+                    key,
+                    offset,
+                    ..
+                },
+            ) => {
                 match self.between.clone() {
-                    Some(source) => {
-                        Some((*to, ControlRequest::CopyTo { buffer: *dst, offset: at + self.done, source }))
-                    }
+                    Some(source) => Some((
+                        *to,
+                        ControlRequest::CopyTo {
+                            buffer: *dst,
+                            offset: at + self.done,
+                            source,
+                        },
+                    )),
                     None => {
                         // At most one step, 8 MiB.
                         let destination = HostMemory::from_vec(vec![0; step as usize]);
                         self.between = Some(destination.clone());
                         self.reading = true;
-                        Some((*endpoint, ControlRequest::CopyFrom { buffer: *key, offset: offset + self.done, destination }))
+                        Some((
+                            *endpoint,
+                            ControlRequest::CopyFrom {
+                                buffer: *key,
+                                offset: offset + self.done,
+                                destination,
+                            },
+                        ))
                     }
                 }
             }
@@ -108,7 +183,11 @@ impl CopyJob {
 }
 
 /// A part of pinned memory; offsets within one process's memory fit `usize`.
-fn part(memory: &HostMemory, offset: u64, len: u64) -> Result<HostMemory, crate::memory::MemoryError> {
+fn part(
+    memory: &HostMemory,
+    offset: u64,
+    len: u64,
+) -> Result<HostMemory, crate::memory::MemoryError> {
     memory.slice(offset as usize, len as usize)
 }
 
@@ -125,26 +204,41 @@ impl Core {
     fn next_copy_step(&mut self, task: TaskId) -> Option<Event> {
         let ticket = self.new_ticket();
         let record = self.records.get_mut(&task)?;
-        let Work::Copy(job) = &mut record.work else { return None };
+        let Work::Copy(job) = &mut record.work else {
+            return None;
+        };
         let (endpoint, request) = match job.next() {
             Ok(Some(step)) => step,
             Ok(None) => {
                 self.trace_copy(task);
-                return Some(Event::CopyDone { task, ok: MemberResult::Completed });
+                return Some(Event::CopyDone {
+                    task,
+                    ok: MemberResult::Completed,
+                });
             }
             Err(message) => {
                 record.fail(FailureKind::Failed, None, message);
-                return Some(Event::CopyDone { task, ok: MemberResult::Failed });
+                return Some(Event::CopyDone {
+                    task,
+                    ok: MemberResult::Failed,
+                });
             }
         };
         let slot = self.endpoints.get_mut(endpoint.0 as usize)?;
         let gone = match &slot.lost {
             Some(reason) => Some(reason.clone()),
-            None => slot.endpoint.control(ticket, request).err().map(|gone| gone.reason),
+            None => slot
+                .endpoint
+                .control(ticket, request)
+                .err()
+                .map(|gone| gone.reason),
         };
         if let Some(reason) = gone {
             record.fail(FailureKind::EndpointLost, Some(slot), reason);
-            return Some(Event::CopyDone { task, ok: MemberResult::Lost });
+            return Some(Event::CopyDone {
+                task,
+                ok: MemberResult::Lost,
+            });
         }
         self.flights.insert(ticket, Flight::Copy { task, endpoint });
         None
@@ -174,8 +268,12 @@ impl Core {
     }
 
     fn trace_copy(&mut self, task: TaskId) {
-        let Some(record) = self.records.get(&task) else { return };
-        let Work::Copy(job) = &record.work else { return };
+        let Some(record) = self.records.get(&task) else {
+            return;
+        };
+        let Work::Copy(job) = &record.work else {
+            return;
+        };
         let event = TraceEvent {
             name: "copy".into(),
             worker: "copies".into(),

@@ -11,31 +11,67 @@ use crate::trace::now_ns;
 
 impl Core {
     /// Sends a member. An event comes back when that fails at once.
-    pub(crate) fn dispatch(&mut self, task: TaskId, member: u32, endpoint: EndpointId) -> Option<Event> {
+    pub(crate) fn dispatch(
+        &mut self,
+        task: TaskId,
+        member: u32,
+        endpoint: EndpointId,
+    ) -> Option<Event> {
         let ticket = self.new_ticket();
         let slot = self.endpoints.get_mut(endpoint.0 as usize)?;
         let record = self.records.get_mut(&task)?;
-        let Work::Call { callable, config, members } = &mut record.work else { return None };
+        let Work::Call {
+            callable,
+            config,
+            members,
+        } = &mut record.work
+        else {
+            return None;
+        };
         let part = members.get_mut(member as usize)?;
         part.endpoint = Some(endpoint);
         part.dispatched_ns = now_ns();
-        let sent = outbound(part, slot).map_err(SubmitError::Refused).and_then(|tensors| {
-            let outbound = OutboundTask { callable, config, tensors: &tensors, scalars: &part.scalars };
-            slot.endpoint.submit(ticket, &outbound)
-        });
+        let sent = outbound(part, slot)
+            .map_err(SubmitError::Refused)
+            .and_then(|tensors| {
+                let outbound = OutboundTask {
+                    callable,
+                    config,
+                    tensors: &tensors,
+                    scalars: &part.scalars,
+                };
+                slot.endpoint.submit(ticket, &outbound)
+            });
         match sent {
             Ok(()) => {
-                self.flights.insert(ticket, Flight::Member { task, member, endpoint });
+                self.flights.insert(
+                    ticket,
+                    Flight::Member {
+                        task,
+                        member,
+                        endpoint,
+                    },
+                );
                 None
             }
             Err(SubmitError::Refused(message)) => {
                 record.fail(FailureKind::Failed, Some(slot), message);
-                Some(Event::MemberDone { task, member, endpoint, result: MemberResult::Failed })
+                Some(Event::MemberDone {
+                    task,
+                    member,
+                    endpoint,
+                    result: MemberResult::Failed,
+                })
             }
             Err(SubmitError::Gone(gone)) => {
                 // The endpoint says so itself through its events; this member only must not be waited for.
                 record.fail(FailureKind::EndpointLost, Some(slot), gone.reason);
-                Some(Event::MemberDone { task, member, endpoint, result: MemberResult::Lost })
+                Some(Event::MemberDone {
+                    task,
+                    member,
+                    endpoint,
+                    result: MemberResult::Lost,
+                })
             }
         }
     }
@@ -46,8 +82,16 @@ fn outbound(member: &MemberRecord, slot: &EndpointSlot) -> Result<Vec<OutboundTe
         .tensors
         .iter()
         .map(|tensor| {
-            let place = if slot.info.shares_memory { shared(tensor)? } else { remote(tensor)? };
-            Ok(OutboundTensor { meta: tensor.arg.meta, tag: tensor.arg.tag, place })
+            let place = if slot.info.shares_memory {
+                shared(tensor)?
+            } else {
+                remote(tensor)?
+            };
+            Ok(OutboundTensor {
+                meta: tensor.arg.meta,
+                tag: tensor.arg.tag,
+                place,
+            })
         })
         .collect()
 }
@@ -55,7 +99,11 @@ fn outbound(member: &MemberRecord, slot: &EndpointSlot) -> Result<Vec<OutboundTe
 fn shared(tensor: &super::record::PreparedTensor) -> Result<Place, String> {
     if let Some(stage) = &tensor.stage {
         if stage.copy_in {
-            stage.block.host().copy_from(&stage.host).map_err(|error| error.to_string())?;
+            stage
+                .block
+                .host()
+                .copy_from(&stage.host)
+                .map_err(|error| error.to_string())?;
         }
         return Ok(Place::Shared {
             region: std::sync::Arc::clone(stage.block.region()),
@@ -76,10 +124,14 @@ fn shared(tensor: &super::record::PreparedTensor) -> Result<Place, String> {
 fn remote(tensor: &super::record::PreparedTensor) -> Result<Place, String> {
     let arg = &tensor.arg;
     Ok(match &arg.source {
-        ArgSource::Remote { buffer, offset } => Place::Remote(buffer.descriptor(*offset, arg.nbytes())),
+        ArgSource::Remote { buffer, offset } => {
+            Place::Remote(buffer.descriptor(*offset, arg.nbytes()))
+        }
         _ if arg.nbytes() == 0 => Place::Empty,
         ArgSource::Inline(bytes) => Place::Inline(HostMemory::from_bytes(bytes.clone())),
         ArgSource::Host(memory) => Place::Inline(memory.clone()),
-        ArgSource::Tensor(tensor) => Place::Inline(tensor.memory().map_err(|error| error.to_string())?),
+        ArgSource::Tensor(tensor) => {
+            Place::Inline(tensor.memory().map_err(|error| error.to_string())?)
+        }
     })
 }

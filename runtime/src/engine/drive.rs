@@ -100,7 +100,10 @@ impl Driver {
         let thread = std::thread::Builder::new()
             .name("echelon-driver".into())
             .spawn(move || of_thread.drive_while_nobody_waits())?;
-        Ok(Self { engine, thread: Some(thread) })
+        Ok(Self {
+            engine,
+            thread: Some(thread),
+        })
     }
 }
 

@@ -33,21 +33,44 @@ impl Core {
     }
 
     fn on_done(&mut self, ticket: Ticket, report: TaskReport) {
-        let Some(Flight::Member { task, member, endpoint }) = self.flights.remove(&ticket) else {
-            tracing::warn!(ticket = ticket.0, "a completion that nobody waits for was dropped");
+        let Some(Flight::Member {
+            task,
+            member,
+            endpoint,
+        }) = self.flights.remove(&ticket)
+        else {
+            tracing::warn!(
+                ticket = ticket.0,
+                "a completion that nobody waits for was dropped"
+            );
             return;
         };
         let result = self.settle_member(task, member, endpoint, report);
-        self.feed(Event::MemberDone { task, member, endpoint, result });
+        self.feed(Event::MemberDone {
+            task,
+            member,
+            endpoint,
+            result,
+        });
     }
 
     /// Records how a member ended and copies back what it wrote, before anything that depends on it may start.
-    fn settle_member(&mut self, task: TaskId, member: u32, endpoint: EndpointId, report: TaskReport) -> MemberResult {
+    fn settle_member(
+        &mut self,
+        task: TaskId,
+        member: u32,
+        endpoint: EndpointId,
+        report: TaskReport,
+    ) -> MemberResult {
         let now = now_ns();
-        let Some(slot) = self.endpoints.get_mut(endpoint.0 as usize) else { return MemberResult::Lost };
+        let Some(slot) = self.endpoints.get_mut(endpoint.0 as usize) else {
+            return MemberResult::Lost;
+        };
         slot.served += 1;
         let slot = &*slot;
-        let Some(record) = self.records.get_mut(&task) else { return MemberResult::Lost };
+        let Some(record) = self.records.get_mut(&task) else {
+            return MemberResult::Lost;
+        };
         let mut result = MemberResult::Completed;
         if let Some(failure) = report.failure {
             record.fail(FailureKind::Failed, Some(slot), failure.message);
@@ -57,7 +80,9 @@ impl Core {
             result = MemberResult::Failed;
         }
         let dispatched_ns = match &record.work {
-            Work::Call { members, .. } => members.get(member as usize).map_or(now, |m| m.dispatched_ns),
+            Work::Call { members, .. } => members
+                .get(member as usize)
+                .map_or(now, |m| m.dispatched_ns),
             Work::Copy(_) => now,
         };
         if let Some(run) = self.runs.get_mut(&record.run) {
@@ -73,7 +98,12 @@ impl Core {
                 start_ns: report.start_ns.unwrap_or(dispatched_ns),
                 end_ns: report.end_ns.unwrap_or(now),
                 deps: record.deps.clone(),
-                outcome: if result == MemberResult::Completed { "completed" } else { "failed" }.into(),
+                outcome: if result == MemberResult::Completed {
+                    "completed"
+                } else {
+                    "failed"
+                }
+                .into(),
             };
             self.trace.push(event.clone());
             run.push_event(event);
@@ -96,22 +126,31 @@ impl Core {
             Some(Flight::Release { buffer, .. }) => self.release_done(buffer, result),
             Some(Flight::Forget { .. }) => {}
             Some(Flight::Member { .. }) | None => {
-                tracing::warn!(ticket = ticket.0, "an answer that nobody waits for was dropped");
+                tracing::warn!(
+                    ticket = ticket.0,
+                    "an answer that nobody waits for was dropped"
+                );
             }
         }
     }
 
     /// The one place where an endpoint becomes lost: everything in flight there is settled, exactly once.
     pub(crate) fn on_lost(&mut self, endpoint: EndpointId, reason: &str) {
-        let Some(slot) = self.endpoints.get_mut(endpoint.0 as usize) else { return };
+        let Some(slot) = self.endpoints.get_mut(endpoint.0 as usize) else {
+            return;
+        };
         if slot.lost.is_some() {
             return;
         }
         tracing::warn!(worker = %slot.info.name, reason, "worker lost");
         slot.lost = Some(reason.to_owned());
         slot.callables.clear();
-        let mut tickets: Vec<Ticket> =
-            self.flights.iter().filter(|(_, flight)| flight.endpoint() == endpoint).map(|(ticket, _)| *ticket).collect();
+        let mut tickets: Vec<Ticket> = self
+            .flights
+            .iter()
+            .filter(|(_, flight)| flight.endpoint() == endpoint)
+            .map(|(ticket, _)| *ticket)
+            .collect();
         tickets.sort_unstable();
         let mut copies = Vec::new();
         for ticket in tickets {
@@ -129,7 +168,10 @@ impl Core {
         }
         self.feed(Event::EndpointLost { endpoint });
         for task in copies {
-            self.feed(Event::CopyDone { task, ok: MemberResult::Lost });
+            self.feed(Event::CopyDone {
+                task,
+                ok: MemberResult::Lost,
+            });
         }
     }
 
@@ -162,7 +204,10 @@ impl Core {
             self.feed(Event::EndpointLost { endpoint });
         }
         for task in copies {
-            self.feed(Event::CopyDone { task, ok: MemberResult::Lost });
+            self.feed(Event::CopyDone {
+                task,
+                ok: MemberResult::Lost,
+            });
         }
     }
 
@@ -187,14 +232,19 @@ fn deliver(
 }
 
 fn copy_back(record: &super::TaskRecord, member: u32) -> Result<(), String> {
-    let Work::Call { members, .. } = &record.work else { return Ok(()) };
-    let Some(member) = members.get(member as usize) else { return Ok(()) };
+    let Work::Call { members, .. } = &record.work else {
+        return Ok(());
+    };
+    let Some(member) = members.get(member as usize) else {
+        return Ok(());
+    };
     for tensor in &member.tensors {
-        let Some(stage) = tensor.stage.as_ref().filter(|stage| stage.copy_out) else { continue };
-        stage
-            .host
-            .copy_from(&stage.block.host())
-            .map_err(|error| format!("the result could not be copied back into the array: {error}"))?;
+        let Some(stage) = tensor.stage.as_ref().filter(|stage| stage.copy_out) else {
+            continue;
+        };
+        stage.host.copy_from(&stage.block.host()).map_err(|error| {
+            format!("the result could not be copied back into the array: {error}")
+        })?;
     }
     Ok(())
 }

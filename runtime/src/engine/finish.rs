@@ -36,7 +36,13 @@ impl RunState {
 
 impl Core {
     /// Carries out `Action::Finished`.
-    pub(crate) fn finish(&mut self, task: TaskId, run: RunId, outcome: Outcome, cause: Option<TaskId>) {
+    pub(crate) fn finish(
+        &mut self,
+        task: TaskId,
+        run: RunId,
+        outcome: Outcome,
+        cause: Option<TaskId>,
+    ) {
         let Some(mut record) = self.records.remove(&task) else {
             tracing::error!(%task, ?cause, "a task ended that nobody submitted");
             return;
@@ -52,7 +58,9 @@ impl Core {
         for buffer in std::mem::take(&mut record.pins) {
             self.unpin(buffer);
         }
-        let Some(state) = self.runs.get_mut(&run) else { return };
+        let Some(state) = self.runs.get_mut(&run) else {
+            return;
+        };
         state.sequence_of.remove(&task);
         let counter = match outcome {
             Outcome::Completed => &mut state.completed,
@@ -84,16 +92,23 @@ impl Core {
     pub(crate) fn send_release(&mut self, buffer: RemoteBuffer) {
         let (endpoint, request) = release_request(&buffer);
         let ticket = self.new_ticket();
-        let Some(slot) = self.endpoints.get_mut(endpoint.0 as usize) else { return };
+        let Some(slot) = self.endpoints.get_mut(endpoint.0 as usize) else {
+            return;
+        };
         if slot.lost.is_some() || slot.endpoint.control(ticket, request).is_err() {
             // The session is gone, and its buffers with it; only the owner of an import is still to be let go.
             self.released(&buffer);
             return;
         }
-        self.flights.insert(ticket, Flight::Release { buffer, endpoint });
+        self.flights
+            .insert(ticket, Flight::Release { buffer, endpoint });
     }
 
-    pub(crate) fn release_done(&mut self, buffer: RemoteBuffer, result: Result<ControlReply, ControlFailure>) {
+    pub(crate) fn release_done(
+        &mut self,
+        buffer: RemoteBuffer,
+        result: Result<ControlReply, ControlFailure>,
+    ) {
         match result {
             Ok(_) | Err(ControlFailure::Lost(_)) => self.released(&buffer),
             Err(failure) => {
@@ -117,9 +132,11 @@ pub(crate) fn release_request(buffer: &RemoteBuffer) -> (EndpointId, ControlRequ
     let facts = buffer.facts();
     let request = match &facts.import {
         None => ControlRequest::Free { buffer: facts.key },
-        Some((import, _)) => {
-            ControlRequest::ReleaseImport { owner: facts.owner_worker, buffer: facts.key, import: *import }
-        }
+        Some((import, _)) => ControlRequest::ReleaseImport {
+            owner: facts.owner_worker,
+            buffer: facts.key,
+            import: *import,
+        },
     };
     (facts.endpoint, request)
 }

@@ -20,8 +20,8 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 
 pub(crate) use copies::{CopyJob, CopySide, COPY_STEP_BYTES};
-pub(crate) use finish::release_request;
 pub(crate) use drive::{Driver, WaitEnd};
+pub(crate) use finish::release_request;
 pub(crate) use record::{EndpointRole, EndpointSlot, Flight, RunState, TaskRecord};
 pub(crate) use submit::{GroupKind, SubmitSpec, Target};
 
@@ -105,21 +105,30 @@ impl Engine {
     /// The region of this process's shared memory that holds `len` bytes at `address`, with the offset in it: a numpy view of
     /// an `alloc`'ed tensor is that tensor, not a foreign array.
     pub(crate) fn locate(&self, address: usize, len: u64) -> Option<(Arc<SharedRegion>, u64)> {
-        std::iter::once(self.arena.region()).chain(self.inherited.iter()).find_map(|region| {
-            let offset = (address as u64).checked_sub(region.address() as u64)?;
-            (offset.checked_add(len)? <= region.len()).then(|| (Arc::clone(region), offset))
-        })
+        std::iter::once(self.arena.region())
+            .chain(self.inherited.iter())
+            .find_map(|region| {
+                let offset = (address as u64).checked_sub(region.address() as u64)?;
+                (offset.checked_add(len)? <= region.len()).then(|| (Arc::clone(region), offset))
+            })
     }
 }
 
 impl Core {
     /// Takes an endpoint into service.
-    pub(crate) fn add_endpoint(&mut self, endpoint: Box<dyn Endpoint>, role: EndpointRole) -> EndpointId {
+    pub(crate) fn add_endpoint(
+        &mut self,
+        endpoint: Box<dyn Endpoint>,
+        role: EndpointRole,
+    ) -> EndpointId {
         let id = EndpointId(u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX));
         let slot = EndpointSlot::new(endpoint, role);
         let capacity = slot.info.capacity;
         self.endpoints.push(slot);
-        self.feed(Event::EndpointAdded { endpoint: id, capacity });
+        self.feed(Event::EndpointAdded {
+            endpoint: id,
+            capacity,
+        });
         id
     }
 
@@ -157,9 +166,18 @@ impl Core {
             let action = actions[next];
             next += 1;
             let event = match action {
-                Action::Dispatch { task, member, endpoint } => self.dispatch(task, member, endpoint),
+                Action::Dispatch {
+                    task,
+                    member,
+                    endpoint,
+                } => self.dispatch(task, member, endpoint),
                 Action::StartCopy { task } => self.start_copy(task),
-                Action::Finished { task, run, outcome, cause } => {
+                Action::Finished {
+                    task,
+                    run,
+                    outcome,
+                    cause,
+                } => {
                     self.finish(task, run, outcome, cause);
                     None
                 }

@@ -18,20 +18,34 @@ const INLINE_LIMIT: u64 = echelon_wire::limits::MAX_INLINE_BYTES as u64;
 impl Engine {
     /// Replaces arrays that lie in shared memory by tensors of it, and refuses memory whose scope has ended.
     pub(crate) fn normalise(&self, args: &TaskArgs) -> Result<Vec<TensorArg>, Error> {
-        args.tensors().iter().map(|arg| self.normalise_one(arg)).collect()
+        args.tensors()
+            .iter()
+            .map(|arg| self.normalise_one(arg))
+            .collect()
     }
 
     pub(crate) fn normalise_one(&self, arg: &TensorArg) -> Result<TensorArg, Error> {
         let mut arg = arg.clone();
         if let ArgSource::Host(memory) = &arg.source {
-            if let Some((region, offset)) = self.locate(memory.as_ptr() as usize, memory.len() as u64) {
+            if let Some((region, offset)) =
+                self.locate(memory.as_ptr() as usize, memory.len() as u64)
+            {
                 // The array keeps its own memory alive; holding it keeps the block from being reused.
                 let lease: crate::tensor::Lease = std::sync::Arc::new(memory.clone());
-                arg.source = ArgSource::Tensor(Tensor::new(arg.meta, region, offset, Some(lease), !memory.is_writable())?);
+                arg.source = ArgSource::Tensor(Tensor::new(
+                    arg.meta,
+                    region,
+                    offset,
+                    Some(lease),
+                    !memory.is_writable(),
+                )?);
             }
         }
         if let ArgSource::Tensor(tensor) = &arg.source {
-            let ended = tensor.lease().and_then(|lease| lease.downcast_ref::<ScopedBlock>()).is_some_and(ScopedBlock::ended);
+            let ended = tensor
+                .lease()
+                .and_then(|lease| lease.downcast_ref::<ScopedBlock>())
+                .is_some_and(ScopedBlock::ended);
             if ended {
                 return Err(Error::handle(
                     "tensor",
@@ -51,7 +65,10 @@ impl Engine {
         if buffer.facts().owner_uid == self.uid {
             return Ok(());
         }
-        Err(Error::handle("buffer", "the handle belongs to another Worker; allocate or import it with this one"))
+        Err(Error::handle(
+            "buffer",
+            "the handle belongs to another Worker; allocate or import it with this one",
+        ))
     }
 
     /// Takes shadows from the arena for what is not in shared memory. Only called when a memory-sharing endpoint is eligible.
@@ -64,11 +81,20 @@ impl Engine {
         let tensors = tensors
             .into_iter()
             .map(|arg| {
-                let stage = if shares_memory { self.stage(&arg)? } else { None };
+                let stage = if shares_memory {
+                    self.stage(&arg)?
+                } else {
+                    None
+                };
                 Ok(PreparedTensor { arg, stage })
             })
             .collect::<Result<Vec<_>, MemoryError>>()?;
-        Ok(MemberRecord { tensors, scalars, endpoint: None, dispatched_ns: 0 })
+        Ok(MemberRecord {
+            tensors,
+            scalars,
+            endpoint: None,
+            dispatched_ns: 0,
+        })
     }
 
     fn stage(&self, arg: &TensorArg) -> Result<Option<Stage>, MemoryError> {
@@ -78,7 +104,12 @@ impl Engine {
             ArgSource::Tensor(_) | ArgSource::Remote { .. } => return Ok(None),
         };
         let block = self.arena.alloc(host.len() as u64)?;
-        Ok(Some(Stage { block, host, copy_in: copies_in(arg.tag), copy_out: arg.tag.writes() }))
+        Ok(Some(Stage {
+            block,
+            host,
+            copy_in: copies_in(arg.tag),
+            copy_out: arg.tag.writes(),
+        }))
     }
 }
 
@@ -95,7 +126,12 @@ pub(crate) fn access_of(arg: &TensorArg) -> Option<Access> {
         Tag::NoDep => return None,
     };
     let (space, start) = place_of(&arg.source)?;
-    Some(Access { space, start, end: start.saturating_add(arg.nbytes()), mode })
+    Some(Access {
+        space,
+        start,
+        end: start.saturating_add(arg.nbytes()),
+        mode,
+    })
 }
 
 /// Space and first byte of an argument's memory; `None` for bytes that travel with the task.
@@ -104,7 +140,9 @@ pub(crate) fn place_of(source: &ArgSource) -> Option<(Space, u64)> {
         ArgSource::Tensor(tensor) => Some((tensor.space(), tensor.offset())),
         ArgSource::Host(memory) => Some((Space::Host, memory.as_ptr() as u64)),
         ArgSource::Inline(_) => None,
-        ArgSource::Remote { buffer, offset } => Some((buffer.space(), buffer.facts().base + offset)),
+        ArgSource::Remote { buffer, offset } => {
+            Some((buffer.space(), buffer.facts().base + offset))
+        }
     }
 }
 
@@ -112,8 +150,16 @@ pub(crate) fn place_of(source: &ArgSource) -> Option<(Space, u64)> {
 pub(crate) fn check_members_disjoint(members: &[Vec<TensorArg>]) -> Result<(), Error> {
     let mut by_space: HashMap<Space, Vec<(u64, u64, bool, usize)>> = HashMap::new();
     for (member, tensors) in members.iter().enumerate() {
-        for access in accesses_of(tensors).into_iter().filter(|access| access.start < access.end) {
-            by_space.entry(access.space).or_default().push((access.start, access.end, access.mode.writes(), member));
+        for access in accesses_of(tensors)
+            .into_iter()
+            .filter(|access| access.start < access.end)
+        {
+            by_space.entry(access.space).or_default().push((
+                access.start,
+                access.end,
+                access.mode.writes(),
+                member,
+            ));
         }
     }
     for ranges in by_space.values_mut() {
@@ -121,7 +167,10 @@ pub(crate) fn check_members_disjoint(members: &[Vec<TensorArg>]) -> Result<(), E
         let mut open: Vec<(u64, bool, usize)> = Vec::new();
         for &(start, end, writes, member) in ranges.iter() {
             open.retain(|(open_end, _, _)| *open_end > start);
-            if let Some((_, _, other)) = open.iter().find(|(_, w, other)| *other != member && (*w || writes)) {
+            if let Some((_, _, other)) = open
+                .iter()
+                .find(|(_, w, other)| *other != member && (*w || writes))
+            {
                 return Err(Error::argument(
                     "args_list",
                     format!("members {other} and {member} touch the same bytes and one of them writes; use disjoint ranges or NO_DEP"),
@@ -154,7 +203,10 @@ impl Core {
             if reasons.is_empty() {
                 reasons.push("there is no worker of that kind; add one before init()".into());
             }
-            return Err(Error::NotEligible { callable: callable.name.to_string(), reasons });
+            return Err(Error::NotEligible {
+                callable: callable.name.to_string(),
+                reasons,
+            });
         }
         Ok(able)
     }
@@ -167,22 +219,37 @@ impl Core {
                 *bytes.entry(buffer.facts().endpoint).or_default() += arg.nbytes();
             }
         }
-        bytes.into_iter().max_by_key(|(id, bytes)| (*bytes, std::cmp::Reverse(id.0))).map(|(id, _)| id)
+        bytes
+            .into_iter()
+            .max_by_key(|(id, bytes)| (*bytes, std::cmp::Reverse(id.0)))
+            .map(|(id, _)| id)
     }
 }
 
 /// Why the endpoint cannot run the task; `None` when it can.
-fn unable(id: EndpointId, slot: &EndpointSlot, callable: &Callable, tensors: &[TensorArg]) -> Option<String> {
+fn unable(
+    id: EndpointId,
+    slot: &EndpointSlot,
+    callable: &Callable,
+    tensors: &[TensorArg],
+) -> Option<String> {
     if let Some(reason) = &slot.lost {
         return Some(format!("is lost ({reason})"));
     }
     if !slot.callables.contains(&callable.digest) {
-        return Some("the callable is not registered there; name the worker in register(…, workers=[…])".into());
+        return Some(
+            "the callable is not registered there; name the worker in register(…, workers=[…])"
+                .into(),
+        );
     }
     let remote = matches!(slot.role, EndpointRole::RemoteNextLevel { .. });
     let mut inline = 0;
     for (index, arg) in tensors.iter().enumerate() {
-        let reason = if remote { unable_remote(id, arg, &mut inline) } else { unable_local(arg) };
+        let reason = if remote {
+            unable_remote(id, arg, &mut inline)
+        } else {
+            unable_local(arg)
+        };
         if let Some(reason) = reason {
             return Some(format!("argument {index} {reason}"));
         }
@@ -193,8 +260,9 @@ fn unable(id: EndpointId, slot: &EndpointSlot, callable: &Callable, tensors: &[T
 }
 
 fn unable_local(arg: &TensorArg) -> Option<String> {
-    matches!(arg.source, ArgSource::Remote { .. })
-        .then(|| "is in a remote buffer; bring it here with orch.copy into an alloc'ed tensor".into())
+    matches!(arg.source, ArgSource::Remote { .. }).then(|| {
+        "is in a remote buffer; bring it here with orch.copy into an alloc'ed tensor".into()
+    })
 }
 
 fn unable_remote(id: EndpointId, arg: &TensorArg, inline: &mut u64) -> Option<String> {
@@ -203,12 +271,14 @@ fn unable_remote(id: EndpointId, arg: &TensorArg, inline: &mut u64) -> Option<St
     }
     match &arg.source {
         ArgSource::Remote { buffer, .. } if buffer.facts().endpoint == id => None,
-        ArgSource::Remote { buffer, .. } => {
-            Some(format!("is on worker {}; export it there and import it here", buffer.worker_id()))
-        }
-        _ if arg.tag != Tag::Input => {
-            Some(format!("is local memory with {}; use remote_malloc, and orch.copy to move the bytes", arg.tag.name()))
-        }
+        ArgSource::Remote { buffer, .. } => Some(format!(
+            "is on worker {}; export it there and import it here",
+            buffer.worker_id()
+        )),
+        _ if arg.tag != Tag::Input => Some(format!(
+            "is local memory with {}; use remote_malloc, and orch.copy to move the bytes",
+            arg.tag.name()
+        )),
         _ => {
             *inline = inline.saturating_add(arg.nbytes());
             None
@@ -217,7 +287,11 @@ fn unable_remote(id: EndpointId, arg: &TensorArg, inline: &mut u64) -> Option<St
 }
 
 /// A type error for arguments that no endpoint of the asked kind can ever take (R-088, design §15.3).
-pub(crate) fn check_kinds(tensors: &[TensorArg], any_local: bool, any_remote: bool) -> Result<(), Error> {
+pub(crate) fn check_kinds(
+    tensors: &[TensorArg],
+    any_local: bool,
+    any_remote: bool,
+) -> Result<(), Error> {
     for (index, arg) in tensors.iter().enumerate() {
         let remote = matches!(arg.source, ArgSource::Remote { .. });
         if remote && !any_remote {

@@ -8,6 +8,7 @@ use echelon_wire::callable::Digest;
 use parking_lot::Mutex;
 
 use super::copies::CopyJob;
+use crate::args::TensorArg;
 use crate::buffer::RemoteBuffer;
 use crate::callable::Callable;
 use crate::endpoint::{ControlFailure, ControlReply, Endpoint, EndpointInfo};
@@ -15,7 +16,6 @@ use crate::error::{FailureKind, TaskFailureInfo};
 use crate::graph::{EndpointId, RunId, TaskId};
 use crate::memory::{ArenaBlock, HostMemory};
 use crate::tensor::Tag;
-use crate::args::TensorArg;
 
 /// What an endpoint is to its `Worker`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +64,15 @@ pub(crate) struct EndpointSlot {
 impl EndpointSlot {
     pub(crate) fn new(endpoint: Box<dyn Endpoint>, role: EndpointRole) -> Self {
         let info = endpoint.info();
-        Self { endpoint, info, role, lost: None, callables: HashSet::new(), served: 0, replaced: false }
+        Self {
+            endpoint,
+            info,
+            role,
+            lost: None,
+            callables: HashSet::new(),
+            served: 0,
+            replaced: false,
+        }
     }
 }
 
@@ -144,13 +152,23 @@ pub(crate) type ControlCell = Arc<Mutex<Option<Result<ControlReply, ControlFailu
 /// What a ticket stands for.
 pub(crate) enum Flight {
     /// A member of a task.
-    Member { task: TaskId, member: u32, endpoint: EndpointId },
+    Member {
+        task: TaskId,
+        member: u32,
+        endpoint: EndpointId,
+    },
     /// A step of a copy.
     Copy { task: TaskId, endpoint: EndpointId },
     /// A control that a thread waits for.
-    Control { cell: ControlCell, endpoint: EndpointId },
+    Control {
+        cell: ControlCell,
+        endpoint: EndpointId,
+    },
     /// A free or release that nobody waits for.
-    Release { buffer: RemoteBuffer, endpoint: EndpointId },
+    Release {
+        buffer: RemoteBuffer,
+        endpoint: EndpointId,
+    },
     /// A control whose answer does not matter.
     Forget { endpoint: EndpointId },
 }

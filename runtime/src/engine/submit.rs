@@ -62,8 +62,11 @@ impl Engine {
     ///
     /// Returns the task's number in its run.
     pub(crate) fn submit(&self, spec: SubmitSpec) -> Result<u64, Error> {
-        let members: Vec<Vec<TensorArg>> =
-            spec.args.iter().map(|args| self.normalise(args)).collect::<Result<_, Error>>()?;
+        let members: Vec<Vec<TensorArg>> = spec
+            .args
+            .iter()
+            .map(|args| self.normalise(args))
+            .collect::<Result<_, Error>>()?;
         if members.len() > 1 {
             check_members_disjoint(&members)?;
         }
@@ -79,27 +82,54 @@ impl Engine {
             prepared.push(self.prepare_waiting(tensors, scalars, plan.shares_memory)?);
         }
         let name = Arc::clone(&spec.callable.name);
-        let work = Work::Call { callable: spec.callable, config: spec.config, members: prepared };
-        let node = NodeSpec { run: spec.run, kind: plan.kind, accesses: plan.accesses, prefer: plan.prefer };
+        let work = Work::Call {
+            callable: spec.callable,
+            config: spec.config,
+            members: prepared,
+        };
+        let node = NodeSpec {
+            run: spec.run,
+            kind: plan.kind,
+            accesses: plan.accesses,
+            prefer: plan.prefer,
+        };
         self.admit(node, name, work, pins)
     }
 
     /// Submits a copy node.
-    pub(crate) fn submit_copy(&self, run: RunId, job: CopyJob, dst: &TensorArg, src: &TensorArg) -> Result<u64, Error> {
+    pub(crate) fn submit_copy(
+        &self,
+        run: RunId,
+        job: CopyJob,
+        dst: &TensorArg,
+        src: &TensorArg,
+    ) -> Result<u64, Error> {
         self.core.lock().check_run(run)?;
         let pins = Pins::take([dst, src])?;
         let accesses = [src, dst].into_iter().filter_map(access_of).collect();
-        let node = NodeSpec { run, kind: NodeKind::Copy, accesses, prefer: None };
+        let node = NodeSpec {
+            run,
+            kind: NodeKind::Copy,
+            accesses,
+            prefer: None,
+        };
         self.admit(node, "copy".into(), Work::Copy(job), pins)
     }
 
     /// Takes the shadows, waiting for running tasks to give theirs back.
-    fn prepare_waiting(&self, tensors: Vec<TensorArg>, scalars: Vec<u64>, shared: bool) -> Result<MemberRecord, Error> {
+    fn prepare_waiting(
+        &self,
+        tensors: Vec<TensorArg>,
+        scalars: Vec<u64>,
+        shared: bool,
+    ) -> Result<MemberRecord, Error> {
         loop {
             let finished = self.core.lock().finished;
             match self.prepare_member(tensors.clone(), scalars.clone(), shared) {
                 Ok(member) => return Ok(member),
-                Err(MemoryError::Exhausted { requested, limit, .. }) => {
+                Err(MemoryError::Exhausted {
+                    requested, limit, ..
+                }) => {
                     self.wait_for_room(finished, || Error::Resource {
                         what: "shared memory of the worker".into(),
                         requested,
@@ -113,7 +143,11 @@ impl Engine {
     }
 
     /// Waits until a task has ended since `finished` was read. With nothing runnable or running, waiting cannot help.
-    pub(crate) fn wait_for_room(&self, finished: u64, exhausted: impl FnOnce() -> Error) -> Result<(), Error> {
+    pub(crate) fn wait_for_room(
+        &self,
+        finished: u64,
+        exhausted: impl FnOnce() -> Error,
+    ) -> Result<(), Error> {
         let waited = self.wait_until(None, |core| {
             if core.finished != finished {
                 return Some(true);
@@ -136,7 +170,9 @@ impl Engine {
             match core.scheduler.submit(node.clone(), &mut actions) {
                 Ok(task) => {
                     // `pending` is taken once: this arm returns.
-                    let Some((name, work, pins)) = pending.take() else { return Err(Error::Interrupted) };
+                    let Some((name, work, pins)) = pending.take() else {
+                        return Err(Error::Interrupted);
+                    };
                     let record = core.new_record(task, node.run, name, work, pins.keep());
                     let sequence = record.sequence;
                     core.records.insert(task, record);
@@ -172,7 +208,10 @@ fn refused(callable: &str, error: &graph::SubmitError) -> Error {
         graph::SubmitError::BadInterval { .. } | graph::SubmitError::NoMembers => {
             Error::argument("args", error.to_string())
         }
-        _ => Error::NotEligible { callable: callable.to_owned(), reasons: vec![error.to_string()] },
+        _ => Error::NotEligible {
+            callable: callable.to_owned(),
+            reasons: vec![error.to_string()],
+        },
     }
 }
 
@@ -196,12 +235,20 @@ impl Core {
         let mut sets = Vec::with_capacity(members.len());
         for (index, tensors) in members.iter().enumerate() {
             check_kinds(tensors, local, remote)?;
-            let of_member = candidates.get(index).or(candidates.first()).map_or(&[][..], Vec::as_slice);
+            let of_member = candidates
+                .get(index)
+                .or(candidates.first())
+                .map_or(&[][..], Vec::as_slice);
             sets.push(self.eligible(of_member, &spec.callable, tensors)?);
         }
-        let shares_memory =
-            sets.iter().flatten().any(|id| self.slot(*id).is_some_and(|slot| slot.info.shares_memory));
-        let accesses = members.iter().flat_map(|tensors| accesses_of(tensors)).collect();
+        let shares_memory = sets
+            .iter()
+            .flatten()
+            .any(|id| self.slot(*id).is_some_and(|slot| slot.info.shares_memory));
+        let accesses = members
+            .iter()
+            .flat_map(|tensors| accesses_of(tensors))
+            .collect();
         let prefer = members.first().and_then(|tensors| self.preferred(tensors));
         let mut eligible: Vec<Eligible> = sets.into_iter().filter_map(Eligible::new).collect();
         let kind = match spec.group {
@@ -215,7 +262,12 @@ impl Core {
                 None => return Err(Error::argument("args", "one set of arguments is needed")),
             },
         };
-        Ok(Plan { kind, accesses, prefer, shares_memory })
+        Ok(Plan {
+            kind,
+            accesses,
+            prefer,
+            shares_memory,
+        })
     }
 
     /// Candidates a member: one list for all members, or one list each when the workers are named.
@@ -223,32 +275,52 @@ impl Core {
         let all = |wanted: &dyn Fn(&EndpointRole) -> bool| -> Vec<EndpointId> {
             let ids = 0..u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
             ids.map(EndpointId)
-                .filter(|id| self.slot(*id).is_some_and(|slot| wanted(&slot.role) && !slot.replaced))
+                .filter(|id| {
+                    self.slot(*id)
+                        .is_some_and(|slot| wanted(&slot.role) && !slot.replaced)
+                })
                 .collect()
         };
         match target {
             Target::Sub => Ok(vec![all(&|role| *role == EndpointRole::Sub)]),
             Target::NextLevel => Ok(vec![all(&|role| role.worker_id().is_some())]),
             Target::Workers(ids) => {
-                let lists: Result<Vec<_>, Error> = ids.iter().map(|id| Ok(vec![self.endpoint_of(*id)?])).collect();
+                let lists: Result<Vec<_>, Error> = ids
+                    .iter()
+                    .map(|id| Ok(vec![self.endpoint_of(*id)?]))
+                    .collect();
                 let lists = lists?;
                 // Without a gang, named workers are alternatives.
-                Ok(if group == GroupKind::Gang { lists } else { vec![lists.into_iter().flatten().collect()] })
+                Ok(if group == GroupKind::Gang {
+                    lists
+                } else {
+                    vec![lists.into_iter().flatten().collect()]
+                })
             }
         }
     }
 
     /// The endpoint of a NEXT_LEVEL worker id.
     pub(crate) fn endpoint_of(&self, worker: i32) -> Result<EndpointId, Error> {
-        let found = self.endpoints.iter().rposition(|slot| slot.role.worker_id() == Some(worker));
+        let found = self
+            .endpoints
+            .iter()
+            .rposition(|slot| slot.role.worker_id() == Some(worker));
         match found.and_then(|index| u32::try_from(index).ok()) {
             Some(index) => Ok(EndpointId(index)),
             None => {
-                let known: Vec<String> =
-                    self.endpoints.iter().filter_map(|slot| slot.role.worker_id()).map(|id| id.to_string()).collect();
+                let known: Vec<String> = self
+                    .endpoints
+                    .iter()
+                    .filter_map(|slot| slot.role.worker_id())
+                    .map(|id| id.to_string())
+                    .collect();
                 Err(Error::argument(
                     "worker",
-                    format!("there is no worker {worker}; known ids are [{}]", known.join(", ")),
+                    format!(
+                        "there is no worker {worker}; known ids are [{}]",
+                        known.join(", ")
+                    ),
                 ))
             }
         }
@@ -269,16 +341,34 @@ impl Core {
         if let Some(state) = self.runs.get_mut(&run) {
             state.submitted += 1;
             sequence = state.submitted;
-            deps = predecessors.iter().filter_map(|task| state.sequence_of.get(task)).copied().collect();
+            deps = predecessors
+                .iter()
+                .filter_map(|task| state.sequence_of.get(task))
+                .copied()
+                .collect();
             state.sequence_of.insert(task, sequence);
         }
-        TaskRecord { run, sequence, name, work, pins, submit_ns: now_ns(), deps, failure: None }
+        TaskRecord {
+            run,
+            sequence,
+            name,
+            work,
+            pins,
+            submit_ns: now_ns(),
+            deps,
+            failure: None,
+        }
     }
 }
 
 fn common(sets: Vec<Eligible>, callable: &Callable) -> Result<Eligible, Error> {
     let mut sets = sets.into_iter();
-    let Some(first) = sets.next() else { return Err(Error::argument("args_list", "a group needs at least one member")) };
+    let Some(first) = sets.next() else {
+        return Err(Error::argument(
+            "args_list",
+            "a group needs at least one member",
+        ));
+    };
     let mut ids = first.ids().to_vec();
     for set in sets {
         ids.retain(|id| set.contains(*id));

@@ -117,12 +117,19 @@ impl SpinSlots {
     fn new(region: &Arc<SharedRegion>) -> Result<Self, MailboxError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let most = u32::try_from(cores).unwrap_or(u32::MAX) - 1;
-        Ok(Self { spinners: Word32::new(region, BELL_SPINNERS)?, most, mark: None })
+        Ok(Self {
+            spinners: Word32::new(region, BELL_SPINNERS)?,
+            most,
+            mark: None,
+        })
     }
 
     /// The same slots for a child that marks in `mark` that it holds one.
     pub(super) fn marked(&self, mark: Word32) -> Self {
-        Self { mark: Some(mark), ..self.clone() }
+        Self {
+            mark: Some(mark),
+            ..self.clone()
+        }
     }
 
     fn take(&self) -> Option<SpinSlot<'_>> {
@@ -141,7 +148,11 @@ impl SpinSlots {
 
     /// Gives back the slot of a child that died while it held one.
     pub(super) fn recover(&self) {
-        let _ = self.spinners.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
+        let _ = self
+            .spinners
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                count.checked_sub(1)
+            });
     }
 }
 
@@ -163,7 +174,10 @@ pub(super) struct SpinHistory {
 
 impl SpinHistory {
     pub(super) fn new() -> Self {
-        Self { credit: AtomicU32::new(CREDIT_MAX), waits: AtomicU32::new(0) }
+        Self {
+            credit: AtomicU32::new(CREDIT_MAX),
+            waits: AtomicU32::new(0),
+        }
     }
 
     fn is_worth_it(&self) -> bool {
@@ -173,7 +187,11 @@ impl SpinHistory {
 
     fn note(&self, paid_off: bool) {
         let credit = self.credit.load(Ordering::Relaxed);
-        let credit = if paid_off { (credit + 2).min(CREDIT_MAX) } else { credit.saturating_sub(1) };
+        let credit = if paid_off {
+            (credit + 2).min(CREDIT_MAX)
+        } else {
+            credit.saturating_sub(1)
+        };
         self.credit.store(credit, Ordering::Relaxed);
     }
 }
@@ -200,7 +218,13 @@ pub(super) fn wait(
     sleep(point, seen, deadline)
 }
 
-fn spin(point: &WaitPoint, slots: &SpinSlots, seen: u32, start: Instant, deadline: Instant) -> bool {
+fn spin(
+    point: &WaitPoint,
+    slots: &SpinSlots,
+    seen: u32,
+    start: Instant,
+    deadline: Instant,
+) -> bool {
     let mut slot = None;
     loop {
         for _ in 0..SPIN_BURST {
@@ -252,7 +276,11 @@ impl Bell {
         let region = SharedRegion::from_fd(crate::memory::random_id()?, fd, BELL_BYTES, true)?;
         let magic = Word64::new(&region, MAGIC)?.load(Ordering::Acquire);
         if magic != BELL_MAGIC {
-            return Err(MailboxError::Corrupt { what: "the bell's magic", value: magic, must: "this build's" });
+            return Err(MailboxError::Corrupt {
+                what: "the bell's magic",
+                value: magic,
+                must: "this build's",
+            });
         }
         Self::over(region)
     }
@@ -262,7 +290,12 @@ impl Bell {
         let sleepers = Word32::new(&region, BELL_SLEEPERS)?;
         let slots = SpinSlots::new(&region)?;
         let point = WaitPoint { sequence, sleepers };
-        Ok(Arc::new(Self { region, point, slots, history: SpinHistory::new() }))
+        Ok(Arc::new(Self {
+            region,
+            point,
+            slots,
+            history: SpinHistory::new(),
+        }))
     }
 
     /// The descriptor that children inherit.
@@ -358,7 +391,10 @@ mod tests {
     #[test]
     fn spinners_are_fewer_than_cores_and_a_dead_ones_slot_comes_back() {
         let bell = Bell::create().unwrap();
-        let slots = SpinSlots { most: 1, ..bell.slots.clone() };
+        let slots = SpinSlots {
+            most: 1,
+            ..bell.slots.clone()
+        };
         let first = slots.take();
         assert!(first.is_some() && slots.take().is_none());
         std::mem::forget(first);
@@ -371,7 +407,13 @@ mod tests {
     fn a_wrong_descriptor_is_refused() {
         let region = SharedRegion::create_memfd(BELL_BYTES, true).unwrap();
         let fd = region.fd().try_clone_to_owned().unwrap();
-        assert!(matches!(Bell::attach(fd), Err(MailboxError::Corrupt { what: "the bell's magic", .. })));
+        assert!(matches!(
+            Bell::attach(fd),
+            Err(MailboxError::Corrupt {
+                what: "the bell's magic",
+                ..
+            })
+        ));
         let small = SharedRegion::create_memfd(10, true).unwrap();
         let fd = small.fd().try_clone_to_owned().unwrap();
         assert!(matches!(Bell::attach(fd), Err(MailboxError::Memory(_))));

@@ -28,7 +28,9 @@ pub enum MailboxError {
         limit: u64,
     },
     /// A ring size that is zero, too large or no multiple of the alignment.
-    #[error("a ring of {bytes} bytes cannot be; sizes are multiples of 4096 between 4096 and {max}")]
+    #[error(
+        "a ring of {bytes} bytes cannot be; sizes are multiples of 4096 between 4096 and {max}"
+    )]
     BadRingSize {
         /// The size asked for.
         bytes: u64,

@@ -15,12 +15,21 @@ use crate::memory::{MemoryError, SharedRegion};
 
 /// The address of an aligned word of `size` bytes inside a writable region.
 fn locate(region: &SharedRegion, offset: u64, size: u64) -> Result<*mut u8, MailboxError> {
-    let out_of_range =
-        MemoryError::OutOfRange { what: "a mailbox segment", offset, len: size, size: region.len() };
+    let out_of_range = MemoryError::OutOfRange {
+        what: "a mailbox segment",
+        offset,
+        len: size,
+        size: region.len(),
+    };
     if !region.is_writable() {
-        return Err(MemoryError::ReadOnly { what: "a mailbox segment" }.into());
+        return Err(MemoryError::ReadOnly {
+            what: "a mailbox segment",
+        }
+        .into());
     }
-    let inside = offset.checked_add(size).is_some_and(|end| end <= region.len());
+    let inside = offset
+        .checked_add(size)
+        .is_some_and(|end| end <= region.len());
     if !inside || offset % size != 0 {
         return Err(out_of_range.into());
     }
@@ -140,7 +149,10 @@ mod tests {
         let region = SharedRegion::create_memfd(4096, true).unwrap();
         let fd = region.fd().try_clone_to_owned().unwrap();
         let twin = SharedRegion::from_fd(1, fd, 4096, true).unwrap();
-        let (ours, theirs) = (Word32::new(&region, 0).unwrap(), Word32::new(&twin, 0).unwrap());
+        let (ours, theirs) = (
+            Word32::new(&region, 0).unwrap(),
+            Word32::new(&twin, 0).unwrap(),
+        );
         let sleeper = std::thread::spawn(move || {
             let deadline = Instant::now() + Duration::from_secs(30);
             while theirs.load(Ordering::SeqCst) == 0 && Instant::now() < deadline {

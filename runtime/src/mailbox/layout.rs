@@ -44,7 +44,10 @@ pub(super) const BELL_SPINNERS: u64 = 384;
 /// Checks the size of a ring: whole pages, at least one.
 pub(super) fn check_ring_bytes(bytes: u64) -> Result<(), MailboxError> {
     if bytes == 0 || bytes > RING_BYTES_MAX || bytes % 4096 != 0 {
-        return Err(MailboxError::BadRingSize { bytes, max: RING_BYTES_MAX });
+        return Err(MailboxError::BadRingSize {
+            bytes,
+            max: RING_BYTES_MAX,
+        });
     }
     Ok(())
 }

@@ -119,7 +119,11 @@ impl<C: Cells> Producer<C> {
     /// The writing end of a ring. It starts where the ring stands, which for a new one is zero.
     pub fn new(cells: C) -> Self {
         let (head, tail_seen) = (cells.head(), cells.tail());
-        Self { cells, head, tail_seen }
+        Self {
+            cells,
+            head,
+            tail_seen,
+        }
     }
 
     /// The largest payload it takes, in bytes.
@@ -171,7 +175,11 @@ impl<C: Cells> Producer<C> {
         let possible = self.tail_seen <= tail && tail <= self.head && tail % ALIGN == 0;
         if !possible {
             let must = "between its last value and the producer's position, a multiple of 8";
-            return Err(MailboxError::Corrupt { what: "the consumer's position", value: tail, must });
+            return Err(MailboxError::Corrupt {
+                what: "the consumer's position",
+                value: tail,
+                must,
+            });
         }
         self.tail_seen = tail;
         Ok(self.head - tail + need <= capacity)
@@ -191,7 +199,11 @@ impl<C: Cells> Consumer<C> {
     /// The reading end of a ring. It starts where the ring stands.
     pub fn new(cells: C) -> Self {
         let tail = cells.tail();
-        Self { cells, tail, head_seen: tail }
+        Self {
+            cells,
+            tail,
+            head_seen: tail,
+        }
     }
 
     /// Reads the next record: its payload replaces the contents of `payload`. `Ok(None)` when there is none now.
@@ -213,7 +225,11 @@ impl<C: Cells> Consumer<C> {
             if kind == PAD {
                 if PAD_HEAD_BYTES + u64::from(len) != to_end || to_end > available {
                     let must = "exactly the rest of the ring";
-                    return Err(MailboxError::Corrupt { what: "the length of a pad", value: len.into(), must });
+                    return Err(MailboxError::Corrupt {
+                        what: "the length of a pad",
+                        value: len.into(),
+                        must,
+                    });
                 }
                 self.advance(to_end);
                 continue;
@@ -221,26 +237,43 @@ impl<C: Cells> Consumer<C> {
             let whole = record_bytes(len.into());
             if whole > available || whole > to_end || u64::from(len) > payload_max(capacity) {
                 let must = "at most what was published, and half of the ring";
-                return Err(MailboxError::Corrupt { what: "the length of a record", value: len.into(), must });
+                return Err(MailboxError::Corrupt {
+                    what: "the length of a record",
+                    value: len.into(),
+                    must,
+                });
             }
             let mut ticket = [0; 8];
             self.cells.read(at + PAD_HEAD_BYTES, &mut ticket)?;
             payload.resize(len as usize, 0);
             self.cells.read(at + RECORD_HEAD_BYTES as u64, payload)?;
             self.advance(whole);
-            return Ok(Some(RecordHead { kind, ticket: u64::from_le_bytes(ticket) }));
+            return Ok(Some(RecordHead {
+                kind,
+                ticket: u64::from_le_bytes(ticket),
+            }));
         }
         let must = "followed by a record";
-        Err(MailboxError::Corrupt { what: "a pad", value: self.tail, must })
+        Err(MailboxError::Corrupt {
+            what: "a pad",
+            value: self.tail,
+            must,
+        })
     }
 
     /// Takes notice of what the producer has published; true when there is something to read.
     fn look(&mut self) -> Result<bool, MailboxError> {
         let head = self.cells.head();
-        let possible = head >= self.head_seen && head - self.tail <= self.cells.capacity() && head % ALIGN == 0;
+        let possible = head >= self.head_seen
+            && head - self.tail <= self.cells.capacity()
+            && head % ALIGN == 0;
         if !possible {
             let must = "at most one ring ahead of the consumer, a multiple of 8";
-            return Err(MailboxError::Corrupt { what: "the producer's position", value: head, must });
+            return Err(MailboxError::Corrupt {
+                what: "the producer's position",
+                value: head,
+                must,
+            });
         }
         self.head_seen = head;
         Ok(head != self.tail)
@@ -266,7 +299,13 @@ mod tests {
     use std::collections::VecDeque;
     use std::sync::Arc;
 
-    fn ring(capacity: u64) -> (Arc<SharedRegion>, Producer<SharedCells>, Consumer<SharedCells>) {
+    fn ring(
+        capacity: u64,
+    ) -> (
+        Arc<SharedRegion>,
+        Producer<SharedCells>,
+        Consumer<SharedCells>,
+    ) {
         let region = SharedRegion::create_memfd(256 + capacity, true).unwrap();
         let cells = || {
             let word = |at| Word64::new(&region, at).unwrap();
@@ -339,18 +378,28 @@ mod tests {
     fn positions_that_cannot_be_are_corrupt() {
         for bad in [129_u64, 136, 1 << 40, u64::MAX, 4] {
             let (region, _producer, mut consumer) = ring(128);
-            Word64::new(&region, 0).unwrap().store(bad, Ordering::Release);
+            Word64::new(&region, 0)
+                .unwrap()
+                .store(bad, Ordering::Release);
             let error = consumer.pop(&mut Vec::new()).unwrap_err();
-            assert!(matches!(error, MailboxError::Corrupt { what: "the producer's position", value, .. } if value == bad));
+            assert!(
+                matches!(error, MailboxError::Corrupt { what: "the producer's position", value, .. } if value == bad)
+            );
         }
         for bad in [8_u64 << 20, u64::MAX, 3] {
             let (region, mut producer, _consumer) = ring(128);
             while producer.push(head(1), b"12345678").unwrap() {
-                Word64::new(&region, 128).unwrap().store(0, Ordering::Release);
+                Word64::new(&region, 128)
+                    .unwrap()
+                    .store(0, Ordering::Release);
             }
-            Word64::new(&region, 128).unwrap().store(bad, Ordering::Release);
+            Word64::new(&region, 128)
+                .unwrap()
+                .store(bad, Ordering::Release);
             let error = producer.push(head(1), b"12345678").unwrap_err();
-            assert!(matches!(error, MailboxError::Corrupt { what: "the consumer's position", value, .. } if value == bad));
+            assert!(
+                matches!(error, MailboxError::Corrupt { what: "the consumer's position", value, .. } if value == bad)
+            );
         }
     }
 
@@ -360,7 +409,10 @@ mod tests {
         let writer = std::thread::spawn(move || {
             for ticket in 0..20_000_u64 {
                 let bytes = [ticket as u8; 50];
-                while !producer.push(head(ticket), &bytes[..(ticket % 50) as usize]).unwrap() {
+                while !producer
+                    .push(head(ticket), &bytes[..(ticket % 50) as usize])
+                    .unwrap()
+                {
                     std::thread::yield_now();
                 }
             }

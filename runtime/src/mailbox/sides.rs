@@ -32,12 +32,19 @@ impl Mailbox {
     pub fn create(task_bytes: u64, completion_bytes: u64) -> Result<Self, MailboxError> {
         at::check_ring_bytes(task_bytes)?;
         at::check_ring_bytes(completion_bytes)?;
-        let region = SharedRegion::create_memfd(at::HEADER_BYTES + task_bytes + completion_bytes, true)?;
-        let word = |offset, value| Ok::<_, MailboxError>(Word64::new(&region, offset)?.store(value, Ordering::Release));
+        let region =
+            SharedRegion::create_memfd(at::HEADER_BYTES + task_bytes + completion_bytes, true)?;
+        let word = |offset, value| {
+            Ok::<_, MailboxError>(Word64::new(&region, offset)?.store(value, Ordering::Release))
+        };
         word(at::TASK_BYTES, task_bytes)?;
         word(at::COMPLETION_BYTES, completion_bytes)?;
         word(at::MAGIC, at::MAILBOX_MAGIC)?;
-        Ok(Self { region, task_bytes, completion_bytes })
+        Ok(Self {
+            region,
+            task_bytes,
+            completion_bytes,
+        })
     }
 
     /// The parent's side; there is one.
@@ -47,8 +54,21 @@ impl Mailbox {
     pub fn into_parent_side(self) -> Result<ParentSide, MailboxError> {
         let words = Words::of(&self.region, self.task_bytes, self.completion_bytes)?;
         let (tasks, completions) = (Producer::new(words.tasks), Consumer::new(words.completions));
-        let (doorbell, shutdown, spinning, stalled) = (words.doorbell, words.shutdown, words.spinning, words.stalled);
-        Ok(ParentSide { region: self.region, tasks, completions, doorbell, shutdown, spinning, stalled })
+        let (doorbell, shutdown, spinning, stalled) = (
+            words.doorbell,
+            words.shutdown,
+            words.spinning,
+            words.stalled,
+        );
+        Ok(ParentSide {
+            region: self.region,
+            tasks,
+            completions,
+            doorbell,
+            shutdown,
+            spinning,
+            stalled,
+        })
     }
 }
 
@@ -63,10 +83,18 @@ struct Words {
 }
 
 impl Words {
-    fn of(region: &Arc<SharedRegion>, task_bytes: u64, completion_bytes: u64) -> Result<Self, MailboxError> {
+    fn of(
+        region: &Arc<SharedRegion>,
+        task_bytes: u64,
+        completion_bytes: u64,
+    ) -> Result<Self, MailboxError> {
         let cells = |head, tail, start, bytes| {
             let data = region.host(start, bytes)?;
-            Ok::<_, MailboxError>(SharedCells::new(Word64::new(region, head)?, Word64::new(region, tail)?, data))
+            Ok::<_, MailboxError>(SharedCells::new(
+                Word64::new(region, head)?,
+                Word64::new(region, tail)?,
+                data,
+            ))
         };
         Ok(Self {
             tasks: cells(at::TASK_HEAD, at::TASK_TAIL, at::HEADER_BYTES, task_bytes)?,
@@ -174,25 +202,42 @@ impl ChildSide {
     pub fn attach(fd: OwnedFd, bell: Arc<Bell>) -> Result<Self, MailboxError> {
         let id = random_id()?;
         let header = SharedRegion::from_fd(id, fd, at::HEADER_BYTES, true)?;
-        let word = |offset| Ok::<_, MailboxError>(Word64::new(&header, offset)?.load(Ordering::Acquire));
+        let word =
+            |offset| Ok::<_, MailboxError>(Word64::new(&header, offset)?.load(Ordering::Acquire));
         let magic = word(at::MAGIC)?;
         if magic != at::MAILBOX_MAGIC {
-            return Err(MailboxError::Corrupt { what: "the mailbox's magic", value: magic, must: "this build's" });
+            return Err(MailboxError::Corrupt {
+                what: "the mailbox's magic",
+                value: magic,
+                must: "this build's",
+            });
         }
         for offset in at::RESERVED.step_by(8) {
             let value = word(offset)?;
             if value != 0 {
-                return Err(MailboxError::Corrupt { what: "a reserved word", value, must: "zero" });
+                return Err(MailboxError::Corrupt {
+                    what: "a reserved word",
+                    value,
+                    must: "zero",
+                });
             }
         }
         let (task_bytes, completion_bytes) = (word(at::TASK_BYTES)?, word(at::COMPLETION_BYTES)?);
         at::check_ring_bytes(task_bytes)?;
         at::check_ring_bytes(completion_bytes)?;
-        let whole = header.fd().try_clone_to_owned().map_err(|error| MailboxError::Os {
-            call: "dup",
-            errno: rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
-        })?;
-        let region = SharedRegion::from_fd(id, whole, at::HEADER_BYTES + task_bytes + completion_bytes, true)?;
+        let whole = header
+            .fd()
+            .try_clone_to_owned()
+            .map_err(|error| MailboxError::Os {
+                call: "dup",
+                errno: rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
+            })?;
+        let region = SharedRegion::from_fd(
+            id,
+            whole,
+            at::HEADER_BYTES + task_bytes + completion_bytes,
+            true,
+        )?;
         let words = Words::of(&region, task_bytes, completion_bytes)?;
         let slots = bell.slots().marked(words.spinning);
         Ok(Self {
@@ -220,7 +265,12 @@ impl ChildSide {
     ///
     /// # Errors
     /// [`MailboxError::RecordTooLarge`], [`MailboxError::Corrupt`].
-    pub fn send(&mut self, head: RecordHead, payload: &[u8], deadline: Instant) -> Result<bool, MailboxError> {
+    pub fn send(
+        &mut self,
+        head: RecordHead,
+        payload: &[u8],
+        deadline: Instant,
+    ) -> Result<bool, MailboxError> {
         let mut sent = self.completions.push(head, payload)?;
         while !sent {
             let seen = self.doorbell_value();
@@ -267,9 +317,13 @@ mod tests {
 
     fn pair() -> (ParentSide, ChildSide, Arc<Bell>) {
         let bell = Bell::create().unwrap();
-        let parent = Mailbox::create(4096, 4096).unwrap().into_parent_side().unwrap();
+        let parent = Mailbox::create(4096, 4096)
+            .unwrap()
+            .into_parent_side()
+            .unwrap();
         let child_bell = Bell::attach(bell.fd().try_clone_to_owned().unwrap()).unwrap();
-        let child = ChildSide::attach(parent.fd().try_clone_to_owned().unwrap(), child_bell).unwrap();
+        let child =
+            ChildSide::attach(parent.fd().try_clone_to_owned().unwrap(), child_bell).unwrap();
         (parent, child, bell)
     }
 
@@ -340,33 +394,69 @@ mod tests {
     #[test]
     fn r_231_a_mailbox_of_another_build_is_refused() {
         let (parent, _child, bell) = pair();
-        let attach = || ChildSide::attach(parent.fd().try_clone_to_owned().unwrap(), Arc::clone(&bell));
-        let poke = |offset, value| Word64::new(&parent.region, offset).unwrap().store(value, Ordering::Release);
+        let attach =
+            || ChildSide::attach(parent.fd().try_clone_to_owned().unwrap(), Arc::clone(&bell));
+        let poke = |offset, value| {
+            Word64::new(&parent.region, offset)
+                .unwrap()
+                .store(value, Ordering::Release)
+        };
         poke(64, 1);
-        assert!(matches!(attach(), Err(MailboxError::Corrupt { what: "a reserved word", .. })));
+        assert!(matches!(
+            attach(),
+            Err(MailboxError::Corrupt {
+                what: "a reserved word",
+                ..
+            })
+        ));
         poke(64, 0);
         poke(at::TASK_BYTES, 1 << 20);
         assert!(matches!(attach(), Err(MailboxError::Memory(_))));
         poke(at::TASK_BYTES, 5);
-        assert!(matches!(attach(), Err(MailboxError::BadRingSize { bytes: 5, .. })));
+        assert!(matches!(
+            attach(),
+            Err(MailboxError::BadRingSize { bytes: 5, .. })
+        ));
         poke(at::MAGIC, 0);
-        assert!(matches!(attach(), Err(MailboxError::Corrupt { what: "the mailbox's magic", .. })));
-        assert!(matches!(Mailbox::create(100, 4096), Err(MailboxError::BadRingSize { .. })));
+        assert!(matches!(
+            attach(),
+            Err(MailboxError::Corrupt {
+                what: "the mailbox's magic",
+                ..
+            })
+        ));
+        assert!(matches!(
+            Mailbox::create(100, 4096),
+            Err(MailboxError::BadRingSize { .. })
+        ));
     }
 
     #[test]
     fn a_record_of_more_than_half_a_ring_is_refused() {
         let (mut parent, _child, _bell) = pair();
         let limit = parent.payload_max();
-        let error = parent.send(head(0), &vec![0; limit as usize + 1]).unwrap_err();
-        assert_eq!(error, MailboxError::RecordTooLarge { len: limit + 1, limit });
+        let error = parent
+            .send(head(0), &vec![0; limit as usize + 1])
+            .unwrap_err();
+        assert_eq!(
+            error,
+            MailboxError::RecordTooLarge {
+                len: limit + 1,
+                limit
+            }
+        );
         assert!(parent.send(head(0), &vec![0; limit as usize]).unwrap());
     }
 
     #[test]
     fn the_spinners_slot_of_a_dead_child_comes_back() {
         let (parent, child, bell) = pair();
-        child.slots.mark.as_ref().unwrap().store(1, Ordering::Relaxed);
+        child
+            .slots
+            .mark
+            .as_ref()
+            .unwrap()
+            .store(1, Ordering::Relaxed);
         let spinners = Word32::new(bell.region(), at::BELL_SPINNERS).unwrap();
         spinners.store(1, Ordering::Relaxed);
         parent.recover(&bell);

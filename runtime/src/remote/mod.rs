@@ -1,19 +1,58 @@
 //! Placeholder: the signatures that `worker` uses; the real one replaces this file.
 #![allow(missing_docs, clippy::all)]
 use crate::endpoint::*;
-use std::time::{Instant,Duration};
+use echelon_wire::bootstrap::{CallableEntry, Manifest};
 use std::sync::Arc;
-use echelon_wire::bootstrap::{Manifest, CallableEntry};
+use std::time::{Duration, Instant};
 #[derive(Clone, Debug)]
 pub struct RemoteWorkerSpec {
     /// host:port
     pub endpoint: String,
 }
-impl RemoteWorkerSpec { pub fn validate(&self) -> Result<(), crate::process::ProcessError> { Ok(()) }
- pub fn manifest(&self, _s:u64,_i:i32,_l:u32,_t:Duration,_a:Vec<CallableEntry>,_b:Vec<CallableEntry>) -> Manifest { unreachable!() } }
+impl RemoteWorkerSpec {
+    pub fn validate(&self) -> Result<(), crate::process::ProcessError> {
+        Ok(())
+    }
+    pub fn manifest(
+        &self,
+        _s: u64,
+        _i: i32,
+        _l: u32,
+        _t: Duration,
+        _a: Vec<CallableEntry>,
+        _b: Vec<CallableEntry>,
+    ) -> Manifest {
+        unreachable!()
+    }
+}
 pub struct RemoteEndpoint;
-impl RemoteEndpoint { pub fn start(_s:&RemoteWorkerSpec,_m:Manifest,_t:Duration,_r:Arc<dyn Fn()+Send+Sync>,_d:Instant)->Result<Self,crate::process::ProcessError>{Err(crate::process::ProcessError)} }
+impl RemoteEndpoint {
+    pub fn start(
+        _s: &RemoteWorkerSpec,
+        _m: Manifest,
+        _t: Duration,
+        _r: Arc<dyn Fn() + Send + Sync>,
+        _d: Instant,
+    ) -> Result<Self, crate::process::ProcessError> {
+        Err(crate::process::ProcessError)
+    }
+}
 impl Endpoint for RemoteEndpoint {
- fn info(&self)->EndpointInfo{unreachable!()} fn submit(&mut self,_t:Ticket,_k:&OutboundTask<'_>)->Result<(),SubmitError>{unreachable!()}
- fn control(&mut self,_t:Ticket,_r:ControlRequest)->Result<(),EndpointGone>{unreachable!()} fn poll_event(&mut self)->Option<EndpointEvent>{None}
- fn kill(&mut self,_r:&str){} fn begin_close(&mut self){} fn finish_close(&mut self,_d:Instant)->Result<(),String>{Ok(())} }
+    fn info(&self) -> EndpointInfo {
+        unreachable!()
+    }
+    fn submit(&mut self, _t: Ticket, _k: &OutboundTask<'_>) -> Result<(), SubmitError> {
+        unreachable!()
+    }
+    fn control(&mut self, _t: Ticket, _r: ControlRequest) -> Result<(), EndpointGone> {
+        unreachable!()
+    }
+    fn poll_event(&mut self) -> Option<EndpointEvent> {
+        None
+    }
+    fn kill(&mut self, _r: &str) {}
+    fn begin_close(&mut self) {}
+    fn finish_close(&mut self, _d: Instant) -> Result<(), String> {
+        Ok(())
+    }
+}

@@ -181,21 +181,40 @@ impl WorkerBuilder {
     pub fn build(mut self) -> Result<Worker, Error> {
         let s = &self.settings;
         range("level", u64::from(s.level), 3, 255)?;
-        range("num_sub_workers", u64::from(s.sub_workers), 0, u64::from(MAX_SUB_WORKERS))?;
-        range("threads", u64::from(s.threads), 0, u64::from(MAX_SUB_WORKERS))?;
+        range(
+            "num_sub_workers",
+            u64::from(s.sub_workers),
+            0,
+            u64::from(MAX_SUB_WORKERS),
+        )?;
+        range(
+            "threads",
+            u64::from(s.threads),
+            0,
+            u64::from(MAX_SUB_WORKERS),
+        )?;
         range("max_tasks", u64::from(s.max_tasks), 1, 1 << 20)?;
         check_timeout("remote_session_timeout_s", s.remote_session_timeout)?;
         check_timeout("startup_timeout_s", s.startup_timeout)?;
         check_timeout("close_timeout_s", s.close_timeout)?;
         if s.sub_workers > 0 && s.threads > 0 {
-            return Err(Error::argument("threads", "a worker has sub worker processes or threads, not both"));
+            return Err(Error::argument(
+                "threads",
+                "a worker has sub worker processes or threads, not both",
+            ));
         }
         if s.sub_workers > 0 && matches!(s.child_program, ChildProgram::None) {
-            return Err(Error::argument("num_sub_workers", "processes need a child_program; use threads for native callables"));
+            return Err(Error::argument(
+                "num_sub_workers",
+                "processes need a child_program; use threads for native callables",
+            ));
         }
         self.settings.memory_limit = match self.memory_limit {
             Some(bytes) if bytes < 1 << 20 => {
-                return Err(Error::argument("memory_limit", format!("{bytes} bytes is under the least, 1048576")));
+                return Err(Error::argument(
+                    "memory_limit",
+                    format!("{bytes} bytes is under the least, 1048576"),
+                ));
             }
             Some(bytes) => bytes,
             None => Arena::default_limit(),
@@ -209,7 +228,10 @@ fn range(what: &'static str, value: u64, least: u64, most: u64) -> Result<(), Er
     if (least..=most).contains(&value) {
         return Ok(());
     }
-    Err(Error::argument(what, format!("{value} is outside {least}..={most}")))
+    Err(Error::argument(
+        what,
+        format!("{value} is outside {least}..={most}"),
+    ))
 }
 
 fn check_timeout(what: &'static str, timeout: Duration) -> Result<(), Error> {
@@ -217,13 +239,22 @@ fn check_timeout(what: &'static str, timeout: Duration) -> Result<(), Error> {
     if (least..=most).contains(&timeout.as_secs_f64()) {
         return Ok(());
     }
-    Err(Error::argument(what, format!("{} s is outside {least}..={most}", timeout.as_secs_f64())))
+    Err(Error::argument(
+        what,
+        format!("{} s is outside {least}..={most}", timeout.as_secs_f64()),
+    ))
 }
 
 /// A random non-zero number, from the kernel.
 pub(crate) fn random_u64() -> Result<u64, Error> {
     let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| Error::argument("random", format!("the kernel gave no random bytes: {error}")))?;
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(
+        |error| {
+            Error::argument(
+                "random",
+                format!("the kernel gave no random bytes: {error}"),
+            )
+        },
+    )?;
     Ok(u64::from_le_bytes(bytes).max(1))
 }

@@ -19,7 +19,9 @@ impl Worker {
             while life.state == WorkerState::Starting {
                 // init() is bounded by its own deadline and always notifies.
                 if self.0.changed.wait_until(&mut life, deadline).timed_out() {
-                    return Err(Error::Close { survivors: vec!["init() is still running in another thread".into()] });
+                    return Err(Error::Close {
+                        survivors: vec!["init() is still running in another thread".into()],
+                    });
                 }
             }
             match life.state {

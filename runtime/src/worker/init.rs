@@ -68,7 +68,11 @@ impl Worker {
             interrupt,
             self.0.uid,
         );
-        let mut live = Live { engine, driver: None, keeper };
+        let mut live = Live {
+            engine,
+            driver: None,
+            keeper,
+        };
         let outcome = self.populate(&mut live, children, registrations, deadline);
         if let Err(error) = outcome {
             let bound = Instant::now() + settings.close_timeout;
@@ -99,20 +103,37 @@ impl Worker {
         // Ids must follow the order of add_*, whatever started first.
         let mut rest: Vec<(i32, Box<dyn Endpoint>, EndpointRole)> = Vec::new();
         for (id, endpoint) in locals {
-            rest.push((id, Box::new(endpoint), EndpointRole::LocalNextLevel { worker: id }));
+            rest.push((
+                id,
+                Box::new(endpoint),
+                EndpointRole::LocalNextLevel { worker: id },
+            ));
         }
         for (id, endpoint, host) in remotes {
-            rest.push((id, Box::new(endpoint), EndpointRole::RemoteNextLevel { worker: id, host }));
+            rest.push((
+                id,
+                Box::new(endpoint),
+                EndpointRole::RemoteNextLevel { worker: id, host },
+            ));
         }
         rest.sort_by_key(|(id, _, _)| *id);
         for (_, endpoint, role) in rest {
             engine.core.lock().add_endpoint(endpoint, role);
         }
-        live.driver = Some(Driver::start(Arc::clone(&engine)).map_err(|error| startup("the driver thread", error))?);
+        live.driver = Some(
+            Driver::start(Arc::clone(&engine))
+                .map_err(|error| startup("the driver thread", error))?,
+        );
         self.register_all(&engine, children, registrations)?;
         engine.interrupt.check().map_err(|_| Error::Interrupted)?;
         if Instant::now() >= deadline {
-            return Err(startup("this worker", format!("startup_timeout_s of {:?} has passed", self.0.settings.startup_timeout)));
+            return Err(startup(
+                "this worker",
+                format!(
+                    "startup_timeout_s of {:?} has passed",
+                    self.0.settings.startup_timeout
+                ),
+            ));
         }
         Ok(())
     }
@@ -124,12 +145,18 @@ impl Worker {
             let name = format!("{}thread{index}", settings.name_prefix);
             let endpoint = ThreadEndpoint::start(name.clone(), Arc::clone(&engine.bell));
             let endpoint = endpoint.map_err(|error| startup(&name, error))?;
-            engine.core.lock().add_endpoint(Box::new(endpoint), EndpointRole::Sub);
+            engine
+                .core
+                .lock()
+                .add_endpoint(Box::new(endpoint), EndpointRole::Sub);
         }
         // All are started before the first is waited for: they come up side by side.
         for index in 0..settings.sub_workers {
             let endpoint = self.start_sub(live, index)?;
-            engine.core.lock().add_endpoint(Box::new(endpoint), EndpointRole::Sub);
+            engine
+                .core
+                .lock()
+                .add_endpoint(Box::new(endpoint), EndpointRole::Sub);
         }
         Ok(())
     }
@@ -139,7 +166,12 @@ impl Worker {
         self.start_local(live, name, None)
     }
 
-    fn start_local(&self, live: &Live, name: String, plan: Option<Vec<u8>>) -> Result<LocalEndpoint, Error> {
+    fn start_local(
+        &self,
+        live: &Live,
+        name: String,
+        plan: Option<Vec<u8>>,
+    ) -> Result<LocalEndpoint, Error> {
         let settings = &self.0.settings;
         let engine = &live.engine;
         let mut regions = settings.inherited_regions.clone();
@@ -152,7 +184,8 @@ impl Worker {
             plan,
             ready_within: settings.startup_timeout,
         };
-        LocalEndpoint::start(spec, &live.keeper, Arc::clone(&engine.bell)).map_err(|error| startup(&name, error))
+        LocalEndpoint::start(spec, &live.keeper, Arc::clone(&engine.bell))
+            .map_err(|error| startup(&name, error))
     }
 
     fn start_level(
@@ -164,16 +197,27 @@ impl Worker {
         child: &Child,
     ) -> Result<LocalEndpoint, Error> {
         if matches!(self.0.settings.child_program, ChildProgram::None) {
-            return Err(startup(&format!("worker {id}"), "a local child is a process and needs a child_program"));
+            return Err(startup(
+                &format!("worker {id}"),
+                "a local child is a process and needs a child_program",
+            ));
         }
         let mut plan = plan.clone();
-        for registration in registrations.iter().filter(|r| r.options.inner && r.includes(id, child)) {
+        for registration in registrations
+            .iter()
+            .filter(|r| r.options.inner && r.includes(id, child))
+        {
             let mut entry = registration.plan()?;
             entry.inner = false;
             plan.callables.push(entry);
         }
-        let json = serde_json::to_vec(&plan).map_err(|error| startup(&format!("worker {id}"), error))?;
-        self.start_local(live, format!("{}worker{id}", self.0.settings.name_prefix), Some(json))
+        let json =
+            serde_json::to_vec(&plan).map_err(|error| startup(&format!("worker {id}"), error))?;
+        self.start_local(
+            live,
+            format!("{}worker{id}", self.0.settings.name_prefix),
+            Some(json),
+        )
     }
 
     /// Starts all remote sessions side by side, under the one deadline.
@@ -197,11 +241,15 @@ impl Worker {
                 .map(|(id, spec, manifest)| {
                     let bell = Arc::clone(&engine.bell);
                     let ring = Arc::new(move || bell.ring());
-                    let start = move || RemoteEndpoint::start(spec, manifest, timeout, ring, deadline);
+                    let start =
+                        move || RemoteEndpoint::start(spec, manifest, timeout, ring, deadline);
                     (id, spec, scope.spawn(start))
                 })
                 .collect();
-            threads.into_iter().map(|(id, spec, thread)| (id, spec, thread.join())).collect()
+            threads
+                .into_iter()
+                .map(|(id, spec, thread)| (id, spec, thread.join()))
+                .collect()
         });
         let mut started = Vec::new();
         let mut first_error = None;
@@ -212,11 +260,16 @@ impl Worker {
                     first_error.get_or_insert(startup(&format!("{id} ({})", spec.endpoint), error));
                 }
                 Err(_) => {
-                    first_error.get_or_insert(startup(&format!("{id} ({})", spec.endpoint), "its starting thread panicked"));
+                    first_error.get_or_insert(startup(
+                        &format!("{id} ({})", spec.endpoint),
+                        "its starting thread panicked",
+                    ));
                 }
             }
         }
-        let Some(error) = first_error else { return Ok(started) };
+        let Some(error) = first_error else {
+            return Ok(started);
+        };
         let bound = Instant::now() + self.0.settings.close_timeout;
         for (_, endpoint, _) in &mut started {
             endpoint.begin_close();
@@ -243,7 +296,9 @@ impl Worker {
                 .filter(|r| r.options.inner == inner && r.includes(id, child))
                 .filter(|r| seen.insert(r.handle.callable.digest))
                 .filter_map(|r| match &r.handle.callable.source {
-                    CallableSource::Import(target) => Some(entry(&r.handle.callable.digest, target, inner)),
+                    CallableSource::Import(target) => {
+                        Some(entry(&r.handle.callable.digest, target, inner))
+                    }
                     _ => None,
                 })
                 .collect()
@@ -251,25 +306,45 @@ impl Worker {
         // 63 bits: the contract's peers read it as a signed integer (slr3-v1 §8).
         let session_id = (random_u64()? >> 1).max(1);
         let settings = &self.0.settings;
-        Ok(spec.manifest(session_id, id, settings.level, settings.remote_session_timeout, entries(false), entries(true)))
+        Ok(spec.manifest(
+            session_id,
+            id,
+            settings.level,
+            settings.remote_session_timeout,
+            entries(false),
+            entries(true),
+        ))
     }
 
     /// Callables of local workers go by control; those of remote workers went with the manifest.
-    fn register_all(&self, engine: &Engine, children: &[Child], registrations: &[Registration]) -> Result<(), Error> {
+    fn register_all(
+        &self,
+        engine: &Engine,
+        children: &[Child],
+        registrations: &[Registration],
+    ) -> Result<(), Error> {
         for registration in registrations {
             let mut by_control = Vec::new();
             let mut core = engine.core.lock();
             for (slot, index) in core.endpoints.iter_mut().zip(0..) {
                 let of_child = |worker: &i32| {
-                    let child = usize::try_from(*worker).ok().and_then(|index| children.get(index));
+                    let child = usize::try_from(*worker)
+                        .ok()
+                        .and_then(|index| children.get(index));
                     child.is_some_and(|child| registration.includes(*worker, child))
                 };
                 match &slot.role {
-                    EndpointRole::Sub if registration.for_subs() => by_control.push(EndpointId(index)),
-                    EndpointRole::LocalNextLevel { worker } if of_child(worker) && !registration.options.inner => {
+                    EndpointRole::Sub if registration.for_subs() => {
+                        by_control.push(EndpointId(index))
+                    }
+                    EndpointRole::LocalNextLevel { worker }
+                        if of_child(worker) && !registration.options.inner =>
+                    {
                         by_control.push(EndpointId(index));
                     }
-                    EndpointRole::RemoteNextLevel { worker, .. } if of_child(worker) && !registration.options.inner => {
+                    EndpointRole::RemoteNextLevel { worker, .. }
+                        if of_child(worker) && !registration.options.inner =>
+                    {
                         slot.callables.insert(registration.handle.callable.digest);
                     }
                     _ => {}
@@ -288,7 +363,9 @@ impl Worker {
             let core = engine.core.lock();
             let slots = core.endpoints.iter().zip(0..);
             slots
-                .filter(|(slot, _)| slot.role == EndpointRole::Sub && slot.lost.is_some() && !slot.replaced)
+                .filter(|(slot, _)| {
+                    slot.role == EndpointRole::Sub && slot.lost.is_some() && !slot.replaced
+                })
                 .map(|(slot, index)| (EndpointId(index), slot.info.name.clone()))
                 .collect()
         };
@@ -302,7 +379,9 @@ impl Worker {
     fn replace_sub(&self, engine: &Arc<Engine>, old: EndpointId, name: &str) -> Result<(), Error> {
         let endpoint = {
             let live = self.0.live.read();
-            let Some(live) = live.as_ref() else { return Ok(()) };
+            let Some(live) = live.as_ref() else {
+                return Ok(());
+            };
             self.start_local(live, name.to_owned(), None)?
         };
         let fresh = {
@@ -313,7 +392,10 @@ impl Worker {
             core.add_endpoint(Box::new(endpoint), EndpointRole::Sub)
         };
         let registrations = self.0.life.lock().registrations.clone();
-        for registration in registrations.iter().filter(|registration| registration.for_subs()) {
+        for registration in registrations
+            .iter()
+            .filter(|registration| registration.for_subs())
+        {
             engine.register_on(registration, &[fresh])?;
         }
         Ok(())
@@ -333,10 +415,11 @@ impl Engine {
         };
         for endpoint in silent {
             let request = crate::endpoint::ControlRequest::DropRegion { region: 0 };
-            self.control(endpoint, "the start", request, None).map_err(|error| match error {
-                Error::Interrupted => error,
-                error => startup(&self.worker_name(endpoint), error),
-            })?;
+            self.control(endpoint, "the start", request, None)
+                .map_err(|error| match error {
+                    Error::Interrupted => error,
+                    error => startup(&self.worker_name(endpoint), error),
+                })?;
         }
         Ok(())
     }
@@ -344,7 +427,11 @@ impl Engine {
 
 /// The manifest's entry of an import path (slr3-v1 §8).
 fn entry(digest: &Digest, target: &ImportTarget, inner: bool) -> CallableEntry {
-    let registry = if inner { RegistryTarget::InnerL3Worker } else { RegistryTarget::RemoteTaskDispatcher };
+    let registry = if inner {
+        RegistryTarget::InnerL3Worker
+    } else {
+        RegistryTarget::RemoteTaskDispatcher
+    };
     CallableEntry {
         hashid: Hashid(*digest).to_string(),
         kind: CallableKind::PythonImport.name().to_owned(),
@@ -356,5 +443,8 @@ fn entry(digest: &Digest, target: &ImportTarget, inner: bool) -> CallableEntry {
 }
 
 fn startup(worker: &str, error: impl std::fmt::Display) -> Error {
-    Error::Startup { worker: worker.to_owned(), message: error.to_string() }
+    Error::Startup {
+        worker: worker.to_owned(),
+        message: error.to_string(),
+    }
 }

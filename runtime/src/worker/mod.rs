@@ -17,8 +17,8 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 pub use builder::{ChildProgram, WorkerBuilder};
-pub use orchestrator::{CopySide, Orchestrator, TaskHandle};
 pub(crate) use orchestrator::ScopedBlock;
+pub use orchestrator::{CopySide, Orchestrator, TaskHandle};
 pub use plan::{InnerPlan, LevelPlan};
 pub use register::{CallableHandle, RegisterOptions, RegisterScope};
 pub use run::{RunEnd, RunReport};
@@ -132,7 +132,11 @@ impl Worker {
         Self(Arc::new(Inner {
             uid,
             settings,
-            life: Mutex::new(Life { state: WorkerState::New, children: Vec::new(), registrations: Vec::new() }),
+            life: Mutex::new(Life {
+                state: WorkerState::New,
+                children: Vec::new(),
+                registrations: Vec::new(),
+            }),
             changed: Condvar::new(),
             live: RwLock::new(None),
             closing: Mutex::new(()),
@@ -166,7 +170,11 @@ impl Worker {
         if child.level() >= self.level() {
             return Err(Error::argument(
                 "child",
-                format!("level {} is not below this worker's level {}", child.level(), self.level()),
+                format!(
+                    "level {} is not below this worker's level {}",
+                    child.level(),
+                    self.level()
+                ),
             ));
         }
         if Arc::ptr_eq(&self.0, &child.0) {
@@ -184,10 +192,14 @@ impl Worker {
         if self.level() < 4 {
             return Err(Error::argument(
                 "level",
-                format!("a worker of level {} has no remote workers; the parent is level 4 or more", self.level()),
+                format!(
+                    "a worker of level {} has no remote workers; the parent is level 4 or more",
+                    self.level()
+                ),
             ));
         }
-        spec.validate().map_err(|error| Error::argument("spec", error.to_string()))?;
+        spec.validate()
+            .map_err(|error| Error::argument("spec", error.to_string()))?;
         self.add_child(Child::Remote(spec))
     }
 
@@ -195,7 +207,8 @@ impl Worker {
         let mut life = self.0.life.lock();
         self.expect_new(&life, "add a worker to")?;
         life.children.push(child);
-        i32::try_from(life.children.len() - 1).map_err(|_| Error::argument("workers", "too many workers"))
+        i32::try_from(life.children.len() - 1)
+            .map_err(|_| Error::argument("workers", "too many workers"))
     }
 
     fn expect_new(&self, life: &Life, action: &'static str) -> Result<(), Error> {
@@ -221,7 +234,11 @@ impl Worker {
             WorkerState::Failed(_) => "mend the cause and make a new Worker",
             _ => "make a new Worker",
         };
-        Err(Error::Lifecycle { state: state.to_string(), action, hint: hint.into() })
+        Err(Error::Lifecycle {
+            state: state.to_string(),
+            action,
+            hint: hint.into(),
+        })
     }
 
     /// Its workers as they are now.
@@ -229,7 +246,16 @@ impl Worker {
     pub fn workers(&self) -> Vec<EndpointInfo> {
         self.engine("look at").map_or_else(
             |_| Vec::new(),
-            |engine| engine.core.lock().endpoints.iter().filter(|s| !s.replaced).map(|slot| slot.info.clone()).collect(),
+            |engine| {
+                engine
+                    .core
+                    .lock()
+                    .endpoints
+                    .iter()
+                    .filter(|s| !s.replaced)
+                    .map(|slot| slot.info.clone())
+                    .collect()
+            },
         )
     }
 
@@ -240,7 +266,10 @@ impl Worker {
             |_| Progress::default(),
             |engine| {
                 let core = engine.core.lock();
-                Progress { submitted: core.submitted, finished: core.finished }
+                Progress {
+                    submitted: core.submitted,
+                    finished: core.finished,
+                }
             },
         )
     }
@@ -258,7 +287,10 @@ impl Worker {
 
 impl std::fmt::Debug for Worker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Worker").field("level", &self.level()).field("state", &self.state()).finish_non_exhaustive()
+        f.debug_struct("Worker")
+            .field("level", &self.level())
+            .field("state", &self.state())
+            .finish_non_exhaustive()
     }
 }
 

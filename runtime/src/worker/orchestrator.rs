@@ -70,7 +70,12 @@ pub struct Orchestrator {
 
 impl Orchestrator {
     pub(crate) fn new(worker: Worker, engine: Arc<Engine>, run: RunId) -> Self {
-        Self { worker, engine, run, scopes: Arc::default() }
+        Self {
+            worker,
+            engine,
+            run,
+            scopes: Arc::default(),
+        }
     }
 
     /// The worker that runs it.
@@ -109,7 +114,11 @@ impl Orchestrator {
         if let Some(ids) = workers.as_ref().filter(|ids| ids.len() != args.len()) {
             return Err(Error::argument(
                 "workers",
-                format!("{} workers for {} members; name one for each", ids.len(), args.len()),
+                format!(
+                    "{} workers for {} members; name one for each",
+                    ids.len(),
+                    args.len()
+                ),
             ));
         }
         let target = workers.map_or(Target::NextLevel, Target::Workers);
@@ -120,16 +129,36 @@ impl Orchestrator {
     ///
     /// # Errors
     /// As [`Self::submit_next_level`].
-    pub fn submit_sub(&self, callable: &CallableHandle, args: TaskArgs) -> Result<TaskHandle, Error> {
-        self.submit(callable, vec![args], CallConfig::default(), Target::Sub, GroupKind::Single)
+    pub fn submit_sub(
+        &self,
+        callable: &CallableHandle,
+        args: TaskArgs,
+    ) -> Result<TaskHandle, Error> {
+        self.submit(
+            callable,
+            vec![args],
+            CallConfig::default(),
+            Target::Sub,
+            GroupKind::Single,
+        )
     }
 
     /// Submits one member a set of arguments to sub workers; they may run in waves.
     ///
     /// # Errors
     /// As [`Self::submit_next_level`].
-    pub fn submit_sub_group(&self, callable: &CallableHandle, args: Vec<TaskArgs>) -> Result<TaskHandle, Error> {
-        self.submit(callable, args, CallConfig::default(), Target::Sub, GroupKind::Waves)
+    pub fn submit_sub_group(
+        &self,
+        callable: &CallableHandle,
+        args: Vec<TaskArgs>,
+    ) -> Result<TaskHandle, Error> {
+        self.submit(
+            callable,
+            args,
+            CallConfig::default(),
+            Target::Sub,
+            GroupKind::Waves,
+        )
     }
 
     fn submit(
@@ -142,10 +171,22 @@ impl Orchestrator {
     ) -> Result<TaskHandle, Error> {
         callable.check(self.engine.uid)?;
         if args.is_empty() {
-            return Err(Error::argument("args_list", "a group needs at least one member"));
+            return Err(Error::argument(
+                "args_list",
+                "a group needs at least one member",
+            ));
         }
-        let spec = SubmitSpec { run: self.run, callable: callable.callable.clone(), config, target, group, args };
-        Ok(TaskHandle { sequence: self.engine.submit(spec)? })
+        let spec = SubmitSpec {
+            run: self.run,
+            callable: callable.callable.clone(),
+            config,
+            target,
+            group,
+            args,
+        };
+        Ok(TaskHandle {
+            sequence: self.engine.submit(spec)?,
+        })
     }
 
     /// Allocates a tensor in shared memory; contents undefined. Inside a scope it may be submitted until the scope ends. The
@@ -154,11 +195,16 @@ impl Orchestrator {
     /// # Errors
     /// [`Error::Resource`] when the memory limit is reached and nothing is running that could give some back.
     pub fn alloc(&self, meta: TensorMeta) -> Result<Tensor, Error> {
-        let nbytes = meta.nbytes().ok_or_else(|| Error::argument("shape", "its size in bytes overflows 64 bits"))?;
+        let nbytes = meta
+            .nbytes()
+            .ok_or_else(|| Error::argument("shape", "its size in bytes overflows 64 bits"))?;
         let block = self.alloc_block(nbytes)?;
         let scope = self.scopes.lock().last().cloned().unwrap_or_default();
         let (region, offset) = (Arc::clone(block.region()), block.offset());
-        let lease: crate::tensor::Lease = Arc::new(ScopedBlock { _block: block, scope });
+        let lease: crate::tensor::Lease = Arc::new(ScopedBlock {
+            _block: block,
+            scope,
+        });
         Tensor::new(meta, region, offset, Some(lease), false)
     }
 
@@ -167,7 +213,9 @@ impl Orchestrator {
             let finished = self.engine.core.lock().finished;
             match self.engine.arena.alloc(nbytes) {
                 Ok(block) => return Ok(block),
-                Err(MemoryError::Exhausted { requested, limit, .. }) => {
+                Err(MemoryError::Exhausted {
+                    requested, limit, ..
+                }) => {
                     self.engine.wait_for_room(finished, || Error::Resource {
                         what: "shared memory of the worker".into(),
                         requested,
@@ -207,11 +255,17 @@ impl Orchestrator {
         if dst.nbytes() != src.nbytes() {
             return Err(Error::argument(
                 "copy",
-                format!("dst has {} bytes and src {}; give both one size", dst.nbytes(), src.nbytes()),
+                format!(
+                    "dst has {} bytes and src {}; give both one size",
+                    dst.nbytes(),
+                    src.nbytes()
+                ),
             ));
         }
         let job = engine::CopyJob::new(copy_side(&dst)?, copy_side(&src)?);
-        Ok(TaskHandle { sequence: self.engine.submit_copy(self.run, job, &dst, &src)? })
+        Ok(TaskHandle {
+            sequence: self.engine.submit_copy(self.run, job, &dst, &src)?,
+        })
     }
 
     fn copy_arg(&self, side: CopySide, tag: Tag, what: &'static str) -> Result<TensorArg, Error> {
@@ -219,9 +273,16 @@ impl Orchestrator {
         match side {
             CopySide::Tensor(tensor) => args.add_tensor(&tensor, tag)?,
             CopySide::Host { memory, meta } => args.add_host(memory, meta, tag)?,
-            CopySide::Remote { buffer, offset, meta } => args.add_remote(&buffer, offset, meta, tag)?,
+            CopySide::Remote {
+                buffer,
+                offset,
+                meta,
+            } => args.add_remote(&buffer, offset, meta, tag)?,
         };
-        let arg = args.tensors().first().ok_or_else(|| Error::argument(what, "nothing to copy"))?;
+        let arg = args
+            .tensors()
+            .first()
+            .ok_or_else(|| Error::argument(what, "nothing to copy"))?;
         self.engine.normalise_one(arg)
     }
 }
@@ -231,12 +292,16 @@ fn copy_side(arg: &TensorArg) -> Result<engine::CopySide, Error> {
         ArgSource::Tensor(tensor) => engine::CopySide::Local(tensor.memory()?),
         ArgSource::Host(memory) => engine::CopySide::Local(memory.clone()),
         ArgSource::Inline(bytes) => engine::CopySide::Local(HostMemory::from_bytes(bytes.clone())),
-        ArgSource::Remote { buffer, offset } => engine::CopySide::of_buffer(buffer, *offset, arg.nbytes()),
+        ArgSource::Remote { buffer, offset } => {
+            engine::CopySide::of_buffer(buffer, *offset, arg.nbytes())
+        }
     })
 }
 
 impl std::fmt::Debug for Orchestrator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Orchestrator").field("run", &self.run).finish_non_exhaustive()
+        f.debug_struct("Orchestrator")
+            .field("run", &self.run)
+            .finish_non_exhaustive()
     }
 }

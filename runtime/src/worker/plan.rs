@@ -62,7 +62,11 @@ impl Worker {
                 }
             }
         }
-        let callables = life.registrations.iter().map(Registration::plan).collect::<Result<_, _>>()?;
+        let callables = life
+            .registrations
+            .iter()
+            .map(Registration::plan)
+            .collect::<Result<_, _>>()?;
         let s = &self.0.settings;
         let plan = LevelPlan {
             level: s.level,
@@ -98,7 +102,10 @@ impl LevelPlan {
         }
         for entry in self.callables {
             let callable = entry.callable()?;
-            let options = super::RegisterOptions { inner: entry.inner, ..super::RegisterOptions::default() };
+            let options = super::RegisterOptions {
+                inner: entry.inner,
+                ..super::RegisterOptions::default()
+            };
             worker.register(callable, options)?;
         }
         Ok(worker)
@@ -125,13 +132,16 @@ impl InnerPlan {
 
     fn callable(&self) -> Result<Callable, Error> {
         if !self.serialized {
-            let target = ImportTarget::parse(&self.payload).map_err(|error| Error::argument("target", error.to_string()))?;
+            let target = ImportTarget::parse(&self.payload)
+                .map_err(|error| Error::argument("target", error.to_string()))?;
             return Ok(Callable::import(target));
         }
         let digits = self.payload.as_bytes().chunks(2);
-        let bytes: Option<Vec<u8>> =
-            digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect();
-        let bytes = bytes.ok_or_else(|| Error::argument("payload", "the serialized callable is not hex"))?;
+        let bytes: Option<Vec<u8>> = digits
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+            .collect();
+        let bytes = bytes
+            .ok_or_else(|| Error::argument("payload", "the serialized callable is not hex"))?;
         Ok(Callable::serialized(&self.name, bytes.into()))
     }
 }

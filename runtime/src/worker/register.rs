@@ -73,7 +73,10 @@ impl CallableHandle {
         if self.owner_uid != uid {
             return Err(Error::handle(
                 "callable",
-                format!("the handle of {} belongs to another Worker; register it with this one", self.name()),
+                format!(
+                    "the handle of {} belongs to another Worker; register it with this one",
+                    self.name()
+                ),
             ));
         }
         if self.inner {
@@ -83,7 +86,10 @@ impl CallableHandle {
             ));
         }
         if !self.live.load(Ordering::Acquire) {
-            return Err(Error::handle("callable", format!("{} was unregistered; register it again", self.name())));
+            return Err(Error::handle(
+                "callable",
+                format!("{} was unregistered; register it again", self.name()),
+            ));
         }
         Ok(())
     }
@@ -105,14 +111,17 @@ impl Registration {
     pub(crate) fn includes(&self, worker: i32, child: &Child) -> bool {
         match (&self.options.workers, self.options.scope, child) {
             (Some(ids), _, _) => ids.contains(&worker),
-            (None, RegisterScope::Local, Child::Local(_)) | (None, RegisterScope::Remote, Child::Remote(_)) => true,
+            (None, RegisterScope::Local, Child::Local(_))
+            | (None, RegisterScope::Remote, Child::Remote(_)) => true,
             (None, _, _) => false,
         }
     }
 
     /// True when it goes to the sub workers of this level.
     pub(crate) fn for_subs(&self) -> bool {
-        self.options.workers.is_none() && self.options.scope == RegisterScope::Local && !self.options.inner
+        self.options.workers.is_none()
+            && self.options.scope == RegisterScope::Local
+            && !self.options.inner
     }
 
     fn registry(&self) -> RegistryTarget {
@@ -130,7 +139,11 @@ impl Worker {
     /// # Errors
     /// [`Error::Registration`] with every worker's reason (an import that fails comes with its traceback),
     /// [`Error::Argument`] for unknown ids or a callable that cannot go there, [`Error::Lifecycle`] after `close()`.
-    pub fn register(&self, callable: Callable, options: RegisterOptions) -> Result<CallableHandle, Error> {
+    pub fn register(
+        &self,
+        callable: Callable,
+        options: RegisterOptions,
+    ) -> Result<CallableHandle, Error> {
         self.check_reach(&callable, &options)?;
         let handle = CallableHandle {
             callable,
@@ -138,7 +151,10 @@ impl Worker {
             inner: options.inner,
             live: Arc::new(AtomicBool::new(true)),
         };
-        let registration = Registration { handle: handle.clone(), options };
+        let registration = Registration {
+            handle: handle.clone(),
+            options,
+        };
         {
             let mut life = self.0.life.lock();
             if life.state == WorkerState::New {
@@ -162,12 +178,17 @@ impl Worker {
             return handle.check(self.0.uid);
         }
         if !handle.live.swap(false, Ordering::AcqRel) {
-            return Err(Error::handle("callable", format!("{} was already unregistered", handle.name())));
+            return Err(Error::handle(
+                "callable",
+                format!("{} was already unregistered", handle.name()),
+            ));
         }
         let removed: Vec<Registration> = {
             let mut life = self.0.life.lock();
-            let (gone, kept) =
-                life.registrations.drain(..).partition(|r| Arc::ptr_eq(&r.handle.live, &handle.live));
+            let (gone, kept) = life
+                .registrations
+                .drain(..)
+                .partition(|r| Arc::ptr_eq(&r.handle.live, &handle.live));
             life.registrations = kept;
             gone
         };
@@ -177,7 +198,8 @@ impl Worker {
         let engine = self.engine("unregister a callable from")?;
         for registration in &removed {
             let still_wanted = self.0.life.lock().registrations.iter().any(|r| {
-                r.handle.callable.digest == handle.callable.digest && r.options.inner == registration.options.inner
+                r.handle.callable.digest == handle.callable.digest
+                    && r.options.inner == registration.options.inner
             });
             if !still_wanted {
                 engine.unregister_on(registration)?;
@@ -197,10 +219,18 @@ impl Worker {
             let handle = &registration.handle;
             handle.name() == key || handle.hashid().strip_prefix("sha256:") == Some(bare)
         });
-        found.map(|registration| registration.handle.clone()).ok_or_else(|| {
-            let names: Vec<&str> = life.registrations.iter().map(|r| r.handle.name()).collect();
-            Error::handle("callable", format!("{key} is not registered here; registered are [{}]", names.join(", ")))
-        })
+        found
+            .map(|registration| registration.handle.clone())
+            .ok_or_else(|| {
+                let names: Vec<&str> = life.registrations.iter().map(|r| r.handle.name()).collect();
+                Error::handle(
+                    "callable",
+                    format!(
+                        "{key} is not registered here; registered are [{}]",
+                        names.join(", ")
+                    ),
+                )
+            })
     }
 
     fn check_reach(&self, callable: &Callable, options: &RegisterOptions) -> Result<(), Error> {
@@ -209,17 +239,27 @@ impl Worker {
         if let Some(ids) = &options.workers {
             for id in ids {
                 if usize::try_from(*id).map_or(true, |index| index >= life.children.len()) {
-                    let known: Vec<String> = (0..life.children.len()).map(|id| id.to_string()).collect();
+                    let known: Vec<String> =
+                        (0..life.children.len()).map(|id| id.to_string()).collect();
                     return Err(Error::argument(
                         "workers",
-                        format!("there is no worker {id}; known ids are [{}]", known.join(", ")),
+                        format!(
+                            "there is no worker {id}; known ids are [{}]",
+                            known.join(", ")
+                        ),
                     ));
                 }
             }
         }
         let probe = |child: &Child| matches!(child, Child::Remote(_));
         let reaches_remote = children.clone().any(|(child, id)| {
-            probe(child) && options.workers.as_ref().map_or(options.scope == RegisterScope::Remote, |ids| ids.contains(&id))
+            probe(child)
+                && options
+                    .workers
+                    .as_ref()
+                    .map_or(options.scope == RegisterScope::Remote, |ids| {
+                        ids.contains(&id)
+                    })
         });
         if reaches_remote && !matches!(callable.source, CallableSource::Import(_)) {
             return Err(Error::argument(
@@ -243,17 +283,28 @@ impl Core {
         }
         let wanted = |role: &EndpointRole| match role {
             EndpointRole::Sub => registration.for_subs(),
-            EndpointRole::LocalNextLevel { .. } => registration.options.scope == RegisterScope::Local,
-            EndpointRole::RemoteNextLevel { .. } => registration.options.scope == RegisterScope::Remote,
+            EndpointRole::LocalNextLevel { .. } => {
+                registration.options.scope == RegisterScope::Local
+            }
+            EndpointRole::RemoteNextLevel { .. } => {
+                registration.options.scope == RegisterScope::Remote
+            }
         };
         let slots = self.endpoints.iter().zip(0..);
-        Ok(slots.filter(|(slot, _)| slot.lost.is_none() && wanted(&slot.role)).map(|(_, id)| EndpointId(id)).collect())
+        Ok(slots
+            .filter(|(slot, _)| slot.lost.is_none() && wanted(&slot.role))
+            .map(|(_, id)| EndpointId(id))
+            .collect())
     }
 }
 
 impl Engine {
     /// Prepare everywhere, commit everywhere; on the first failure undo what was done and report it.
-    pub(crate) fn register_on(&self, registration: &Registration, endpoints: &[EndpointId]) -> Result<(), Error> {
+    pub(crate) fn register_on(
+        &self,
+        registration: &Registration,
+        endpoints: &[EndpointId],
+    ) -> Result<(), Error> {
         let step = |endpoint: EndpointId, step: RegisterStep| {
             let request = ControlRequest::Register {
                 step,
@@ -312,10 +363,17 @@ impl Engine {
         if failures.is_empty() {
             return Ok(());
         }
-        Err(Error::Registration { callable: registration.handle.name().to_owned(), message: failures.join("; ") })
+        Err(Error::Registration {
+            callable: registration.handle.name().to_owned(),
+            message: failures.join("; "),
+        })
     }
 
-    fn unregister_at(&self, registration: &Registration, endpoint: EndpointId) -> Result<ControlReply, Error> {
+    fn unregister_at(
+        &self,
+        registration: &Registration,
+        endpoint: EndpointId,
+    ) -> Result<ControlReply, Error> {
         let request = ControlRequest::Unregister {
             digest: registration.handle.callable.digest,
             kind: registration.handle.callable.kind,
@@ -334,6 +392,9 @@ impl Engine {
 fn registration_error(registration: &Registration, error: Error) -> Error {
     match error {
         Error::Interrupted => Error::Interrupted,
-        error => Error::Registration { callable: registration.handle.name().to_owned(), message: error.to_string() },
+        error => Error::Registration {
+            callable: registration.handle.name().to_owned(),
+            message: error.to_string(),
+        },
     }
 }

@@ -4,7 +4,9 @@ use echelon_wire::buffer::{AccessFlags, AddressSpace};
 use echelon_wire::id::WorkerId;
 
 use super::Worker;
-use crate::buffer::{access_name, buffer_key, BufferFacts, ExportFacts, RemoteBuffer, RemoteExport};
+use crate::buffer::{
+    access_name, buffer_key, BufferFacts, ExportFacts, RemoteBuffer, RemoteExport,
+};
 use crate::endpoint::{ControlReply, ControlRequest};
 use crate::engine::{CopySide, Engine, COPY_STEP_BYTES};
 use crate::error::Error;
@@ -18,7 +20,11 @@ struct Pinned<'a> {
 }
 
 impl<'a> Pinned<'a> {
-    fn take(engine: &'a Engine, buffer: &'a RemoteBuffer, what: &'static str) -> Result<Self, Error> {
+    fn take(
+        engine: &'a Engine,
+        buffer: &'a RemoteBuffer,
+        what: &'static str,
+    ) -> Result<Self, Error> {
         engine.check_owner(buffer)?;
         buffer.pin(what)?;
         Ok(Self { engine, buffer })
@@ -39,13 +45,25 @@ impl Worker {
     /// [`Error::EndpointLost`].
     pub fn remote_malloc(&self, worker: i32, nbytes: u64) -> Result<RemoteBuffer, Error> {
         if nbytes == 0 {
-            return Err(Error::argument("nbytes", "0 is outside 1..; a buffer has at least one byte"));
+            return Err(Error::argument(
+                "nbytes",
+                "0 is outside 1..; a buffer has at least one byte",
+            ));
         }
         let engine = self.engine("allocate on")?;
         self.flush_releases(&engine);
         let (endpoint, session) = engine.remote_endpoint(worker)?;
-        match engine.control(endpoint, "remote_malloc", ControlRequest::Alloc { nbytes }, None)? {
-            ControlReply::Allocated { buffer, remote_addr, rkey } => Ok(RemoteBuffer::new(BufferFacts {
+        match engine.control(
+            endpoint,
+            "remote_malloc",
+            ControlRequest::Alloc { nbytes },
+            None,
+        )? {
+            ControlReply::Allocated {
+                buffer,
+                remote_addr,
+                rkey,
+            } => Ok(RemoteBuffer::new(BufferFacts {
                 owner_uid: engine.uid,
                 endpoint,
                 worker: WorkerId(worker),
@@ -70,7 +88,10 @@ impl Worker {
     /// [`Error::Handle`] for a released, foreign or imported handle.
     pub fn remote_free(&self, buffer: &RemoteBuffer) -> Result<(), Error> {
         if buffer.is_imported() {
-            return Err(Error::handle("buffer", "this is an import; end it with remote_release_import"));
+            return Err(Error::handle(
+                "buffer",
+                "this is an import; end it with remote_release_import",
+            ));
         }
         self.release(buffer, "remote_free")
     }
@@ -81,7 +102,10 @@ impl Worker {
     /// [`Error::Handle`] for a released, foreign or owner handle.
     pub fn remote_release_import(&self, import: &RemoteBuffer) -> Result<(), Error> {
         if !import.is_imported() {
-            return Err(Error::handle("import", "this is an owner's handle; free it with remote_free"));
+            return Err(Error::handle(
+                "import",
+                "this is an owner's handle; free it with remote_free",
+            ));
         }
         self.release(import, "remote_release_import")
     }
@@ -120,7 +144,12 @@ impl Worker {
     ///
     /// # Errors
     /// [`Error::Handle`], [`Error::Argument`] for a range outside the buffer, [`Error::Remote`], [`Error::EndpointLost`].
-    pub fn remote_copy_to(&self, buffer: &RemoteBuffer, source: &HostMemory, offset: u64) -> Result<(), Error> {
+    pub fn remote_copy_to(
+        &self,
+        buffer: &RemoteBuffer,
+        source: &HostMemory,
+        offset: u64,
+    ) -> Result<(), Error> {
         self.copy_direct(buffer, source, offset, true)
     }
 
@@ -128,24 +157,46 @@ impl Worker {
     ///
     /// # Errors
     /// As [`Self::remote_copy_to`]; [`Error::Argument`] also for read-only memory.
-    pub fn remote_copy_from(&self, buffer: &RemoteBuffer, destination: &HostMemory, offset: u64) -> Result<(), Error> {
+    pub fn remote_copy_from(
+        &self,
+        buffer: &RemoteBuffer,
+        destination: &HostMemory,
+        offset: u64,
+    ) -> Result<(), Error> {
         if !destination.is_writable() {
-            return Err(Error::argument("host", "the destination is read-only; give a writable buffer"));
+            return Err(Error::argument(
+                "host",
+                "the destination is read-only; give a writable buffer",
+            ));
         }
         self.copy_direct(buffer, destination, offset, false)
     }
 
-    fn copy_direct(&self, buffer: &RemoteBuffer, host: &HostMemory, offset: u64, to: bool) -> Result<(), Error> {
-        let what = if to { "remote_copy_to" } else { "remote_copy_from" };
+    fn copy_direct(
+        &self,
+        buffer: &RemoteBuffer,
+        host: &HostMemory,
+        offset: u64,
+        to: bool,
+    ) -> Result<(), Error> {
+        let what = if to {
+            "remote_copy_to"
+        } else {
+            "remote_copy_from"
+        };
         let engine = self.engine("copy with")?;
         if buffer.is_imported() {
-            return Err(Error::handle("buffer", "this is an import; copy with the owner's handle"));
+            return Err(Error::handle(
+                "buffer",
+                "this is an import; copy with the owner's handle",
+            ));
         }
         buffer.check_live(what)?;
         let nbytes = host.len() as u64;
         buffer.check_range(what, offset, nbytes)?;
         let _pin = Pinned::take(&engine, buffer, what)?;
-        let CopySide::Remote { endpoint, key, .. } = CopySide::of_buffer(buffer, offset, nbytes) else {
+        let CopySide::Remote { endpoint, key, .. } = CopySide::of_buffer(buffer, offset, nbytes)
+        else {
             return Ok(());
         };
         let mut done = 0;
@@ -154,9 +205,17 @@ impl Worker {
             // Offsets within this process's memory fit `usize`.
             let part = host.slice(done as usize, step as usize)?;
             let request = if to {
-                ControlRequest::CopyTo { buffer: key, offset: offset + done, source: part }
+                ControlRequest::CopyTo {
+                    buffer: key,
+                    offset: offset + done,
+                    source: part,
+                }
             } else {
-                ControlRequest::CopyFrom { buffer: key, offset: offset + done, destination: part }
+                ControlRequest::CopyFrom {
+                    buffer: key,
+                    offset: offset + done,
+                    destination: part,
+                }
             };
             engine.control(endpoint, what, request, None)?;
             done += step;
@@ -179,7 +238,10 @@ impl Worker {
     ) -> Result<RemoteExport, Error> {
         let engine = self.engine("export from")?;
         if buffer.is_imported() {
-            return Err(Error::handle("buffer", "an import cannot be exported again; export the owner's handle"));
+            return Err(Error::handle(
+                "buffer",
+                "an import cannot be exported again; export the owner's handle",
+            ));
         }
         buffer.check_live("remote_export")?;
         let nbytes = nbytes.unwrap_or_else(|| buffer.nbytes().saturating_sub(offset));
@@ -189,7 +251,12 @@ impl Worker {
         }
         let _pin = Pinned::take(&engine, buffer, "remote_export")?;
         let facts = buffer.facts();
-        let request = ControlRequest::Export { buffer: facts.key, offset, nbytes, access };
+        let request = ControlRequest::Export {
+            buffer: facts.key,
+            offset,
+            nbytes,
+            access,
+        };
         match engine.control(facts.endpoint, "remote_export", request, None)? {
             ControlReply::Exported(result) => {
                 let agrees = result.buffer_id == facts.key.buffer
@@ -202,7 +269,11 @@ impl Worker {
                         message: "its answer describes another range than the one asked for".into(),
                     });
                 }
-                Ok(RemoteExport::new(ExportFacts { owner: buffer.clone(), result: *result, access }))
+                Ok(RemoteExport::new(ExportFacts {
+                    owner: buffer.clone(),
+                    result: *result,
+                    access,
+                }))
             }
             other => Err(unexpected("remote_export", &other)),
         }
@@ -225,16 +296,26 @@ impl Worker {
         if !facts.access.contains(access) {
             return Err(Error::handle(
                 "export",
-                format!("{} access asked for, and the export allows {}", access_name(access), access_name(facts.access)),
+                format!(
+                    "{} access asked for, and the export allows {}",
+                    access_name(access),
+                    access_name(facts.access)
+                ),
             ));
         }
         let (endpoint, _) = engine.remote_endpoint(worker)?;
         if endpoint == facts.owner.facts().endpoint {
-            return Err(Error::argument("worker", format!("worker {worker} owns the buffer; use the owner's handle there")));
+            return Err(Error::argument(
+                "worker",
+                format!("worker {worker} owns the buffer; use the owner's handle there"),
+            ));
         }
         // The owner is held before the import exists, and let go again when it fails.
         let _pin = Pinned::take(&engine, &facts.owner, "remote_import")?;
-        let request = ControlRequest::Import { export: Box::new(facts.result.clone()), access };
+        let request = ControlRequest::Import {
+            export: Box::new(facts.result.clone()),
+            access,
+        };
         match engine.control(endpoint, "remote_import", request, None)? {
             ControlReply::Imported(result) => {
                 let owner = facts.owner.facts();
@@ -266,15 +347,25 @@ impl Engine {
         let endpoint = core.endpoint_of(worker)?;
         let session = core.slot(endpoint).and_then(|slot| slot.info.session);
         session.map(|session| (endpoint, session)).ok_or_else(|| {
-            Error::argument("worker", format!("worker {worker} is local: use orch.alloc, its memory is shared"))
+            Error::argument(
+                "worker",
+                format!("worker {worker} is local: use orch.alloc, its memory is shared"),
+            )
         })
     }
 
     pub(crate) fn worker_name(&self, endpoint: EndpointId) -> String {
-        self.core.lock().slot(endpoint).map_or_else(String::new, |slot| slot.info.name.clone())
+        self.core
+            .lock()
+            .slot(endpoint)
+            .map_or_else(String::new, |slot| slot.info.name.clone())
     }
 }
 
 fn unexpected(what: &'static str, reply: &ControlReply) -> Error {
-    Error::Remote { worker: "the worker".into(), what, message: format!("unexpected answer {reply:?}") }
+    Error::Remote {
+        worker: "the worker".into(),
+        what,
+        message: format!("unexpected answer {reply:?}"),
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::{Orchestrator, Worker};
 use crate::endpoint::{ControlReply, ControlRequest};
-use crate::engine::{Core, Engine, EndpointRole, Flight, RunState, WaitEnd};
+use crate::engine::{Core, EndpointRole, Engine, Flight, RunState, WaitEnd};
 use crate::error::{Error, RunError};
 use crate::graph::{EndpointId, Event, RunId, Space};
 use crate::trace::{adopt, now_ns, TraceEvent, TraceReport};
@@ -72,7 +72,10 @@ impl Worker {
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub fn run_simple(&self, function: impl FnOnce(&Orchestrator) -> Result<(), Error>) -> Result<RunReport, Error> {
+    pub fn run_simple(
+        &self,
+        function: impl FnOnce(&Orchestrator) -> Result<(), Error>,
+    ) -> Result<RunReport, Error> {
         match self.run(function) {
             Ok(((), report)) => Ok(report),
             Err(RunEnd::Function(error) | RunEnd::Engine(error)) => Err(error),
@@ -81,7 +84,9 @@ impl Worker {
 
     fn wait_for_run(&self, engine: &Engine, run: RunId) -> Result<(), Error> {
         let done = |core: &mut Core| (core.scheduler.run_live(run) == 0).then_some(());
-        let Err(end) = engine.wait_until(None, done) else { return Ok(()) };
+        let Err(end) = engine.wait_until(None, done) else {
+            return Ok(());
+        };
         debug_assert_eq!(end, WaitEnd::Interrupted);
         // Tasks that have not started are cancelled; running ones have the grace, then their child is killed.
         engine.close_run(run, true);
@@ -90,7 +95,9 @@ impl Worker {
             engine.kill_run(run);
             let bound = Instant::now() + self.0.settings.close_timeout;
             if engine.wait_calmly(bound, done).is_err() {
-                tracing::error!("tasks of an interrupted run did not end after their workers were killed");
+                tracing::error!(
+                    "tasks of an interrupted run did not end after their workers were killed"
+                );
             }
         }
         Err(Error::Interrupted)
@@ -104,8 +111,11 @@ impl Worker {
             ("skipped", state.skipped),
             ("cancelled", state.cancelled),
         ]);
-        let mut report =
-            RunReport { counts, tasks_per_worker: state.per_worker, timeline: state.events };
+        let mut report = RunReport {
+            counts,
+            tasks_per_worker: state.per_worker,
+            timeline: state.events,
+        };
         engine.adopt_inner_events(&mut report);
         report
     }
@@ -121,7 +131,11 @@ struct RunGuard<'a> {
 impl<'a> RunGuard<'a> {
     fn begin(engine: &'a Engine) -> Self {
         let id = engine.core.lock().new_run();
-        Self { engine, id, ended: false }
+        Self {
+            engine,
+            id,
+            ended: false,
+        }
     }
 
     fn end(mut self) -> (RunState, Vec<String>) {
@@ -166,7 +180,11 @@ impl Engine {
     }
 
     /// Waits without asking the interrupt check: used while an interrupt is carried out.
-    fn wait_calmly<T>(&self, deadline: Instant, mut ready: impl FnMut(&mut Core) -> Option<T>) -> Result<T, WaitEnd> {
+    fn wait_calmly<T>(
+        &self,
+        deadline: Instant,
+        mut ready: impl FnMut(&mut Core) -> Option<T>,
+    ) -> Result<T, WaitEnd> {
         loop {
             match self.wait_until(Some(deadline), &mut ready) {
                 Err(WaitEnd::Interrupted) if Instant::now() < deadline => {}
@@ -182,7 +200,9 @@ impl Engine {
             .flights
             .values()
             .filter_map(|flight| match flight {
-                Flight::Member { task, endpoint, .. } if core.records.get(task).is_some_and(|r| r.run == run) => {
+                Flight::Member { task, endpoint, .. }
+                    if core.records.get(task).is_some_and(|r| r.run == run) =>
+                {
                     Some(*endpoint)
                 }
                 _ => None,
@@ -190,7 +210,8 @@ impl Engine {
             .collect();
         for endpoint in busy {
             if let Some(slot) = core.slot_mut(endpoint) {
-                slot.endpoint.kill("its task did not end within interrupt_grace_s after an interrupt");
+                slot.endpoint
+                    .kill("its task did not end within interrupt_grace_s after an interrupt");
             }
         }
     }
@@ -209,7 +230,9 @@ impl Engine {
         for (endpoint, name) in outer {
             let sent_ns = now_ns();
             let reply = self.control(endpoint, "the timeline", ControlRequest::CollectTrace, None);
-            let Ok(ControlReply::Trace(json)) = reply else { continue };
+            let Ok(ControlReply::Trace(json)) = reply else {
+                continue;
+            };
             let Ok(inner) = serde_json::from_slice::<TraceReport>(&json) else {
                 tracing::warn!(worker = %name, "its timeline could not be read");
                 continue;
@@ -217,7 +240,10 @@ impl Engine {
             let here = i128::from(sent_ns.midpoint(now_ns()));
             let skew = i64::try_from(here - i128::from(inner.now_ns)).unwrap_or(0);
             for event in &inner.events {
-                *report.tasks_per_worker.entry(format!("{name}/{}", event.worker)).or_default() += 1;
+                *report
+                    .tasks_per_worker
+                    .entry(format!("{name}/{}", event.worker))
+                    .or_default() += 1;
             }
             adopt(inner, &name, skew, &mut report.timeline);
         }
