@@ -156,7 +156,6 @@ impl Classes {
         members: Box<[EndpointIndex]>,
         endpoints: &mut [Endpoint],
     ) -> ClassId {
-        self.evict(endpoints);
         let id = self.free.pop().unwrap_or_else(|| {
             self.table.push(None);
             // Classes are fewer than unfinished tasks' members and idle ones together, far below u32::MAX.
@@ -186,13 +185,14 @@ impl Classes {
         id
     }
 
-    /// Gives one reference back.
-    pub(super) fn release(&mut self, id: ClassId) {
+    /// Gives one reference back. Sets that nobody has used for longest are forgotten when too many are unused.
+    pub(super) fn release(&mut self, id: ClassId, endpoints: &mut [Endpoint]) {
         let class = self.get_mut(id);
         class.refs -= 1;
         if class.refs == 0 && !class.listed_idle {
             class.listed_idle = true;
             self.idle.push_back(id);
+            self.evict(endpoints);
         }
     }
 

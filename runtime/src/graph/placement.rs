@@ -68,12 +68,17 @@ impl Placement {
     /// Gives back the references that a task's work holds.
     pub(super) fn release(&mut self, work: &Work) {
         match work {
-            Work::Slots { class, .. } => self.classes.release(*class),
+            Work::Slots { class, .. } => self.release_class(*class),
             Work::Gang { shape, .. } => shape
                 .iter()
-                .for_each(|&(class, _)| self.classes.release(class)),
+                .for_each(|&(class, _)| self.release_class(class)),
             Work::Copy => {}
         }
+    }
+
+    /// Gives back one reference on a class.
+    pub(super) fn release_class(&mut self, class: ClassId) {
+        self.classes.release(class, &mut self.endpoints);
     }
 
     /// Why no member of a class can ever be placed, if so.

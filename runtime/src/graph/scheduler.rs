@@ -214,7 +214,7 @@ impl Scheduler {
                 Err(error) => {
                     classes
                         .into_iter()
-                        .for_each(|class| self.placement.classes.release(class));
+                        .for_each(|class| self.placement.release_class(class));
                     return Err(error);
                 }
             }
@@ -222,7 +222,7 @@ impl Scheduler {
         let shape = shape_of(&classes);
         // One reference a class is kept.
         for &(class, count) in &shape {
-            (1..count).for_each(|_| self.placement.classes.release(class));
+            (1..count).for_each(|_| self.placement.release_class(class));
         }
         Ok(Work::Gang {
             members: classes.into(),
