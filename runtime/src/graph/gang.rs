@@ -301,8 +301,9 @@ impl Placement {
         }
     }
 
-    /// An endpoint is lost: the claim on it too, and gangs that can never be whole again are stranded.
-    pub(super) fn lose_in_lines(&mut self, index: EndpointIndex, claim: Option<TaskId>) {
+    /// The claim on an endpoint is gone, or all of the endpoint: the gang claims elsewhere, and gangs that can never be
+    /// whole again are stranded.
+    pub(super) fn revoke(&mut self, index: EndpointIndex, claim: Option<TaskId>) {
         let lines = self.lines.table.iter();
         let concerned = lines.filter(|(_, line)| {
             line.shape

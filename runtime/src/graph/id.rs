@@ -22,7 +22,7 @@ impl fmt::Display for TaskId {
     }
 }
 
-/// One call of `run()`: the unit of cancelling and of the lifetime of poison.
+/// One call of `run()`: the unit of cancelling and of the lifetime of poison. Not used again after `RunEnded`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RunId(pub u64);
 

@@ -115,10 +115,18 @@ impl Placement {
                 self.classes.get_mut(class).live += 1;
             }
         }
+        let mut claim = None;
         self.update(index, |endpoint| {
             endpoint.lost = false;
             endpoint.capacity = capacity;
+            // A gang may not start on a place that is no more.
+            if endpoint.used() > capacity {
+                claim = endpoint.claim.take();
+            }
         });
+        if claim.is_some() {
+            self.revoke(index, claim);
+        }
         self.decisions.vacant.push(index);
     }
 
@@ -144,7 +152,7 @@ impl Placement {
                     .extend(class.queue.drain(..).map(|w| w.task));
             }
         }
-        self.lose_in_lines(index, claim);
+        self.revoke(index, claim);
         in_flight.into_iter().collect()
     }
 

@@ -116,8 +116,8 @@ impl Task {
         matches!(self.phase, Phase::Waiting | Phase::Running)
     }
 
-    /// Nothing of it waits for a place or is in flight.
+    /// It was started, and nothing of it waits for a place or is in flight.
     pub(super) fn is_over(&self) -> bool {
-        self.ticket.is_none() && self.reported == self.dispatched
+        self.is_active() && self.ticket.is_none() && self.reported == self.dispatched
     }
 }

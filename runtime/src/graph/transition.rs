@@ -137,13 +137,7 @@ impl Scheduler {
             }
         }
         for (_, id) in ids {
-            if self
-                .tasks
-                .get(id)
-                .is_some_and(|task| task.phase == Phase::Waiting)
-            {
-                self.finish_if_over(id, out);
-            }
+            self.finish_if_over(id, out);
         }
     }
 

@@ -8,6 +8,9 @@ use super::world::{SPACES, SPACE_BYTES};
 /// Endpoints of the world.
 pub(crate) const ENDPOINTS: u32 = 4;
 
+/// Runs of a program that are alive at once.
+pub(crate) const RUNS: u64 = 3;
+
 /// One step of a program. Positions are taken modulo what there is.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
@@ -63,7 +66,7 @@ pub(crate) fn kind() -> impl Strategy<Value = NodeKind> {
 pub(crate) fn spec() -> impl Strategy<Value = NodeSpec> {
     let accesses = prop::collection::vec(access(), 0..4);
     let prefer = prop::option::of((0..ENDPOINTS).prop_map(EndpointId));
-    (1u64..4, kind(), accesses, prefer).prop_map(|(run, kind, accesses, prefer)| NodeSpec {
+    (0..RUNS, kind(), accesses, prefer).prop_map(|(run, kind, accesses, prefer)| NodeSpec {
         run: RunId(run),
         kind,
         accesses,
@@ -86,8 +89,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<usize>().prop_map(Step::ReportAgain),
         1 => (0..ENDPOINTS).prop_map(Step::Lose),
         1 => (0..ENDPOINTS, 1u32..4).prop_map(|(id, capacity)| Step::Add(id, capacity)),
-        1 => (1u64..4).prop_map(Step::Cancel),
-        1 => (1u64..4).prop_map(Step::EndRun),
+        1 => (0..RUNS).prop_map(Step::Cancel),
+        1 => (0..RUNS).prop_map(Step::EndRun),
         1 => any::<u64>().prop_map(Step::Drain),
     ]
 }

@@ -129,6 +129,7 @@ pub(crate) struct World {
     /// Capacity of each endpoint that is up.
     pub(crate) up: BTreeMap<EndpointId, u32>,
     pub(crate) late: u64,
+    pub(crate) ended: Vec<RunId>,
     numbers: HashMap<TaskId, usize>,
     noise: usize,
 }
@@ -144,6 +145,7 @@ impl World {
             reported: Vec::new(),
             up: BTreeMap::new(),
             late: 0,
+            ended: Vec::new(),
             numbers: HashMap::new(),
             noise: 1 << 20,
         };
@@ -235,6 +237,7 @@ impl World {
 
     pub(crate) fn end_run(&mut self, run: RunId) {
         self.marks.push(Mark::RunEnded(run));
+        self.ended.push(run);
         self.handle(Event::RunEnded { run });
         assert!(self.scheduler.poisoned_ranges(run).is_empty());
     }
