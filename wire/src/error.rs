@@ -4,6 +4,8 @@
 //! Every message names the field, the value and the bound. Bytes of the payload are never echoed: a message may end
 //! in a log of somebody who must not see the payload.
 
+use crate::id::WorkerId;
+
 /// A rule of the contract that a value breaks, the same on both ends.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{field}` is {got}: {rule}")]
@@ -120,7 +122,7 @@ pub enum DecodeError {
         /// Index in the list, from 0.
         index: u32,
         /// What is wrong with that element.
-        source: Box<DecodeError>,
+        source: Box<Self>,
     },
 }
 
@@ -149,11 +151,19 @@ pub enum EncodeError {
         /// Index in the list, from 0.
         index: u32,
         /// What is wrong with that element.
-        source: Box<EncodeError>,
+        source: Box<Self>,
     },
 }
 
 impl DecodeError {
+    /// The meaning of a code, or the error that it has none.
+    pub(crate) fn known<T>(meaning: Option<T>, field: &'static str, code: u32) -> Result<T, Self> {
+        meaning.ok_or_else(|| Self::Unknown {
+            field,
+            got: code.into(),
+        })
+    }
+
     /// Wraps the error of one element of a list.
     pub(crate) fn at(self, list: &'static str, index: u32) -> Self {
         Self::At {
@@ -193,4 +203,36 @@ impl From<ListViolation> for EncodeError {
     fn from(fault: ListViolation) -> Self {
         Self::from(fault.violation).at(fault.list, fault.index)
     }
+}
+
+pub(crate) fn must_be_zero(
+    field: &'static str,
+    got: impl Into<i128>,
+    rule: &'static str,
+) -> Result<(), RuleViolation> {
+    match got.into() {
+        0 => Ok(()),
+        got => Err(RuleViolation { field, got, rule }),
+    }
+}
+
+pub(crate) fn must_not_be_zero(field: &'static str, got: u64) -> Result<(), RuleViolation> {
+    if got == 0 {
+        return Err(RuleViolation::new(field, got, "it must not be 0"));
+    }
+    Ok(())
+}
+
+pub(crate) fn must_not_be_negative(
+    field: &'static str,
+    worker: WorkerId,
+) -> Result<(), RuleViolation> {
+    if worker.0 < 0 {
+        return Err(RuleViolation::new(
+            field,
+            worker.0,
+            "a worker id must not be negative",
+        ));
+    }
+    Ok(())
 }

@@ -91,7 +91,7 @@ pub const EXTENSION_CODE_MIN: u32 = 64;
 
 const _: () = assert!(MAX_COPY_TO_BYTES == 16_777_168);
 const _: () = assert!(MAX_COPY_FROM_BYTES == 16_777_188);
-const _: () = assert!(MAX_JSON_BYTES <= u32::MAX && MAX_READY_LINE_BYTES < MAX_JSON_BYTES as usize);
+const _: () = assert!(MAX_READY_LINE_BYTES < MAX_JSON_BYTES as usize);
 const _: () = assert!(MAX_READY_LINE_BYTES > 6 * MAX_ERROR_MESSAGE_BYTES as usize + 1024);
 // The largest task fits a frame: digest, call config, counts, tensors with sidecars, scalars, arena.
 const _: () = assert!(

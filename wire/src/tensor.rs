@@ -188,7 +188,7 @@ impl TensorMeta {
 
     /// Refuses a size that exceeds `u64`.
     pub(crate) fn check_extent(&self) -> Result<u64, RuleViolation> {
-        self.nbytes().ok_or(RuleViolation {
+        self.nbytes().ok_or_else(|| RuleViolation {
             field: "Tensor.nbytes",
             got: self
                 .shape()
@@ -253,10 +253,7 @@ impl<'a> Decode<'a> for TensorMeta {
             *word = 0;
         }
         let code = reader.u32("Tensor.dtype")?;
-        let dtype = DataType::from_code(code).ok_or(DecodeError::Unknown {
-            field: "Tensor.dtype",
-            got: code.into(),
-        })?;
+        let dtype = DecodeError::known(DataType::from_code(code), "Tensor.dtype", code)?;
         let child_memory = match reader.u8("Tensor.child_memory")? {
             0 => false,
             1 => true,

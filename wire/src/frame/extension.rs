@@ -262,10 +262,11 @@ impl<'a> Decode<'a> for TimedCompletion<'a> {
         let sequence = Sequence(reader.u64("TIMED_COMPLETION.sequence")?);
         let error_code = reader.i32("TIMED_COMPLETION.error_code")?;
         let code = reader.u32("TIMED_COMPLETION.failure_kind")?;
-        let failure_kind = FailureKind::from_code(code).ok_or(DecodeError::Unknown {
-            field: "TIMED_COMPLETION.failure_kind",
-            got: code.into(),
-        })?;
+        let failure_kind = DecodeError::known(
+            FailureKind::from_code(code),
+            "TIMED_COMPLETION.failure_kind",
+            code,
+        )?;
         let completion = Self {
             sequence,
             error_code,

@@ -156,10 +156,11 @@ impl FrameHeader {
             });
         }
         let code = reader.u32("frame.frame_type")?;
-        let frame_type = FrameType::from_code(code, features).ok_or(DecodeError::Unknown {
-            field: "frame.frame_type",
-            got: code.into(),
-        })?;
+        let frame_type = DecodeError::known(
+            FrameType::from_code(code, features),
+            "frame.frame_type",
+            code,
+        )?;
         let session_id = SessionId(reader.u64("frame.session_id")?);
         let worker_id = WorkerId(reader.i32("frame.worker_id")?);
         let sequence = Sequence(reader.u64("frame.sequence")?);

@@ -2,9 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::buffer::must_not_be_negative;
 use crate::codec::{Decode, Encode, Reader, Writer};
-use crate::error::{DecodeError, EncodeError, RuleViolation};
+use crate::error::{must_not_be_negative, DecodeError, EncodeError, RuleViolation};
 use crate::id::{SessionId, WorkerId};
 use crate::limits::{MAX_STRING_BYTES, PROTOCOL_VERSION};
 

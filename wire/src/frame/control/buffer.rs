@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 
 use super::{ControlName, CONTROL_VERSION};
-use crate::buffer::{must_not_be_zero, AddressSpace};
+use crate::buffer::AddressSpace;
 use crate::codec::{Decode, Encode, Reader, Writer};
-use crate::error::{DecodeError, EncodeError, RuleViolation};
+use crate::error::{must_not_be_zero, DecodeError, EncodeError, RuleViolation};
 use crate::id::{BufferId, Generation, WorkerId};
 use crate::limits::{COPY_HEADER_BYTES, MAX_COPY_FROM_BYTES, MAX_COPY_TO_BYTES, MAX_PAYLOAD_BYTES};
 use crate::task::Carrier;

@@ -115,10 +115,7 @@ impl ControlName {
         features: Features,
     ) -> Result<Self, DecodeError> {
         let code = reader.u32(field)?;
-        Self::from_code(code, features).ok_or(DecodeError::Unknown {
-            field,
-            got: code.into(),
-        })
+        DecodeError::known(Self::from_code(code, features), field, code)
     }
 }
 

@@ -1,179 +1,12 @@
-//! Where the bytes of a tensor are: address spaces, access rights and the 80-byte descriptor.
+//! The 80-byte descriptor of a tensor argument.
 
+use super::{AddressSpace, LocalFlags};
 use crate::codec::{Decode, Encode, Reader, Writer};
-use crate::error::{DecodeError, EncodeError, RuleViolation};
+use crate::error::{
+    must_be_zero, must_not_be_negative, must_not_be_zero, DecodeError, EncodeError, RuleViolation,
+};
 use crate::id::{BufferId, Generation, WorkerId};
 use crate::task::Carrier;
-
-/// Kind of memory a descriptor names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u32)]
-pub enum AddressSpace {
-    /// Bytes in the inline arena of the same task.
-    HostInline = 1,
-    /// A buffer owned by the worker that runs the task.
-    RemoteDevice = 2,
-    /// A buffer of another worker, imported by the worker that runs the task.
-    RemoteWindow = 3,
-    /// As [`AddressSpace::RemoteWindow`], reached by load and store.
-    UbLdst = 4,
-    /// A range of a memory region shared by the processes of one host. Private to the mailbox: refused on the wire.
-    LocalShared = 128,
-}
-
-impl AddressSpace {
-    /// Code in the descriptor.
-    pub const fn code(self) -> u32 {
-        self as u32
-    }
-
-    /// The space of a code that `carrier` admits; [`AddressSpace::LocalShared`] only in the mailbox.
-    pub const fn from_code(code: u32, carrier: Carrier) -> Option<Self> {
-        match (code, carrier) {
-            (1, _) => Some(Self::HostInline),
-            (2, _) => Some(Self::RemoteDevice),
-            (3, _) => Some(Self::RemoteWindow),
-            (4, _) => Some(Self::UbLdst),
-            (128, Carrier::Mailbox) => Some(Self::LocalShared),
-            _ => None,
-        }
-    }
-
-    /// Reads the space of an exported or imported buffer, which has to be a window.
-    pub(crate) fn read_window(
-        reader: &mut Reader<'_>,
-        field: &'static str,
-    ) -> Result<Self, DecodeError> {
-        let code = reader.u32(field)?;
-        let space = Self::from_code(code, Carrier::Wire).ok_or(DecodeError::Unknown {
-            field,
-            got: code.into(),
-        })?;
-        space.check_window(field)?;
-        Ok(space)
-    }
-
-    /// Refuses everything but the two windows.
-    pub(crate) fn check_window(self, field: &'static str) -> Result<(), RuleViolation> {
-        match self {
-            Self::RemoteWindow | Self::UbLdst => Ok(()),
-            _ => Err(RuleViolation::new(
-                field,
-                self.code(),
-                "it must be REMOTE_WINDOW (3) or UB_LDST (4)",
-            )),
-        }
-    }
-}
-
-/// What a holder may do with a buffer; never empty.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct AccessFlags(u32);
-
-impl AccessFlags {
-    /// Bit 0.
-    pub const READ: Self = Self(1);
-    /// Bit 1.
-    pub const WRITE: Self = Self(2);
-    /// Both bits.
-    pub const READ_WRITE: Self = Self(3);
-
-    /// True when every right in `other` is in `self`.
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// The bits of the wire, 1..=3.
-    pub const fn bits(self) -> u32 {
-        self.0
-    }
-
-    /// The rights of `bits`.
-    ///
-    /// # Errors
-    /// [`RuleViolation`] when no bit or an unknown bit is set.
-    pub fn from_bits(bits: u32) -> Result<Self, RuleViolation> {
-        Self::named(bits, "access_flags")
-    }
-
-    fn named(bits: u32, field: &'static str) -> Result<Self, RuleViolation> {
-        match bits {
-            0 => Err(RuleViolation::new(
-                field,
-                bits,
-                "at least one of read (1) and write (2) must be set",
-            )),
-            1..=3 => Ok(Self(bits)),
-            _ => Err(RuleViolation::new(
-                field,
-                bits,
-                "only read (1) and write (2) are defined",
-            )),
-        }
-    }
-
-    pub(crate) fn read(reader: &mut Reader<'_>, field: &'static str) -> Result<Self, DecodeError> {
-        Ok(Self::named(reader.u32(field)?, field)?)
-    }
-}
-
-/// What the mailbox keeps in a descriptor's flags; the wire has no such flags.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
-pub struct LocalFlags {
-    /// The tensor tag, 0..=4, when the submitter knows it.
-    pub tag: Option<u8>,
-    /// The child must map the range read-only.
-    pub read_only: bool,
-}
-
-impl LocalFlags {
-    const TAG_MASK: u64 = 0b111;
-    const TAG_KNOWN: u64 = 1 << 3;
-    const READ_ONLY: u64 = 1 << 4;
-    const TAG_MAX: u8 = 4;
-
-    /// The flags word: bits 0..=2 tag, bit 3 tag known, bit 4 read-only.
-    ///
-    /// # Errors
-    /// [`RuleViolation`] when the tag is over 4.
-    pub fn bits(self) -> Result<u64, RuleViolation> {
-        let tag = match self.tag {
-            None => 0,
-            Some(tag) if tag <= Self::TAG_MAX => u64::from(tag) | Self::TAG_KNOWN,
-            Some(tag) => {
-                return Err(RuleViolation::new(
-                    "RemoteTensorDesc.flags.tag",
-                    tag,
-                    "a tag is 0 to 4",
-                ))
-            }
-        };
-        Ok(tag | if self.read_only { Self::READ_ONLY } else { 0 })
-    }
-
-    /// The flags of a word.
-    ///
-    /// # Errors
-    /// [`RuleViolation`] for unknown bits, a tag over 4, or a tag that is not marked as known.
-    pub fn from_bits(bits: u64) -> Result<Self, RuleViolation> {
-        let bad = |rule| Err(RuleViolation::new("RemoteTensorDesc.flags", bits, rule));
-        if bits & !(Self::TAG_MASK | Self::TAG_KNOWN | Self::READ_ONLY) != 0 {
-            return bad("only bits 0 to 4 are defined in the mailbox");
-        }
-        let tag = (bits & Self::TAG_MASK) as u8;
-        let known = bits & Self::TAG_KNOWN != 0;
-        if tag > Self::TAG_MAX {
-            return bad("a tag is 0 to 4");
-        }
-        if tag != 0 && !known {
-            return bad("a tag needs bit 3");
-        }
-        Ok(Self {
-            tag: known.then_some(tag),
-            read_only: bits & Self::READ_ONLY != 0,
-        })
-    }
-}
 
 /// Where the bytes of one tensor argument are.
 ///
@@ -400,10 +233,11 @@ impl RemoteTensorDesc {
     /// [`DecodeError::Truncated`], [`DecodeError::Unknown`].
     pub fn read_for(reader: &mut Reader<'_>, carrier: Carrier) -> Result<Self, DecodeError> {
         let code = reader.u32("RemoteTensorDesc.address_space")?;
-        let address_space = AddressSpace::from_code(code, carrier).ok_or(DecodeError::Unknown {
-            field: "RemoteTensorDesc.address_space",
-            got: code.into(),
-        })?;
+        let address_space = DecodeError::known(
+            AddressSpace::from_code(code, carrier),
+            "RemoteTensorDesc.address_space",
+            code,
+        )?;
         Ok(Self {
             address_space,
             owner_worker_id: WorkerId(reader.i32("RemoteTensorDesc.owner_worker_id")?),
@@ -456,36 +290,4 @@ impl<'a> Decode<'a> for RemoteTensorDesc {
     fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
         Self::read_for(reader, Carrier::Wire)
     }
-}
-
-pub(crate) fn must_be_zero(
-    field: &'static str,
-    got: impl Into<i128>,
-    rule: &'static str,
-) -> Result<(), RuleViolation> {
-    match got.into() {
-        0 => Ok(()),
-        got => Err(RuleViolation { field, got, rule }),
-    }
-}
-
-pub(crate) fn must_not_be_zero(field: &'static str, got: u64) -> Result<(), RuleViolation> {
-    if got == 0 {
-        return Err(RuleViolation::new(field, got, "it must not be 0"));
-    }
-    Ok(())
-}
-
-pub(crate) fn must_not_be_negative(
-    field: &'static str,
-    worker: WorkerId,
-) -> Result<(), RuleViolation> {
-    if worker.0 < 0 {
-        return Err(RuleViolation::new(
-            field,
-            worker.0,
-            "a worker id must not be negative",
-        ));
-    }
-    Ok(())
 }

@@ -1,0 +1,237 @@
+//! The manifest: what a parent asks of a daemon.
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{parse_json, ManifestError};
+use crate::callable::{CallableKind, Digest, Hashid, RegistryTarget};
+use crate::id::{SessionId, WorkerId};
+
+/// Level of a remote worker, the only one there is.
+pub const REMOTE_WORKER_LEVEL: i64 = 3;
+
+/// A callable that the session installs before it takes commands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallableEntry {
+    /// 64 hexadecimal characters, with or without `sha256:`.
+    pub hashid: String,
+    /// `PYTHON_IMPORT`, `CHIP_CALLABLE` or `PYTHON_SERIALIZED`.
+    pub kind: String,
+    /// `REMOTE_TASK_DISPATCHER` or `INNER_L3_WORKER`.
+    pub target_registry: String,
+    /// `module:qualname` of an importable callable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Version of the payload; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_version: Option<u32>,
+    /// Payload of any other callable, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_hex: Option<String>,
+}
+
+impl CallableEntry {
+    /// The digest of `hashid`.
+    ///
+    /// # Errors
+    /// [`ManifestError::Identity`].
+    pub fn digest(&self) -> Result<Digest, ManifestError> {
+        Hashid::parse_manifest(&self.hashid)
+            .map(|hashid| hashid.digest())
+            .map_err(|source| ManifestError::Identity {
+                key: "hashid",
+                source,
+            })
+    }
+
+    /// The kind by name.
+    ///
+    /// # Errors
+    /// [`ManifestError::Value`] for an unknown name.
+    pub fn callable_kind(&self) -> Result<CallableKind, ManifestError> {
+        CallableKind::from_name(&self.kind)
+            .ok_or_else(|| ManifestError::value("kind", &self.kind, "it is not a kind of callable"))
+    }
+
+    /// The table by name.
+    ///
+    /// # Errors
+    /// [`ManifestError::Value`] for an unknown name.
+    pub fn registry(&self) -> Result<RegistryTarget, ManifestError> {
+        RegistryTarget::from_name(&self.target_registry).ok_or_else(|| {
+            ManifestError::value(
+                "target_registry",
+                &self.target_registry,
+                "it is not a registry",
+            )
+        })
+    }
+}
+
+/// What a parent sends to a daemon to have a session started.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Drawn at random by the parent, not 0.
+    pub session_id: u64,
+    /// The worker's stable number under its parent, not negative.
+    pub worker_id: i32,
+    /// At least 4; not checked.
+    pub parent_worker_level: i64,
+    /// 3.
+    pub remote_worker_level: i64,
+    /// What the session runs on, not empty.
+    pub platform: String,
+    /// `sim` or `tcp`.
+    pub transport: String,
+    /// Name of the runtime.
+    #[serde(default = "default_runtime")]
+    pub runtime: String,
+    /// Devices of the session.
+    #[serde(default)]
+    pub device_ids: Vec<i64>,
+    /// Sub workers of the session.
+    #[serde(default)]
+    pub num_sub_workers: u32,
+    /// Bytes of each heap ring; `None` is the session's default.
+    #[serde(default)]
+    pub heap_ring_size: Option<u64>,
+    /// Bound of each step of starting and of accepting the command connection, in seconds.
+    #[serde(default = "default_timeout_s")]
+    pub session_timeout_s: f64,
+    /// Address the session listens on.
+    #[serde(default = "default_listen_host")]
+    pub listen_host: String,
+    /// Address the parent connects to; `listen_host` when absent.
+    #[serde(default)]
+    pub connect_host: Option<String>,
+    /// Callables for TASK frames.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub remote_task_dispatcher: Vec<CallableEntry>,
+    /// Callables for the session's own worker.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub inner_l3_worker: Vec<CallableEntry>,
+    /// Names of extensions that the parent offers; unknown ones are ignored.
+    #[serde(default, deserialize_with = "names_only")]
+    pub feature_flags: Vec<String>,
+}
+
+impl Default for Manifest {
+    /// A manifest with the defaults of every optional key; the required ones are not valid yet.
+    fn default() -> Self {
+        Self {
+            session_id: 0,
+            worker_id: 0,
+            parent_worker_level: REMOTE_WORKER_LEVEL + 1,
+            remote_worker_level: REMOTE_WORKER_LEVEL,
+            platform: String::new(),
+            transport: "sim".to_owned(),
+            runtime: default_runtime(),
+            device_ids: Vec::new(),
+            num_sub_workers: 0,
+            heap_ring_size: None,
+            session_timeout_s: default_timeout_s(),
+            listen_host: default_listen_host(),
+            connect_host: None,
+            remote_task_dispatcher: Vec::new(),
+            inner_l3_worker: Vec::new(),
+            feature_flags: Vec::new(),
+        }
+    }
+}
+
+impl Manifest {
+    /// The daemon's rules.
+    ///
+    /// # Errors
+    /// [`ManifestError::Value`] with the first key that is refused.
+    pub fn validate(&self) -> Result<(), ManifestError> {
+        let refuse =
+            |key, got: &dyn std::fmt::Display, rule| Err(ManifestError::value(key, got, rule));
+        if self.session_id == 0 {
+            return refuse("session_id", &self.session_id, "it must not be 0");
+        }
+        if self.worker_id < 0 {
+            return refuse("worker_id", &self.worker_id, "it must not be negative");
+        }
+        if self.remote_worker_level != REMOTE_WORKER_LEVEL {
+            let got = self.remote_worker_level;
+            return refuse("remote_worker_level", &got, "a remote worker has level 3");
+        }
+        if self.platform.is_empty() {
+            return refuse("platform", &"empty", "name a platform");
+        }
+        if !matches!(self.transport.as_str(), "sim" | "tcp") {
+            return refuse(
+                "transport",
+                &self.transport,
+                "known transports are sim and tcp",
+            );
+        }
+        if !self.session_timeout_s.is_finite() || self.session_timeout_s <= 0.0 {
+            let got = self.session_timeout_s;
+            return refuse(
+                "session_timeout_s",
+                &got,
+                "it must be finite and more than 0 seconds",
+            );
+        }
+        Ok(())
+    }
+
+    /// Reads a manifest. Its values are not validated yet, see [`Manifest::validate`].
+    ///
+    /// # Errors
+    /// [`ManifestError::TooLong`], [`ManifestError::Json`].
+    pub fn from_json(json: &[u8]) -> Result<Self, ManifestError> {
+        parse_json(json)
+    }
+
+    /// The session's identity.
+    pub const fn session(&self) -> SessionId {
+        SessionId(self.session_id)
+    }
+
+    /// The worker's identity.
+    pub const fn worker(&self) -> WorkerId {
+        WorkerId(self.worker_id)
+    }
+
+    /// Address the parent connects to: `connect_host`, else `listen_host`.
+    pub fn effective_connect_host(&self) -> &str {
+        self.connect_host.as_deref().unwrap_or(&self.listen_host)
+    }
+}
+
+fn default_runtime() -> String {
+    "tensormap_and_ringbuffer".to_owned()
+}
+
+const fn default_timeout_s() -> f64 {
+    30.0
+}
+
+fn default_listen_host() -> String {
+    "127.0.0.1".to_owned()
+}
+
+fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Version 1 ignores the key whatever it holds, so everything that is not a list of names counts as no name.
+fn names_only<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let names = match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::Array(items) => items,
+        _ => Vec::new(),
+    };
+    Ok(names
+        .into_iter()
+        .filter_map(|name| match name {
+            serde_json::Value::String(name) => Some(name),
+            _ => None,
+        })
+        .collect())
+}

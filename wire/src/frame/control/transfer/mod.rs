@@ -1,0 +1,7 @@
+//! Commands about buffers that other workers reach: export, import, release.
+
+mod export;
+mod import;
+
+pub use export::{ExportRequest, ExportResult};
+pub use import::{ImportRequest, ImportResult, ReleaseImport};
