@@ -72,7 +72,7 @@ test-rust: $(VENV)/.created
 	fi
 	timeout --signal=INT --kill-after=10 600 cargo test --locked $(CRATES) --doc
 
-test-python: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-test
+test-python: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-test $(VENV)/.stamp-demo
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 demo: $(VENV)/.stamp-wheel $(VENV)/.stamp-demo
