@@ -204,6 +204,14 @@ def test_console_scripts_name_functions_that_exist() -> None:
         assert function in defined, f"{script} names {target}, which is not there"
 
 
+def test_the_map_names_only_what_is_there() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    named = set(re.findall(r"`((?:wire|runtime|session|python|tests|docs|demo|examples)/[\w./-]*)`", text))
+    assert named, "the map names no path"
+    gone = sorted(path for path in named if not (ROOT / path).exists())
+    assert not gone, f"docs/architecture.md names what is not there: {gone}"
+
+
 # --- text -------------------------------------------------------------------------------------------------
 
 LEFT_FOR_LATER = re.compile(
