@@ -142,6 +142,37 @@ impl Tensor {
         self.read_only
     }
 
+    /// `count` rows from row `first`: a tensor over a part of the same bytes.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when there are fewer rows.
+    pub fn rows(&self, first: u32, count: u32) -> Result<Self, Error> {
+        let shape = self.meta.shape();
+        let rows = shape.first().copied().unwrap_or(0);
+        if first.checked_add(count).is_none_or(|end| end > rows) {
+            return Err(Error::argument(
+                "rows",
+                format!("{count} rows from row {first}, and there are {rows}"),
+            ));
+        }
+        let row_bytes = if rows == 0 {
+            0
+        } else {
+            self.nbytes() / u64::from(rows)
+        };
+        let mut part = shape.to_vec();
+        if let Some(leading) = part.first_mut() {
+            *leading = count;
+        }
+        let meta = TensorMeta::new(&part, self.meta.dtype())
+            .map_err(|error| Error::argument("rows", error.to_string()))?;
+        Ok(Self {
+            meta,
+            offset: self.offset + u64::from(first) * row_bytes,
+            ..self.clone()
+        })
+    }
+
     /// The same bytes, read-only.
     #[must_use]
     pub fn as_read_only(mut self) -> Self {

@@ -45,7 +45,7 @@ impl Engine {
                 return Err(WaitEnd::Deadline);
             }
             let until = deadline.map_or(next_check, |deadline| deadline.min(next_check));
-            self.bell.wait(seen, until);
+            let _rung = self.bell.wait(seen, until);
         }
     }
 
@@ -140,7 +140,7 @@ impl Engine {
             if *self.driver_gate.lock() {
                 return;
             }
-            self.bell.wait(seen, Instant::now() + IDLE_PERIOD);
+            let _rung = self.bell.wait(seen, Instant::now() + IDLE_PERIOD);
         }
     }
 }

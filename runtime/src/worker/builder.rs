@@ -30,7 +30,7 @@ pub enum ChildProgram {
 }
 
 /// Most sub workers, and most worker threads, of one worker.
-pub const MAX_SUB_WORKERS: u32 = 1024;
+pub(crate) const MAX_SUB_WORKERS: u32 = 1024;
 
 /// Shortest and longest time that may be set, in seconds.
 const TIMEOUT_RANGE_S: (f64, f64) = (0.001, 30.0 * 24.0 * 3600.0);

@@ -228,6 +228,19 @@ impl Orchestrator {
         }
     }
 
+    /// Waits until every task of the run that was submitted so far, and by other threads meanwhile, has ended. Failures are
+    /// reported by `run()`.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub fn wait_all(&self) -> Result<(), Error> {
+        let run = self.run;
+        let waited = self.engine.wait_until(None, |core| {
+            (core.scheduler.run_live(run) == 0).then_some(())
+        });
+        waited.map_err(|_| Error::Interrupted)
+    }
+
     /// Opens a scope: what is allocated from now on belongs to it.
     pub fn scope_begin(&self) {
         self.scopes.lock().push(Arc::default());
