@@ -242,6 +242,9 @@ def test_no_path_of_one_machine() -> None:
     assert not _places(MACHINE_PATH)
 
 
+RUST_SLEEP = r"\b(?:thread|time)::(?:\{[^}]*\b)?sleep(?:_ms|_until)?\b"
+
+
 def test_nothing_sleeps_to_wait_for_an_event() -> None:
     """R-222: a test waits for an event, or polls a condition with `testbed.wait.eventually`."""
     found = []
@@ -250,7 +253,7 @@ def test_nothing_sleeps_to_wait_for_an_event() -> None:
             continue
         if name.endswith(".rs"):
             code = rust_source.code_only(text)
-            lines = [_line_of(code, match.start()) for match in re.finditer(r"\bsleep(?:_until)?\s*\(", code)]
+            lines = [_line_of(code, match.start()) for match in re.finditer(RUST_SLEEP, code)]
         else:
             lines = [
                 node.lineno
