@@ -10,11 +10,14 @@ use crate::error::{DecodeError, EncodeError, ListViolation, RuleViolation};
 use crate::limits::{MAX_INLINE_BYTES, MAX_SCALARS, MAX_TENSORS, TENSOR_BYTES};
 use crate::tensor::TensorMeta;
 
-/// What carries the encoding. It decides about [`AddressSpace::LocalShared`] and the descriptor's flags, nothing else.
+/// What carries the encoding. It decides about [`AddressSpace::LocalShared`], the descriptor's flags and FLOAT64, nothing
+/// else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Carrier {
     /// A TASK frame of SLR3 version 1.
     Wire,
+    /// A TASK frame of a session that accepted the extension `float64`.
+    Extended,
     /// A mailbox slot shared by two processes of one host.
     Mailbox,
 }
@@ -92,7 +95,7 @@ impl<'a> TaskArgsWire<'a> {
 
         let mut tensors = Vec::with_capacity(tensor_count as usize);
         for index in 0..tensor_count {
-            let tensor = TensorMeta::read(&mut reader)
+            let tensor = TensorMeta::read_for(&mut reader, carrier)
                 .map_err(|error| error.at("RemoteTaskArgs.tensors", index))?;
             tensors.push(tensor);
         }
@@ -160,7 +163,10 @@ impl<'a> TaskArgsWire<'a> {
     /// Semantic rules, in order of the arguments: extents first, then each present descriptor.
     fn check_descriptors(&self, carrier: Carrier) -> Result<(), ListViolation> {
         for (index, tensor) in (0u32..).zip(&self.tensors) {
-            tensor.check_extent().map_err(|violation| ListViolation {
+            let checked = tensor
+                .check_dtype(carrier)
+                .and_then(|()| tensor.check_extent());
+            checked.map_err(|violation| ListViolation {
                 list: "RemoteTaskArgs.tensors",
                 index,
                 violation,

@@ -3,6 +3,7 @@
 use crate::codec::{Decode, Encode, Reader, Writer};
 use crate::error::{DecodeError, EncodeError, RuleViolation};
 use crate::limits::MAX_TENSOR_DIMS;
+use crate::task::Carrier;
 
 /// Element type of a tensor. The numbers are those of the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,11 +33,13 @@ pub enum DataType {
     Uint32 = 10,
     /// 1-byte truth value. Some v1 sessions refuse it; accepted here on both ends.
     Bool = 11,
+    /// 8-byte IEEE float. Not in version 1: legal in a mailbox, and on the wire with the extension `float64`.
+    Float64 = 12,
 }
 
 impl DataType {
     /// All element types in the order of their codes.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Float32,
         Self::Float16,
         Self::Int32,
@@ -49,9 +52,10 @@ impl DataType {
         Self::Uint16,
         Self::Uint32,
         Self::Bool,
+        Self::Float64,
     ];
 
-    /// Code on the wire, 0..=11.
+    /// Code on the wire: 0..=11 in version 1, 12 with the extension `float64`.
     pub const fn code(self) -> u32 {
         self as u32
     }
@@ -61,13 +65,18 @@ impl DataType {
         Self::ALL.into_iter().find(|dtype| dtype.code() == code)
     }
 
+    /// True when `carrier` can name it.
+    pub const fn fits(self, carrier: Carrier) -> bool {
+        !matches!((self, carrier), (Self::Float64, Carrier::Wire))
+    }
+
     /// Bytes of one element.
     pub const fn element_bytes(self) -> u64 {
         match self {
             Self::Int8 | Self::Uint8 | Self::Bool => 1,
             Self::Float16 | Self::Int16 | Self::Bfloat16 | Self::Uint16 => 2,
             Self::Float32 | Self::Int32 | Self::Uint32 => 4,
-            Self::Int64 | Self::Uint64 => 8,
+            Self::Int64 | Self::Uint64 | Self::Float64 => 8,
         }
     }
 
@@ -86,6 +95,7 @@ impl DataType {
             Self::Uint16 => "uint16",
             Self::Uint32 => "uint32",
             Self::Bool => "bool",
+            Self::Float64 => "float64",
         }
     }
 
@@ -108,7 +118,7 @@ impl std::fmt::Display for DataType {
 /// | 0 | u64 | data | 0: a pointer never crosses a process |
 /// | 8 | 5 × u32 | shape | words from `ndims` on: written as 0, ignored on receipt (R-245) |
 /// | 28 | u32 | ndims | 1..=5 |
-/// | 32 | u32 | dtype | 0..=11 |
+/// | 32 | u32 | dtype | 0..=11; 12 in a mailbox and with the extension `float64` |
 /// | 36 | u8 | child_memory | 0 or 1 |
 /// | 37 | 7 × u8 | reserved | 0 |
 ///
@@ -186,6 +196,18 @@ impl TensorMeta {
             })
     }
 
+    /// Refuses an element type that `carrier` cannot name.
+    pub(crate) fn check_dtype(&self, carrier: Carrier) -> Result<(), RuleViolation> {
+        if self.dtype.fits(carrier) {
+            return Ok(());
+        }
+        Err(RuleViolation::new(
+            "Tensor.dtype",
+            self.dtype.code(),
+            "version 1 has no float64; send it as int64 and view it as float64 there",
+        ))
+    }
+
     /// Refuses a size that exceeds `u64`.
     pub(crate) fn check_extent(&self) -> Result<u64, RuleViolation> {
         self.nbytes().ok_or_else(|| RuleViolation {
@@ -234,6 +256,16 @@ impl<'a> Decode<'a> for TensorMeta {
     const NAME: &'static str = "Tensor";
 
     fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        Self::read_for(reader, Carrier::Wire)
+    }
+}
+
+impl TensorMeta {
+    /// Reads the record as `carrier` allows it.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for the first field that is wrong.
+    pub fn read_for(reader: &mut Reader<'_>, carrier: Carrier) -> Result<Self, DecodeError> {
         let data = reader.u64("Tensor.data")?;
         if data != 0 {
             return Err(RuleViolation::new(
@@ -253,7 +285,8 @@ impl<'a> Decode<'a> for TensorMeta {
             *word = 0;
         }
         let code = reader.u32("Tensor.dtype")?;
-        let dtype = DecodeError::known(DataType::from_code(code), "Tensor.dtype", code)?;
+        let dtype = DataType::from_code(code).filter(|dtype| dtype.fits(carrier));
+        let dtype = DecodeError::known(dtype, "Tensor.dtype", code)?;
         let child_memory = match reader.u8("Tensor.child_memory")? {
             0 => false,
             1 => true,
@@ -328,6 +361,22 @@ mod tests {
             assert_eq!(DataType::from_code(dtype.code()), Some(dtype));
             assert_eq!(DataType::from_name(dtype.name()), Some(dtype));
         }
-        assert_eq!(DataType::from_code(12), None);
+        assert_eq!(DataType::from_code(13), None);
+    }
+
+    /// Version 1 has no code for float64: neither end of a v1 lane accepts it, a mailbox and the extension do.
+    #[test]
+    fn float64_needs_a_mailbox_or_the_extension() {
+        let meta = TensorMeta::new(&[4], DataType::Float64).expect("valid");
+        assert_eq!(meta.nbytes(), Some(32));
+        let bytes = meta.to_bytes().expect("encodes");
+        assert!(TensorMeta::decode(&bytes).is_err());
+        for carrier in [Carrier::Mailbox, Carrier::Extended] {
+            assert!(meta.check_dtype(carrier).is_ok());
+            let read = TensorMeta::read_for(&mut Reader::new(&bytes), carrier).expect("accepted");
+            assert_eq!(read, meta);
+        }
+        let error = meta.check_dtype(Carrier::Wire).expect_err("refused");
+        assert!(error.to_string().contains("float64"), "{error}");
     }
 }

@@ -129,7 +129,7 @@ impl RemoteTensorDesc {
     /// [`RuleViolation`] for the first broken rule.
     pub fn check(&self, inline_len: u64, carrier: Carrier) -> Result<(), RuleViolation> {
         match carrier {
-            Carrier::Wire => must_be_zero(
+            Carrier::Wire | Carrier::Extended => must_be_zero(
                 "RemoteTensorDesc.flags",
                 self.flags,
                 "flags are reserved in version 1",
@@ -145,7 +145,7 @@ impl RemoteTensorDesc {
         }
         match self.address_space {
             AddressSpace::HostInline => self.check_inline(inline_len),
-            AddressSpace::LocalShared if carrier == Carrier::Wire => Err(RuleViolation::new(
+            AddressSpace::LocalShared if carrier != Carrier::Mailbox => Err(RuleViolation::new(
                 "RemoteTensorDesc.address_space",
                 self.address_space.code(),
                 "memory shared on one host cannot be named on the wire",

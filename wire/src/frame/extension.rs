@@ -8,7 +8,7 @@ use crate::id::Sequence;
 use crate::limits::{MAX_ERROR_MESSAGE_BYTES, MAX_RESULT_BYTES};
 
 /// Names of the extensions in the order of their HELLO bits.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "pipelining",
     "task_tags",
     "conditions",
@@ -24,6 +24,7 @@ const NAMES: [&str; 15] = [
     "artifacts",
     "serialized_callables",
     "health_echo",
+    "float64",
 ];
 
 /// A set of extensions: what a parent offers by name in the manifest and a session accepts by bit in HELLO.
@@ -63,6 +64,8 @@ impl Features {
     pub const SERIALIZED_CALLABLES: Self = Self(1 << 13);
     /// Health frames are answered.
     pub const HEALTH_ECHO: Self = Self(1 << 14);
+    /// Tensors of 8-byte floats, element type 12.
+    pub const FLOAT64: Self = Self(1 << 15);
 
     /// The bits as in HELLO.
     pub const fn bits(self) -> u64 {
