@@ -5,8 +5,11 @@ use proptest::prelude::*;
 
 use super::world::{SPACES, SPACE_BYTES};
 
-/// Endpoints of the world.
-pub(crate) const ENDPOINTS: u32 = 4;
+/// Endpoints of the world: enough for sets that are searched one by one and for sets that are kept in order.
+pub(crate) const ENDPOINTS: u32 = 10;
+
+/// Endpoints that most sets are taken from, so that they are short.
+const BUSY: u32 = 4;
 
 /// Runs of a program that are alive at once.
 pub(crate) const RUNS: u64 = 3;
@@ -46,7 +49,9 @@ pub(crate) fn access() -> impl Strategy<Value = Access> {
 }
 
 pub(crate) fn eligible() -> impl Strategy<Value = Eligible> {
-    (1u32..1 << ENDPOINTS).prop_map(|mask| {
+    let all = (1u32 << ENDPOINTS) - 1;
+    let mask = prop_oneof![6 => 1u32..1 << BUSY, 1 => 1..=all, 1 => Just(all), 1 => Just(all - 1)];
+    mask.prop_map(|mask| {
         let ids = (0..ENDPOINTS)
             .filter(|id| mask & (1 << id) != 0)
             .map(EndpointId);
@@ -65,7 +70,7 @@ pub(crate) fn kind() -> impl Strategy<Value = NodeKind> {
 
 pub(crate) fn spec() -> impl Strategy<Value = NodeSpec> {
     let accesses = prop::collection::vec(access(), 0..4);
-    let prefer = prop::option::of((0..ENDPOINTS).prop_map(EndpointId));
+    let prefer = prop::option::of(endpoint().prop_map(EndpointId));
     (0..RUNS, kind(), accesses, prefer).prop_map(|(run, kind, accesses, prefer)| NodeSpec {
         run: RunId(run),
         kind,
@@ -82,13 +87,17 @@ fn result() -> impl Strategy<Value = MemberResult> {
     ]
 }
 
+fn endpoint() -> impl Strategy<Value = u32> {
+    prop_oneof![3 => 0..BUSY, 1 => 0..ENDPOINTS]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         20 => spec().prop_map(Step::Submit),
         14 => (any::<usize>(), result()).prop_map(|(at, result)| Step::Report(at, result)),
         1 => any::<usize>().prop_map(Step::ReportAgain),
-        1 => (0..ENDPOINTS).prop_map(Step::Lose),
-        1 => (0..ENDPOINTS, 1u32..4).prop_map(|(id, capacity)| Step::Add(id, capacity)),
+        1 => endpoint().prop_map(Step::Lose),
+        1 => (endpoint(), 1u32..4).prop_map(|(id, capacity)| Step::Add(id, capacity)),
         1 => (0..RUNS).prop_map(Step::Cancel),
         1 => (0..RUNS).prop_map(Step::EndRun),
         1 => any::<u64>().prop_map(Step::Drain),

@@ -1,6 +1,6 @@
 //! A driver without transport: it performs the scheduler's actions on byte arrays and objects to every wrong one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use echelon_runtime::graph::*;
 
@@ -130,6 +130,8 @@ pub(crate) struct World {
     pub(crate) up: BTreeMap<EndpointId, u32>,
     pub(crate) late: u64,
     pub(crate) ended: Vec<RunId>,
+    /// Started and not ended.
+    running: BTreeSet<usize>,
     numbers: HashMap<TaskId, usize>,
     noise: usize,
 }
@@ -146,6 +148,7 @@ impl World {
             up: BTreeMap::new(),
             late: 0,
             ended: Vec::new(),
+            running: BTreeSet::new(),
             numbers: HashMap::new(),
             noise: 1 << 20,
         };
@@ -415,13 +418,14 @@ impl World {
     /// First start of a task: takes its inputs and makes what it will overwrite unreadable.
     fn begin(&mut self, task: usize) {
         let accesses = self.records[task].spec.accesses.clone();
-        for (other, record) in self.records.iter().enumerate() {
-            let running = record.inputs.is_some() && record.outcome.is_none() && other != task;
+        for other in &self.running {
+            let other_accesses = &self.records[*other].spec.accesses;
             assert!(
-                !running || !conflict(&accesses, &record.spec.accesses),
+                !conflict(&accesses, other_accesses),
                 "{task} runs beside {other}"
             );
         }
+        self.running.insert(task);
         assert_eq!(
             self.records[task].outcome, None,
             "{task} starts after its end"
@@ -461,6 +465,7 @@ impl World {
         }
         assert_eq!(cause.is_some(), outcome == Outcome::Skipped);
         record.outcome = Some(outcome);
+        self.running.remove(&task);
         record.cause = cause.map(|cause| self.numbers[&cause]);
     }
 
