@@ -47,6 +47,7 @@
 //!   waiting in one queue, or running.
 
 mod access;
+mod claims;
 mod classes;
 mod deps;
 mod endpoint;

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use echelon_runtime::graph::*;
 use proptest::prelude::*;
 
+use super::memory::{bytes, conflict};
 use super::program::access;
-use super::world::{bytes, conflict, World};
+use super::world::World;
 
 /// Last writer and readers since, byte by byte; numbers of unfinished tasks only.
 #[derive(Default)]

@@ -10,6 +10,8 @@
 mod bounded;
 mod gangs;
 mod intervals;
+mod judge;
+mod memory;
 mod outcomes;
 mod placement;
 mod program;

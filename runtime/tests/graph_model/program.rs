@@ -3,7 +3,7 @@
 use echelon_runtime::graph::*;
 use proptest::prelude::*;
 
-use super::world::{SPACES, SPACE_BYTES};
+use super::memory::{SPACES, SPACE_BYTES};
 
 /// Endpoints of the world: enough for sets that are searched one by one and for sets that are kept in order.
 pub(crate) const ENDPOINTS: u32 = 10;

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use echelon_runtime::graph::*;
 
-use super::world::{bytes, gather, memory, scatter, Mark, Memory, World};
+use super::memory::{bytes, gather, memory, scatter, Memory};
+use super::world::{Mark, World};
 
 /// The sequential machine.
 struct Sequential {

@@ -4,74 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use echelon_runtime::graph::*;
 
-/// Bytes in each space of the world.
-pub(crate) const SPACE_BYTES: usize = 24;
-
-/// The spaces of the world; the last two differ in the generation alone.
-pub(crate) const SPACES: [Space; 4] = [
-    Space::Host,
-    Space::Region(1),
-    Space::Remote {
-        session: 1,
-        buffer: 1,
-        generation: 0,
-    },
-    Space::Remote {
-        session: 1,
-        buffer: 1,
-        generation: 1,
-    },
-];
-
-pub(crate) type Memory = BTreeMap<Space, [u8; SPACE_BYTES]>;
-
-pub(crate) fn memory() -> Memory {
-    SPACES
-        .into_iter()
-        .zip(1..)
-        .map(|(space, fill)| (space, [fill; SPACE_BYTES]))
-        .collect()
-}
-
-/// The bytes of all accesses of a kind, in order of space and offset, each once.
-pub(crate) fn bytes(accesses: &[Access], of: impl Fn(AccessMode) -> bool) -> Vec<(Space, usize)> {
-    let chosen = accesses.iter().filter(|a| of(a.mode));
-    let mut bytes: Vec<_> = chosen
-        .flat_map(|a| (a.start..a.end).map(|i| (a.space, i as usize)))
-        .collect();
-    bytes.sort_unstable();
-    bytes.dedup();
-    bytes
-}
-
-pub(crate) fn conflict(a: &[Access], b: &[Access]) -> bool {
-    a.iter().any(|x| {
-        let touches = |y: &&Access| x.space == y.space && x.start.max(y.start) < x.end.min(y.end);
-        b.iter()
-            .filter(touches)
-            .any(|y| x.mode.writes() || y.mode.writes())
-    })
-}
-
-pub(crate) fn gather(memory: &Memory, accesses: &[Access]) -> Vec<u8> {
-    bytes(accesses, AccessMode::reads)
-        .iter()
-        .map(|(space, i)| memory[space][*i])
-        .collect()
-}
-
-/// What a task writes: every byte depends on all inputs, on the task and on the position.
-pub(crate) fn scatter(memory: &mut Memory, accesses: &[Access], inputs: &[u8], salt: usize) {
-    let mut state = inputs.iter().fold(salt as u64 + 1, |s, &b| {
-        (s ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
-    });
-    for (space, i) in bytes(accesses, AccessMode::writes) {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        memory.get_mut(&space).unwrap()[i] = (state >> 33) as u8;
-    }
-}
+use super::memory::{memory, scatter, Memory};
 
 /// Everything the world knows of one submitted task; its number is its place in submit order.
 pub(crate) struct Record {
@@ -86,7 +19,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    fn members(&self) -> u32 {
+    pub(crate) fn members(&self) -> u32 {
         match &self.spec.kind {
             NodeKind::Gang { members } => members.len() as u32,
             NodeKind::Waves { members, .. } => *members,
@@ -94,7 +27,7 @@ impl Record {
         }
     }
 
-    fn eligible(&self, member: u32) -> &Eligible {
+    pub(crate) fn eligible(&self, member: u32) -> &Eligible {
         match &self.spec.kind {
             NodeKind::Gang { members } => &members[member as usize],
             NodeKind::Waves { eligible, .. } | NodeKind::Single { eligible } => eligible,
@@ -131,8 +64,8 @@ pub(crate) struct World {
     pub(crate) late: u64,
     pub(crate) ended: Vec<RunId>,
     /// Started and not ended.
-    running: BTreeSet<usize>,
-    numbers: HashMap<TaskId, usize>,
+    pub(crate) running: BTreeSet<usize>,
+    pub(crate) numbers: HashMap<TaskId, usize>,
     noise: usize,
 }
 
@@ -318,183 +251,6 @@ impl World {
         } else {
             self.noise += 1;
             scatter(&mut self.memory, &accesses, &[], self.noise);
-        }
-    }
-
-    /// Nobody may have changed what a running task reads and does not write itself.
-    fn check_inputs(&self, accesses: &[Access], inputs: &[u8]) {
-        let written = bytes(accesses, AccessMode::writes);
-        for (byte, &value) in bytes(accesses, AccessMode::reads).iter().zip(inputs) {
-            if written.binary_search(byte).is_err() {
-                assert_eq!(
-                    self.memory[&byte.0][byte.1], value,
-                    "an input changed while its reader ran"
-                );
-            }
-        }
-    }
-
-    fn perform(&mut self, actions: &[Action]) {
-        let mut gangs: BTreeMap<usize, u32> = BTreeMap::new();
-        for &action in actions {
-            match action {
-                Action::Dispatch {
-                    task,
-                    member,
-                    endpoint,
-                } => {
-                    let number = self.dispatch(task, member, endpoint);
-                    if matches!(self.records[number].spec.kind, NodeKind::Gang { .. }) {
-                        *gangs.entry(number).or_default() += 1;
-                    }
-                }
-                Action::StartCopy { task } => {
-                    let task = self.numbers[&task];
-                    assert_eq!(self.records[task].spec.kind, NodeKind::Copy);
-                    self.begin(task);
-                    self.flights.push(Flight {
-                        task,
-                        member: 0,
-                        endpoint: None,
-                    });
-                }
-                Action::Finished {
-                    task,
-                    run,
-                    outcome,
-                    cause,
-                } => self.finished(task, run, outcome, cause),
-            }
-        }
-        for (task, members) in gangs {
-            assert_eq!(
-                members,
-                self.records[task].members(),
-                "a gang was dispatched in parts"
-            );
-        }
-        self.check();
-    }
-
-    fn dispatch(&mut self, id: TaskId, member: u32, endpoint: EndpointId) -> usize {
-        let task = self.numbers[&id];
-        let capacity = *self
-            .up
-            .get(&endpoint)
-            .expect("a member was dispatched to a lost endpoint");
-        let busy = self
-            .flights
-            .iter()
-            .filter(|f| f.endpoint == Some(endpoint))
-            .count();
-        assert!(busy < capacity as usize, "{endpoint} has no room");
-        let record = &self.records[task];
-        assert!(member < record.members() && record.eligible(member).contains(endpoint));
-        assert!(
-            !record.dispatched.contains_key(&member),
-            "member {member} of {id} was dispatched twice"
-        );
-        assert!(
-            record.results.iter().all(|r| *r == MemberResult::Completed),
-            "dispatched after a failure"
-        );
-        let gang = matches!(record.spec.kind, NodeKind::Gang { .. });
-        assert!(
-            !gang || record.dispatched.values().all(|e| *e != endpoint),
-            "a gang shares an endpoint"
-        );
-        if record.inputs.is_none() {
-            self.begin(task);
-        }
-        self.records[task].dispatched.insert(member, endpoint);
-        self.flights.push(Flight {
-            task,
-            member,
-            endpoint: Some(endpoint),
-        });
-        task
-    }
-
-    /// First start of a task: takes its inputs and makes what it will overwrite unreadable.
-    fn begin(&mut self, task: usize) {
-        let accesses = self.records[task].spec.accesses.clone();
-        for other in &self.running {
-            let other_accesses = &self.records[*other].spec.accesses;
-            assert!(
-                !conflict(&accesses, other_accesses),
-                "{task} runs beside {other}"
-            );
-        }
-        self.running.insert(task);
-        assert_eq!(
-            self.records[task].outcome, None,
-            "{task} starts after its end"
-        );
-        self.records[task].inputs = Some(gather(&self.memory, &accesses));
-        let read = bytes(&accesses, AccessMode::reads);
-        for byte in bytes(&accesses, AccessMode::writes) {
-            if read.binary_search(&byte).is_err() {
-                self.memory.get_mut(&byte.0).unwrap()[byte.1] ^= 0xa5;
-            }
-        }
-    }
-
-    fn finished(&mut self, id: TaskId, run: RunId, outcome: Outcome, cause: Option<TaskId>) {
-        let task = self.numbers[&id];
-        let in_flight = self.flights.iter().any(|f| f.task == task);
-        let possible = self.can_be_placed(task);
-        let record = &mut self.records[task];
-        assert_eq!(record.outcome, None, "{id} ended twice (R-083)");
-        assert_eq!((record.id, record.spec.run), (id, run));
-        assert!(!in_flight, "{id} ended with a member in flight");
-        let worst = record
-            .results
-            .iter()
-            .map(|&r| Outcome::from(r))
-            .max()
-            .unwrap_or(Outcome::Completed);
-        let complete = record.results.len() == record.members() as usize;
-        match outcome {
-            Outcome::Completed => assert!(worst == outcome && complete),
-            Outcome::Failed => assert_eq!(worst, outcome),
-            Outcome::EndpointLost => assert!(worst == outcome || !possible, "{id} could still run"),
-            Outcome::Skipped => assert!(record.inputs.is_none(), "a skipped task had been started"),
-            Outcome::Cancelled => {
-                assert!(record.cancelled && !complete && worst == Outcome::Completed)
-            }
-        }
-        assert_eq!(cause.is_some(), outcome == Outcome::Skipped);
-        record.outcome = Some(outcome);
-        self.running.remove(&task);
-        record.cause = cause.map(|cause| self.numbers[&cause]);
-    }
-
-    /// Whether the members of a task not dispatched yet could ever be placed, by trying everything.
-    pub(crate) fn can_be_placed(&self, task: usize) -> bool {
-        self.placeable(&self.records[task].spec.kind)
-    }
-
-    pub(crate) fn placeable(&self, kind: &NodeKind) -> bool {
-        fn assign(world: &World, members: &[Eligible], used: &mut Vec<EndpointId>) -> bool {
-            let Some((first, rest)) = members.split_first() else {
-                return true;
-            };
-            first.ids().iter().any(|id| {
-                if used.contains(id) || !world.up.contains_key(id) {
-                    return false;
-                }
-                used.push(*id);
-                let found = assign(world, rest, used);
-                used.pop();
-                found
-            })
-        }
-        match kind {
-            NodeKind::Copy => true,
-            NodeKind::Gang { members } => assign(self, members, &mut Vec::new()),
-            NodeKind::Single { eligible } | NodeKind::Waves { eligible, .. } => {
-                assign(self, std::slice::from_ref(eligible), &mut Vec::new())
-            }
         }
     }
 }
