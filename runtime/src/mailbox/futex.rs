@@ -104,7 +104,7 @@ pub(super) fn sleep_while(word: &AtomicU32, seen: u32, deadline: Instant) {
     }
     let timeout = Timespec {
         tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(left.subsec_nanos()).into(),
+        tv_nsec: left.subsec_nanos().into(),
     };
     // AGAIN: the word differs already. INTR and TIMEDOUT: the caller looks again. Nothing else can come.
     let _ = futex::wait(word, futex::Flags::empty(), seen, Some(&timeout));

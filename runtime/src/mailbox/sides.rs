@@ -34,12 +34,10 @@ impl Mailbox {
         at::check_ring_bytes(completion_bytes)?;
         let region =
             SharedRegion::create_memfd(at::HEADER_BYTES + task_bytes + completion_bytes, true)?;
-        let word = |offset, value| {
-            Ok::<_, MailboxError>(Word64::new(&region, offset)?.store(value, Ordering::Release))
-        };
-        word(at::TASK_BYTES, task_bytes)?;
-        word(at::COMPLETION_BYTES, completion_bytes)?;
-        word(at::MAGIC, at::MAILBOX_MAGIC)?;
+        let word = |offset| Word64::new(&region, offset);
+        word(at::TASK_BYTES)?.store(task_bytes, Ordering::Release);
+        word(at::COMPLETION_BYTES)?.store(completion_bytes, Ordering::Release);
+        word(at::MAGIC)?.store(at::MAILBOX_MAGIC, Ordering::Release);
         Ok(Self {
             region,
             task_bytes,
