@@ -242,10 +242,12 @@ def test_a_second_command_connection_is_not_served(daemon: Daemon) -> None:
     reply = bootstrap(_address(daemon), request)
     parent = V1Parent(request, reply)
     try:
-        with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):
-            with socket.create_connection((reply["command_host"], reply["command_port"]), 1.0) as second:
-                with contextlib.suppress(TimeoutError):
-                    assert second.recv(1) == b"", "a second parent was greeted"
+        place = (reply["command_host"], reply["command_port"])
+        with (
+            contextlib.suppress(ConnectionRefusedError, ConnectionResetError, TimeoutError),
+            socket.create_connection(place, 1.0) as second,
+        ):
+            assert second.recv(1) == b"", "a second parent was greeted"
         assert parent.task(wire.task_payload("bench_callables:noop")).error_code == 0
     finally:
         parent.close()

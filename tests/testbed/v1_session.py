@@ -203,7 +203,9 @@ class V1Session:
 class V1Daemon:
     """Answers bootstrap requests as version 1 does, each with a new session in this process."""
 
-    def __init__(self, behaviours: Mapping[str, Behaviour] | None = None) -> None:
+    def __init__(self, behaviours: Mapping[str, Behaviour] | None = None, *, refusal: str = "") -> None:
+        """A non-empty `refusal` is the error with which every request is answered."""
+        self._refusal = refusal
         self._behaviours = dict(behaviours or {})
         self.sessions: list[V1Session] = []
         self.requests: list[dict[str, Any]] = []
@@ -245,6 +247,8 @@ class V1Daemon:
     def _answer(self, client: socket.socket) -> dict[str, object]:
         request: dict[str, Any] = receive_json(client)
         self.requests.append(request)
+        if self._refusal:
+            return {"ok": False, "error": self._refusal}
         missing = REQUIRED - set(request)
         if missing:
             return {"ok": False, "error": f"ValueError: manifest lacks {sorted(missing)}"}
