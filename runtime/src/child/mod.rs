@@ -1,1 +1,277 @@
-//! s
+//! The child's side of a mailbox: attach, say READY, serve records until told to end or the parent is gone.
+//!
+//! A child is exec'ed with descriptors and nothing else: it depends on nothing that was in its parent's memory (design §3). A
+//! small thread ends the process as soon as the parent's end of the socket is closed, also while user code runs.
+
+mod args;
+pub(crate) mod records;
+pub(crate) mod regions;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use echelon_wire::callable::{CallableKind, Digest, Hashid};
+use echelon_wire::codec::Reader;
+use echelon_wire::task::{Carrier, TaskPayload};
+
+pub(crate) use args::command_line;
+pub use args::{ChildArgs, ChildArgsError};
+
+use crate::callable::{Callable, CallableHost, HostedCallable};
+use crate::error::Error;
+use crate::mailbox::{Bell, ChildSide, MailboxError, RecordHead};
+use crate::process::{watch_parent, ProcessError};
+use crate::tensor::{Tag, TaskView, Tensor};
+use crate::trace::now_ns;
+use crate::worker::{LevelPlan, RegisterOptions, RunEnd, Worker, WorkerBuilder};
+use records::{Answer, Done, Install, Remove};
+use regions::RegionTable;
+
+/// How long a child waits for room in the completion ring, or for a descriptor that must be there: the parent is stopped or mad.
+const PARENT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Longest sleep without a record; the doorbell wakes it at once.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Why a child ended other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ChildError {
+    /// Its command line.
+    #[error(transparent)]
+    Args(#[from] ChildArgsError),
+    /// The mailbox.
+    #[error(transparent)]
+    Mailbox(#[from] MailboxError),
+    /// Memory handed over at start.
+    #[error(transparent)]
+    Memory(#[from] crate::memory::MemoryError),
+    /// Descriptors and threads.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// A record that cannot be decoded.
+    #[error("record of kind {kind}: {message}")]
+    Record {
+        /// Its kind.
+        kind: u32,
+        /// What is wrong.
+        message: String,
+    },
+    /// The plan of a child with a runtime of its own, or that runtime.
+    #[error("the inner runtime did not start: {0}")]
+    Inner(String),
+    /// The parent does not take completions any more.
+    #[error("the parent took no completion for {PARENT_PATIENCE:?}")]
+    ParentStalled,
+}
+
+/// What a child calls: leaves, or orchestration functions with a runtime of their own below.
+enum Level {
+    Leaf,
+    Orchestration(Worker),
+}
+
+/// One child, serving.
+pub struct Child {
+    side: ChildSide,
+    regions: RegionTable,
+    host: Arc<dyn CallableHost>,
+    callables: HashMap<Digest, Arc<dyn HostedCallable>>,
+    level: Level,
+}
+
+impl Child {
+    /// Attaches to what was inherited, starts the inner runtime if there is a plan, and says READY. `inner` brings what a runtime
+    /// in this process needs: how its children are started.
+    ///
+    /// # Errors
+    /// [`ChildError`]; the process is to end with a non-zero status then, and the parent reports it.
+    pub fn attach(args: ChildArgs, host: Arc<dyn CallableHost>, inner: WorkerBuilder) -> Result<Self, ChildError> {
+        let bell = Bell::attach(args.bell)?;
+        let side = ChildSide::attach(args.mailbox, bell)?;
+        let socket: Arc<OwnedFd> = Arc::new(args.socket);
+        watch_parent(&socket)?;
+        let regions = RegionTable::new(&args.regions, socket);
+        let level = match args.plan {
+            None => Level::Leaf,
+            Some(json) => Level::Orchestration(start_inner(&json, inner.inherited_regions(regions.inherited()))?),
+        };
+        let mut child = Self { side, regions, host, callables: HashMap::new(), level };
+        let pid = std::process::id().to_le_bytes();
+        child.send(RecordHead { kind: records::READY, ticket: 0 }, &pid)?;
+        Ok(child)
+    }
+
+    /// The inner runtime of a child that has one.
+    #[must_use]
+    pub fn inner(&self) -> Option<&Worker> {
+        match &self.level {
+            Level::Leaf => None,
+            Level::Orchestration(worker) => Some(worker),
+        }
+    }
+
+    /// Serves until the parent asks for the end. What is in the ring before that is done first.
+    ///
+    /// # Errors
+    /// [`ChildError`].
+    pub fn serve(mut self) -> Result<(), ChildError> {
+        let mut payload = Vec::new();
+        loop {
+            let seen = self.side.doorbell_value();
+            match self.side.receive(&mut payload)? {
+                Some(head) => self.handle(head, &payload)?,
+                None if self.side.is_shutdown_requested() => break,
+                None => {
+                    let _rung = self.side.wait(seen, Instant::now() + IDLE);
+                }
+            }
+        }
+        if let Level::Orchestration(worker) = &self.level {
+            worker.close().map_err(|error| ChildError::Inner(error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), ChildError> {
+        let bad = |error: &dyn std::fmt::Display| ChildError::Record { kind: head.kind, message: error.to_string() };
+        if head.kind == records::TASK {
+            return self.task(head, payload);
+        }
+        let mut result = Vec::new();
+        let answer: Result<(), String> = match head.kind {
+            records::INSTALL => {
+                let install = Install::decode(payload).map_err(|error| bad(&error))?;
+                self.install(&install)
+            }
+            records::REMOVE => {
+                let remove = Remove::decode(payload).map_err(|error| bad(&error))?;
+                self.remove(&remove)
+            }
+            records::DROP_REGION => {
+                let id = Reader::new(payload).u64("DROP_REGION.id").map_err(|error| bad(&error))?;
+                self.regions.drop_region(id);
+                Ok(())
+            }
+            records::COLLECT_TRACE => match self.inner().map(Worker::trace_json) {
+                Some(Ok(json)) => {
+                    result = json;
+                    Ok(())
+                }
+                Some(Err(error)) => Err(error.to_string()),
+                None => Err("a leaf has no inner workers".into()),
+            },
+            kind => return Err(ChildError::Record { kind, message: "unknown kind".into() }),
+        };
+        let answer = match &answer {
+            Ok(()) => Answer(Ok(&result)),
+            Err(text) => Answer(Err(text)),
+        };
+        // A trace too large for a record is an answer that says so, not the end of the child.
+        let bytes = answer.encode().or_else(|error| Answer(Err(&error.to_string())).encode());
+        let bytes = bytes.map_err(|error| bad(&error))?;
+        self.send(RecordHead { kind: records::ANSWER, ticket: head.ticket }, &bytes)
+    }
+
+    fn install(&mut self, install: &Install<'_>) -> Result<(), String> {
+        if !install.inner {
+            let callable = self.host.resolve(install.kind, install.payload)?;
+            self.callables.insert(install.digest, callable);
+            return Ok(());
+        }
+        let worker = self.inner().ok_or("a leaf has no inner workers")?;
+        let callable = Callable::from_payload(install.kind, install.name, install.payload)?;
+        worker.register(callable, RegisterOptions::default()).map(drop).map_err(|error| error.to_string())
+    }
+
+    fn remove(&mut self, remove: &Remove) -> Result<(), String> {
+        if !remove.inner {
+            self.callables.remove(&remove.digest);
+            return Ok(());
+        }
+        let worker = self.inner().ok_or("a leaf has no inner workers")?;
+        match worker.find_handle(&Hashid(remove.digest).to_string()) {
+            Ok(handle) => worker.unregister(&handle).map_err(|error| error.to_string()),
+            // Not there is what was asked for.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn task(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), ChildError> {
+        let start_ns = now_ns();
+        let failure = self.perform(payload).err();
+        let done = Done { start_ns, end_ns: now_ns(), failure: failure.as_deref() };
+        let bytes = done.encode().map_err(|error| ChildError::Record { kind: head.kind, message: error.to_string() })?;
+        self.send(RecordHead { kind: records::DONE, ticket: head.ticket }, &bytes)
+    }
+
+    fn perform(&mut self, payload: &[u8]) -> Result<(), String> {
+        let task = TaskPayload::decode(payload, Carrier::Mailbox).map_err(|error| error.to_string())?;
+        let callable = self.callables.get(&task.digest).cloned();
+        let callable = callable.ok_or_else(|| format!("callable {} is not installed in this child", task.digest))?;
+        let view = self.view(&task)?;
+        match &self.level {
+            Level::Leaf => callable.call_leaf(view),
+            Level::Orchestration(worker) => {
+                let ran = worker.run(|orchestrator| callable.call_orchestration(orchestrator, view));
+                ran.map(drop).map_err(|end| match end {
+                    RunEnd::Function(text) => text,
+                    RunEnd::Engine(error) => error.to_string(),
+                })
+            }
+        }
+    }
+
+    fn view(&mut self, task: &TaskPayload<'_>) -> Result<TaskView, String> {
+        let mut view = TaskView {
+            tensors: Vec::with_capacity(task.args.tensors.len()),
+            tags: Vec::with_capacity(task.args.tensors.len()),
+            scalars: task.args.scalars.clone(),
+            config: task.config.clone(),
+        };
+        let deadline = Instant::now() + PARENT_PATIENCE;
+        for (meta, desc) in task.args.tensors.iter().zip(&task.args.sidecars) {
+            let desc = desc.as_ref().ok_or("a tensor without a place in shared memory")?;
+            let flags = desc.local_flags().map_err(|error| error.to_string())?;
+            let region = self.regions.get(desc.buffer_id.0, deadline).map_err(|error| error.to_string())?;
+            let tensor = Tensor::new(*meta, region, desc.offset, None, flags.read_only);
+            view.tensors.push(tensor.map_err(|error| error.to_string())?);
+            view.tags.push(flags.tag.and_then(Tag::from_code));
+        }
+        Ok(view)
+    }
+
+    fn send(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), ChildError> {
+        if self.side.send(head, payload, Instant::now() + PARENT_PATIENCE)? {
+            return Ok(());
+        }
+        Err(ChildError::ParentStalled)
+    }
+}
+
+fn start_inner(json: &[u8], builder: WorkerBuilder) -> Result<Worker, ChildError> {
+    let inner = |error: Error| ChildError::Inner(error.to_string());
+    let plan: LevelPlan = serde_json::from_slice(json).map_err(|error| ChildError::Inner(error.to_string()))?;
+    let worker = plan.into_worker(builder.name_prefix("")).map_err(inner)?;
+    worker.init().map_err(inner)?;
+    Ok(worker)
+}
+
+impl Callable {
+    /// The callable of a kind and payload that came from a parent, for registering it further down.
+    ///
+    /// # Errors
+    /// The text of what is wrong with it.
+    pub fn from_payload(kind: CallableKind, name: &str, payload: &[u8]) -> Result<Self, String> {
+        match kind {
+            CallableKind::PythonImport => {
+                let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
+                let target = echelon_wire::callable::ImportTarget::parse(text).map_err(|error| error.to_string())?;
+                Ok(Self::import(target))
+            }
+            CallableKind::PythonSerialized => Ok(Self::serialized(name, payload.to_vec().into())),
+            CallableKind::ChipCallable => Err("chip callables have no source here".into()),
+        }
+    }
+}

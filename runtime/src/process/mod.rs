@@ -1,23 +1,55 @@
-//! Placeholder until the process layer lands: the signatures that `worker` uses.
-/// Why a process could not be started or ended.
+//! Child processes: started by exec, watched by pidfd, ended as a group, reaped by their owner.
+//!
+//! * A process that may have threads never forks without exec; between the two only async-signal-safe calls are made.
+//! * All children of a `Worker` or daemon are started by one thread, the [`Keeper`], because `PR_SET_PDEATHSIG` fires when the
+//!   *thread* that started a child ends (design §15.8).
+//! * A process is signalled through its pidfd only while it is ours and not yet reaped.
+
+mod fds;
+mod keeper;
+mod spawn;
+mod watch;
+
+use std::io;
+
+pub use fds::{recv_fd, region_socket_pair, send_fd, take_inherited_fd};
+pub use keeper::{ChildHandle, ExitInfo, Keeper};
+pub use spawn::ChildSpec;
+pub use watch::watch_parent;
+
+/// Why a process, or a descriptor on its way to one, could not be handled.
 #[derive(Debug, thiserror::Error)]
-#[error("the process layer is not built yet")]
-pub struct ProcessError;
-/// Starts and watches children.
-pub struct Keeper;
-impl Keeper {
-    /// Starts it.
-    ///
-    /// # Errors
-    /// Never.
-    pub fn start() -> Result<Self, ProcessError> {
-        Ok(Self)
-    }
-    /// Ends all children.
-    ///
-    /// # Errors
-    /// Never.
-    pub fn stop(&self, _deadline: std::time::Instant) -> Result<(), ProcessError> {
-        Ok(())
+#[non_exhaustive]
+pub enum ProcessError {
+    /// The program could not be executed.
+    #[error("{program} could not be started: {source}; check that the file exists and is executable")]
+    Spawn {
+        /// The program.
+        program: String,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// A system call.
+    #[error("{call}: {source}")]
+    Os {
+        /// Which.
+        call: &'static str,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// The keeper has ended, or was told to.
+    #[error("no child can be started any more: the worker is closing")]
+    Stopped,
+    /// A descriptor number that was not inherited.
+    #[error("descriptor {0} was not inherited; this program is started by an Echelon worker, not by hand")]
+    NotInherited(i32),
+    /// Children that outlived every signal.
+    #[error("still there after SIGKILL: {}", .0.join(", "))]
+    Survivors(Vec<String>),
+}
+
+impl ProcessError {
+    pub(crate) fn os(call: &'static str) -> impl Fn(rustix::io::Errno) -> Self {
+        move |errno| Self::Os { call, source: errno.into() }
     }
 }

@@ -1,0 +1,204 @@
+//! The records that pass through a mailbox, and their payloads.
+//!
+//! | kind | direction | payload |
+//! |---:|---|---|
+//! | 1 TASK | down | `TaskPayload` (the encoding of the TASK frame, mailbox carrier) |
+//! | 2 INSTALL | down | u32 inner, digest[32], u32 callable kind, str name, blob payload |
+//! | 3 REMOVE | down | u32 inner, digest[32] |
+//! | 4 DROP_REGION | down | u64 region id |
+//! | 5 COLLECT_TRACE | down | empty |
+//! | 16 READY | up | u32 process id |
+//! | 17 DONE | up | u32 failed, u64 start_ns, u64 end_ns, str message |
+//! | 18 ANSWER | up | u32 failed, str message, blob result |
+//!
+//! Encoded with the primitives of the wire crate, so that bounds are checked in one place. Both directions carry the ticket of
+//! the request in the record's head.
+
+use echelon_wire::callable::{CallableKind, Digest};
+use echelon_wire::codec::{Reader, Writer};
+use echelon_wire::error::{DecodeError, EncodeError};
+use echelon_wire::limits::{MAX_ERROR_MESSAGE_BYTES, MAX_STRING_BYTES};
+
+pub(crate) const TASK: u32 = 1;
+pub(crate) const INSTALL: u32 = 2;
+pub(crate) const REMOVE: u32 = 3;
+pub(crate) const DROP_REGION: u32 = 4;
+pub(crate) const COLLECT_TRACE: u32 = 5;
+pub(crate) const READY: u32 = 16;
+pub(crate) const DONE: u32 = 17;
+pub(crate) const ANSWER: u32 = 18;
+
+/// Most bytes of a callable's payload, and of an answer's result: what fits a record.
+const BLOB_LIMIT: u32 = 256 * 1024;
+
+/// INSTALL.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Install<'a> {
+    /// For the sub workers of the child's own runtime, not for the child itself.
+    pub(crate) inner: bool,
+    pub(crate) digest: Digest,
+    pub(crate) kind: CallableKind,
+    pub(crate) name: &'a str,
+    pub(crate) payload: &'a [u8],
+}
+
+impl<'a> Install<'a> {
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, EncodeError> {
+        let mut writer = Writer::with_capacity(64 + self.payload.len());
+        writer.u32(u32::from(self.inner));
+        writer.raw(&self.digest.0);
+        writer.u32(self.kind as u32);
+        let name = echelon_wire::frame::truncate_utf8(self.name, MAX_STRING_BYTES as usize);
+        writer.str("INSTALL.name", name, MAX_STRING_BYTES)?;
+        writer.blob("INSTALL.payload", self.payload, BLOB_LIMIT)?;
+        Ok(writer.into_bytes())
+    }
+
+    pub(crate) fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let inner = reader.u32("INSTALL.inner")? != 0;
+        let digest = Digest(reader.array("INSTALL.digest")?);
+        let kind = {
+            let code = reader.u32("INSTALL.kind")?;
+            DecodeError::known(CallableKind::from_code(code), "INSTALL.kind", code)?
+        };
+        let name = reader.str("INSTALL.name", MAX_STRING_BYTES)?;
+        let payload = reader.blob("INSTALL.payload", BLOB_LIMIT)?;
+        reader.finish("INSTALL")?;
+        Ok(Self { inner, digest, kind, name, payload })
+    }
+}
+
+/// REMOVE.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Remove {
+    pub(crate) inner: bool,
+    pub(crate) digest: Digest,
+}
+
+impl Remove {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::with_capacity(36);
+        writer.u32(u32::from(self.inner));
+        writer.raw(&self.digest.0);
+        writer.into_bytes()
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let inner = reader.u32("REMOVE.inner")? != 0;
+        let digest = Digest(reader.array("REMOVE.digest")?);
+        reader.finish("REMOVE")?;
+        Ok(Self { inner, digest })
+    }
+}
+
+/// DONE.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Done<'a> {
+    pub(crate) start_ns: u64,
+    pub(crate) end_ns: u64,
+    /// The text of the failure; `None` when the task completed.
+    pub(crate) failure: Option<&'a str>,
+}
+
+impl<'a> Done<'a> {
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, EncodeError> {
+        let mut writer = Writer::with_capacity(32);
+        writer.u32(u32::from(self.failure.is_some()));
+        writer.u64(self.start_ns);
+        writer.u64(self.end_ns);
+        let text = cut(self.failure.unwrap_or(""));
+        writer.str("DONE.message", text, MAX_ERROR_MESSAGE_BYTES)?;
+        Ok(writer.into_bytes())
+    }
+
+    pub(crate) fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let failed = reader.u32("DONE.failed")? != 0;
+        let start_ns = reader.u64("DONE.start_ns")?;
+        let end_ns = reader.u64("DONE.end_ns")?;
+        let text = reader.str("DONE.message", MAX_ERROR_MESSAGE_BYTES)?;
+        reader.finish("DONE")?;
+        Ok(Self { start_ns, end_ns, failure: failed.then_some(text) })
+    }
+}
+
+/// ANSWER: the result, or the text of the failure.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Answer<'a>(pub(crate) Result<&'a [u8], &'a str>);
+
+impl<'a> Answer<'a> {
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, EncodeError> {
+        let mut writer = Writer::with_capacity(32);
+        let (text, result) = match self.0 {
+            Ok(result) => ("", result),
+            Err(text) => (text, &[][..]),
+        };
+        writer.u32(u32::from(self.0.is_err()));
+        writer.str("ANSWER.message", cut(text), MAX_ERROR_MESSAGE_BYTES)?;
+        writer.blob("ANSWER.result", result, BLOB_LIMIT)?;
+        Ok(writer.into_bytes())
+    }
+
+    pub(crate) fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let failed = reader.u32("ANSWER.failed")? != 0;
+        let text = reader.str("ANSWER.message", MAX_ERROR_MESSAGE_BYTES)?;
+        let result = reader.blob("ANSWER.result", BLOB_LIMIT)?;
+        reader.finish("ANSWER")?;
+        Ok(Self(if failed { Err(text) } else { Ok(result) }))
+    }
+}
+
+/// The most of a text that a record carries, keeping its end: the last line of a traceback says what happened.
+pub(crate) fn cut(text: &str) -> &str {
+    let limit = MAX_ERROR_MESSAGE_BYTES as usize;
+    if text.len() <= limit {
+        return text;
+    }
+    let mut start = text.len() - limit;
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    &text[start..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_round_trip() {
+        let install =
+            Install { inner: false, digest: Digest([7; 32]), kind: CallableKind::PythonImport, name: "m:f", payload: b"m:f" };
+        assert_eq!(Install::decode(&install.encode().unwrap()).unwrap(), install);
+        for failure in [None, Some("Traceback …")] {
+            let done = Done { start_ns: 1, end_ns: 2, failure };
+            assert_eq!(Done::decode(&done.encode().unwrap()).unwrap(), done);
+        }
+        for answer in [Answer(Ok(b"json")), Answer(Err("no"))] {
+            assert_eq!(Answer::decode(&answer.encode().unwrap()).unwrap(), answer);
+        }
+    }
+
+    #[test]
+    fn every_prefix_is_refused() {
+        let whole = Done { start_ns: 1, end_ns: 2, failure: Some("x") }.encode().unwrap();
+        for len in 0..whole.len() {
+            assert!(Done::decode(&whole[..len]).is_err());
+        }
+        let whole = Answer(Ok(b"json")).encode().unwrap();
+        for len in 0..whole.len() {
+            assert!(Answer::decode(&whole[..len]).is_err());
+        }
+    }
+
+    #[test]
+    fn r_238_a_long_text_is_cut_at_a_character_and_keeps_its_last_line() {
+        let long = format!("{}\nValueError: ü", "ä".repeat(5000));
+        let done = Done { start_ns: 0, end_ns: 0, failure: Some(&long) }.encode().unwrap();
+        let text = Done::decode(&done).unwrap().failure.unwrap().to_owned();
+        assert!(text.len() <= 4096 && text.ends_with("ValueError: ü"));
+    }
+}

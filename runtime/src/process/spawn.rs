@@ -1,0 +1,102 @@
+//! Starting a child: fork and exec, with only async-signal-safe calls between.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use super::ProcessError;
+
+/// How a child is started.
+#[derive(Debug, Default)]
+pub struct ChildSpec {
+    /// What to execute; searched in PATH when it has no slash.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// Environment on top of this process's, or instead of it with `clear_env`.
+    pub env: Vec<(OsString, OsString)>,
+    /// Start from an empty environment.
+    pub clear_env: bool,
+    /// Working directory; this process's when `None`.
+    pub cwd: Option<PathBuf>,
+    /// Descriptors that stay open under the same numbers; all others close at exec. Duplicates of what `args` names are useless:
+    /// see [`ChildSpec::inherit`].
+    pub fds: Vec<OwnedFd>,
+    /// A session and process group of its own, so that the whole subtree can be ended and a terminal's Ctrl-C does not reach it.
+    pub new_session: bool,
+    /// Where its standard output goes; inherited when `None`.
+    pub stdout: Option<OwnedFd>,
+    /// Where its standard error goes; inherited when `None`.
+    pub stderr: Option<OwnedFd>,
+}
+
+impl ChildSpec {
+    fn command(&mut self) -> Command {
+        let mut command = Command::new(&self.program);
+        if self.clear_env {
+            command.env_clear();
+        }
+        command.args(&self.args).envs(self.env.iter().map(|(key, value)| (key, value))).stdin(Stdio::null());
+        if let Some(cwd) = &self.cwd {
+            command.current_dir(cwd);
+        }
+        if let Some(stdout) = self.stdout.take() {
+            command.stdout(stdout);
+        }
+        if let Some(stderr) = self.stderr.take() {
+            command.stderr(stderr);
+        }
+        command
+    }
+}
+
+/// Starts the child. Must be called on the thread that lives as long as the child may.
+pub(super) fn spawn(mut spec: ChildSpec) -> Result<u32, ProcessError> {
+    let mut command = spec.command();
+    let inherited: Vec<i32> = spec.fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let new_session = spec.new_session;
+    let parent = std::process::id();
+    let prepare = move || prepare_child(&inherited, new_session, parent);
+    // SAFETY: `prepare_child` runs between fork and exec in a copy of a process with threads. It makes system calls only, on
+    // values that were computed before the fork, and neither allocates nor takes a lock.
+    unsafe { command.pre_exec(prepare) };
+    let program = spec.program.display().to_string();
+    let child = command.spawn().map_err(|source| ProcessError::Spawn { program, source })?;
+    // std's handle neither kills nor reaps when it is dropped: the keeper owns the process from here.
+    Ok(child.id())
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn prepare_child(inherited: &[i32], new_session: bool, parent: u32) -> io::Result<()> {
+    // SAFETY: plain system calls with constants and integers; async-signal-safe.
+    unsafe {
+        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
+        // The parent may have ended before the line above: then nobody would send the signal.
+        if libc::getppid().cast_unsigned() != parent {
+            libc::_exit(127);
+        }
+        if new_session {
+            check(libc::setsid())?;
+        }
+        libc::umask(0o077);
+        for &fd in inherited {
+            check(libc::fcntl(fd, libc::F_SETFD, 0))?;
+        }
+        // A parent may ignore SIGINT or SIGPIPE, and ignored signals stay ignored across exec.
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGPIPE, libc::SIGHUP] {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))
+    }
+}
