@@ -47,10 +47,15 @@ impl ChildArgs {
     /// # Errors
     /// [`ChildArgsError`].
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, ChildArgsError> {
-        let mut args = args.into_iter().map(|arg| arg.to_string_lossy().into_owned());
-        let (mut mailbox, mut bell, mut socket, mut regions, mut plan) = (None, None, None, Vec::new(), None);
+        let mut args = args
+            .into_iter()
+            .map(|arg| arg.to_string_lossy().into_owned());
+        let (mut mailbox, mut bell, mut socket, mut regions, mut plan) =
+            (None, None, None, Vec::new(), None);
         while let Some(flag) = args.next() {
-            let value = args.next().ok_or_else(|| ChildArgsError::Flag(flag.clone()))?;
+            let value = args
+                .next()
+                .ok_or_else(|| ChildArgsError::Flag(flag.clone()))?;
             match flag.as_str() {
                 "--mailbox" => mailbox = Some(fd("--mailbox", &value)?),
                 "--bell" => bell = Some(fd("--bell", &value)?),
@@ -64,7 +69,9 @@ impl ChildArgs {
                 _ => return Err(ChildArgsError::Flag(flag)),
             }
         }
-        let need = |fd: Option<OwnedFd>, flag: &str| fd.ok_or_else(|| ChildArgsError::Flag(flag.to_owned()));
+        let need = |fd: Option<OwnedFd>, flag: &str| {
+            fd.ok_or_else(|| ChildArgsError::Flag(flag.to_owned()))
+        };
         Ok(Self {
             mailbox: need(mailbox, "--mailbox")?,
             bell: need(bell, "--bell")?,
@@ -76,8 +83,14 @@ impl ChildArgs {
 }
 
 fn fd(flag: &'static str, value: &str) -> Result<OwnedFd, ChildArgsError> {
-    let bad = |message: String| ChildArgsError::Value { flag, value: value.to_owned(), message };
-    let raw = value.parse().map_err(|error: std::num::ParseIntError| bad(error.to_string()))?;
+    let bad = |message: String| ChildArgsError::Value {
+        flag,
+        value: value.to_owned(),
+        message,
+    };
+    let raw = value
+        .parse()
+        .map_err(|error: std::num::ParseIntError| bad(error.to_string()))?;
     take_inherited_fd(raw).map_err(|error| bad(error.to_string()))
 }
 
@@ -88,15 +101,20 @@ fn region(part: &str) -> Result<Arc<SharedRegion>, ChildArgsError> {
         message: message.to_owned(),
     };
     let fields: Vec<&str> = part.split(':').collect();
-    let [id, raw, len, writable] = fields[..] else { return Err(bad("four fields are needed")) };
+    let [id, raw, len, writable] = fields[..] else {
+        return Err(bad("four fields are needed"));
+    };
     let id = u64::from_str_radix(id, 16).map_err(|_| bad("the id is not hexadecimal"))?;
     let len = len.parse().map_err(|_| bad("the length is not a number"))?;
-    SharedRegion::from_fd(id, fd("--regions", raw)?, len, writable == "1").map_err(|error| bad(&error.to_string()))
+    SharedRegion::from_fd(id, fd("--regions", raw)?, len, writable == "1")
+        .map_err(|error| bad(&error.to_string()))
 }
 
 fn read_plan(fd: OwnedFd, value: &str) -> Result<Vec<u8>, ChildArgsError> {
     let mut json = Vec::new();
-    let read = std::fs::File::from(fd).take(PLAN_LIMIT).read_to_end(&mut json);
+    let read = std::fs::File::from(fd)
+        .take(PLAN_LIMIT)
+        .read_to_end(&mut json);
     read.map_err(|error| ChildArgsError::Value {
         flag: "--plan",
         value: value.to_owned(),

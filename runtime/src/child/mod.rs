@@ -87,7 +87,11 @@ impl Child {
     ///
     /// # Errors
     /// [`ChildError`]; the process is to end with a non-zero status then, and the parent reports it.
-    pub fn attach(args: ChildArgs, host: Arc<dyn CallableHost>, inner: WorkerBuilder) -> Result<Self, ChildError> {
+    pub fn attach(
+        args: ChildArgs,
+        host: Arc<dyn CallableHost>,
+        inner: WorkerBuilder,
+    ) -> Result<Self, ChildError> {
         let bell = Bell::attach(args.bell)?;
         let side = ChildSide::attach(args.mailbox, bell)?;
         let socket: Arc<OwnedFd> = Arc::new(args.socket);
@@ -95,11 +99,26 @@ impl Child {
         let regions = RegionTable::new(&args.regions, socket);
         let level = match args.plan {
             None => Level::Leaf,
-            Some(json) => Level::Orchestration(start_inner(&json, inner.inherited_regions(regions.inherited()))?),
+            Some(json) => Level::Orchestration(start_inner(
+                &json,
+                inner.inherited_regions(regions.inherited()),
+            )?),
         };
-        let mut child = Self { side, regions, host, callables: HashMap::new(), level };
+        let mut child = Self {
+            side,
+            regions,
+            host,
+            callables: HashMap::new(),
+            level,
+        };
         let pid = std::process::id().to_le_bytes();
-        child.send(RecordHead { kind: records::READY, ticket: 0 }, &pid)?;
+        child.send(
+            RecordHead {
+                kind: records::READY,
+                ticket: 0,
+            },
+            &pid,
+        )?;
         Ok(child)
     }
 
@@ -129,13 +148,18 @@ impl Child {
             }
         }
         if let Level::Orchestration(worker) = &self.level {
-            worker.close().map_err(|error| ChildError::Inner(error.to_string()))?;
+            worker
+                .close()
+                .map_err(|error| ChildError::Inner(error.to_string()))?;
         }
         Ok(())
     }
 
     fn handle(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), ChildError> {
-        let bad = |error: &dyn std::fmt::Display| ChildError::Record { kind: head.kind, message: error.to_string() };
+        let bad = |error: &dyn std::fmt::Display| ChildError::Record {
+            kind: head.kind,
+            message: error.to_string(),
+        };
         if head.kind == records::TASK {
             return self.task(head, payload);
         }
@@ -150,7 +174,9 @@ impl Child {
                 self.remove(&remove)
             }
             records::DROP_REGION => {
-                let id = Reader::new(payload).u64("DROP_REGION.id").map_err(|error| bad(&error))?;
+                let id = Reader::new(payload)
+                    .u64("DROP_REGION.id")
+                    .map_err(|error| bad(&error))?;
                 self.regions.drop_region(id);
                 Ok(())
             }
@@ -162,16 +188,29 @@ impl Child {
                 Some(Err(error)) => Err(error.to_string()),
                 None => Err("a leaf has no inner workers".into()),
             },
-            kind => return Err(ChildError::Record { kind, message: "unknown kind".into() }),
+            kind => {
+                return Err(ChildError::Record {
+                    kind,
+                    message: "unknown kind".into(),
+                })
+            }
         };
         let answer = match &answer {
             Ok(()) => Answer(Ok(&result)),
             Err(text) => Answer(Err(text)),
         };
         // A trace too large for a record is an answer that says so, not the end of the child.
-        let bytes = answer.encode().or_else(|error| Answer(Err(&error.to_string())).encode());
+        let bytes = answer
+            .encode()
+            .or_else(|error| Answer(Err(&error.to_string())).encode());
         let bytes = bytes.map_err(|error| bad(&error))?;
-        self.send(RecordHead { kind: records::ANSWER, ticket: head.ticket }, &bytes)
+        self.send(
+            RecordHead {
+                kind: records::ANSWER,
+                ticket: head.ticket,
+            },
+            &bytes,
+        )
     }
 
     fn install(&mut self, install: &Install<'_>) -> Result<(), String> {
@@ -182,7 +221,10 @@ impl Child {
         }
         let worker = self.inner().ok_or("a leaf has no inner workers")?;
         let callable = Callable::from_payload(install.kind, install.name, install.payload)?;
-        worker.register(callable, RegisterOptions::default()).map(drop).map_err(|error| error.to_string())
+        worker
+            .register(callable, RegisterOptions::default())
+            .map(drop)
+            .map_err(|error| error.to_string())
     }
 
     fn remove(&mut self, remove: &Remove) -> Result<(), String> {
@@ -192,7 +234,9 @@ impl Child {
         }
         let worker = self.inner().ok_or("a leaf has no inner workers")?;
         match worker.find_handle(&Hashid(remove.digest).to_string()) {
-            Ok(handle) => worker.unregister(&handle).map_err(|error| error.to_string()),
+            Ok(handle) => worker
+                .unregister(&handle)
+                .map_err(|error| error.to_string()),
             // Not there is what was asked for.
             Err(_) => Ok(()),
         }
@@ -201,20 +245,36 @@ impl Child {
     fn task(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), ChildError> {
         let start_ns = now_ns();
         let failure = self.perform(payload).err();
-        let done = Done { start_ns, end_ns: now_ns(), failure: failure.as_deref() };
-        let bytes = done.encode().map_err(|error| ChildError::Record { kind: head.kind, message: error.to_string() })?;
-        self.send(RecordHead { kind: records::DONE, ticket: head.ticket }, &bytes)
+        let done = Done {
+            start_ns,
+            end_ns: now_ns(),
+            failure: failure.as_deref(),
+        };
+        let bytes = done.encode().map_err(|error| ChildError::Record {
+            kind: head.kind,
+            message: error.to_string(),
+        })?;
+        self.send(
+            RecordHead {
+                kind: records::DONE,
+                ticket: head.ticket,
+            },
+            &bytes,
+        )
     }
 
     fn perform(&mut self, payload: &[u8]) -> Result<(), String> {
-        let task = TaskPayload::decode(payload, Carrier::Mailbox).map_err(|error| error.to_string())?;
+        let task =
+            TaskPayload::decode(payload, Carrier::Mailbox).map_err(|error| error.to_string())?;
         let callable = self.callables.get(&task.digest).cloned();
-        let callable = callable.ok_or_else(|| format!("callable {} is not installed in this child", task.digest))?;
+        let callable = callable
+            .ok_or_else(|| format!("callable {} is not installed in this child", task.digest))?;
         let view = self.view(&task)?;
         match &self.level {
             Level::Leaf => callable.call_leaf(view),
             Level::Orchestration(worker) => {
-                let ran = worker.run(|orchestrator| callable.call_orchestration(orchestrator, view));
+                let ran =
+                    worker.run(|orchestrator| callable.call_orchestration(orchestrator, view));
                 ran.map(drop).map_err(|end| match end {
                     RunEnd::Function(text) => text,
                     RunEnd::Engine(error) => error.to_string(),
@@ -232,18 +292,27 @@ impl Child {
         };
         let deadline = Instant::now() + PARENT_PATIENCE;
         for (meta, desc) in task.args.tensors.iter().zip(&task.args.sidecars) {
-            let desc = desc.as_ref().ok_or("a tensor without a place in shared memory")?;
+            let desc = desc
+                .as_ref()
+                .ok_or("a tensor without a place in shared memory")?;
             let flags = desc.local_flags().map_err(|error| error.to_string())?;
-            let region = self.regions.get(desc.buffer_id.0, deadline).map_err(|error| error.to_string())?;
+            let region = self
+                .regions
+                .get(desc.buffer_id.0, deadline)
+                .map_err(|error| error.to_string())?;
             let tensor = Tensor::new(*meta, region, desc.offset, None, flags.read_only);
-            view.tensors.push(tensor.map_err(|error| error.to_string())?);
+            view.tensors
+                .push(tensor.map_err(|error| error.to_string())?);
             view.tags.push(flags.tag.and_then(Tag::from_code));
         }
         Ok(view)
     }
 
     fn send(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), ChildError> {
-        if self.side.send(head, payload, Instant::now() + PARENT_PATIENCE)? {
+        if self
+            .side
+            .send(head, payload, Instant::now() + PARENT_PATIENCE)?
+        {
             return Ok(());
         }
         Err(ChildError::ParentStalled)
@@ -252,7 +321,8 @@ impl Child {
 
 fn start_inner(json: &[u8], builder: WorkerBuilder) -> Result<Worker, ChildError> {
     let inner = |error: Error| ChildError::Inner(error.to_string());
-    let plan: LevelPlan = serde_json::from_slice(json).map_err(|error| ChildError::Inner(error.to_string()))?;
+    let plan: LevelPlan =
+        serde_json::from_slice(json).map_err(|error| ChildError::Inner(error.to_string()))?;
     let worker = plan.into_worker(builder.name_prefix("")).map_err(inner)?;
     worker.init().map_err(inner)?;
     Ok(worker)
@@ -267,7 +337,8 @@ impl Callable {
         match kind {
             CallableKind::PythonImport => {
                 let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
-                let target = echelon_wire::callable::ImportTarget::parse(text).map_err(|error| error.to_string())?;
+                let target = echelon_wire::callable::ImportTarget::parse(text)
+                    .map_err(|error| error.to_string())?;
                 Ok(Self::import(target))
             }
             CallableKind::PythonSerialized => Ok(Self::serialized(name, payload.to_vec().into())),

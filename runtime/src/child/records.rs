@@ -60,12 +60,21 @@ impl<'a> Install<'a> {
         let digest = Digest(reader.array("INSTALL.digest")?);
         let kind = {
             let code = reader.u32("INSTALL.kind")?;
-            DecodeError::known(CallableKind::from_code(code), "INSTALL.kind", code)?
+            CallableKind::from_code(code).ok_or(DecodeError::Unknown {
+                field: "INSTALL.kind",
+                got: u64::from(code),
+            })?
         };
         let name = reader.str("INSTALL.name", MAX_STRING_BYTES)?;
         let payload = reader.blob("INSTALL.payload", BLOB_LIMIT)?;
         reader.finish("INSTALL")?;
-        Ok(Self { inner, digest, kind, name, payload })
+        Ok(Self {
+            inner,
+            digest,
+            kind,
+            name,
+            payload,
+        })
     }
 }
 
@@ -120,7 +129,11 @@ impl<'a> Done<'a> {
         let end_ns = reader.u64("DONE.end_ns")?;
         let text = reader.str("DONE.message", MAX_ERROR_MESSAGE_BYTES)?;
         reader.finish("DONE")?;
-        Ok(Self { start_ns, end_ns, failure: failed.then_some(text) })
+        Ok(Self {
+            start_ns,
+            end_ns,
+            failure: failed.then_some(text),
+        })
     }
 }
 
@@ -170,11 +183,23 @@ mod tests {
 
     #[test]
     fn records_round_trip() {
-        let install =
-            Install { inner: false, digest: Digest([7; 32]), kind: CallableKind::PythonImport, name: "m:f", payload: b"m:f" };
-        assert_eq!(Install::decode(&install.encode().unwrap()).unwrap(), install);
+        let install = Install {
+            inner: false,
+            digest: Digest([7; 32]),
+            kind: CallableKind::PythonImport,
+            name: "m:f",
+            payload: b"m:f",
+        };
+        assert_eq!(
+            Install::decode(&install.encode().unwrap()).unwrap(),
+            install
+        );
         for failure in [None, Some("Traceback …")] {
-            let done = Done { start_ns: 1, end_ns: 2, failure };
+            let done = Done {
+                start_ns: 1,
+                end_ns: 2,
+                failure,
+            };
             assert_eq!(Done::decode(&done.encode().unwrap()).unwrap(), done);
         }
         for answer in [Answer(Ok(b"json")), Answer(Err("no"))] {
@@ -184,7 +209,13 @@ mod tests {
 
     #[test]
     fn every_prefix_is_refused() {
-        let whole = Done { start_ns: 1, end_ns: 2, failure: Some("x") }.encode().unwrap();
+        let whole = Done {
+            start_ns: 1,
+            end_ns: 2,
+            failure: Some("x"),
+        }
+        .encode()
+        .unwrap();
         for len in 0..whole.len() {
             assert!(Done::decode(&whole[..len]).is_err());
         }
@@ -197,7 +228,13 @@ mod tests {
     #[test]
     fn r_238_a_long_text_is_cut_at_a_character_and_keeps_its_last_line() {
         let long = format!("{}\nValueError: ü", "ä".repeat(5000));
-        let done = Done { start_ns: 0, end_ns: 0, failure: Some(&long) }.encode().unwrap();
+        let done = Done {
+            start_ns: 0,
+            end_ns: 0,
+            failure: Some(&long),
+        }
+        .encode()
+        .unwrap();
         let text = Done::decode(&done).unwrap().failure.unwrap().to_owned();
         assert!(text.len() <= 4096 && text.ends_with("ValueError: ü"));
     }

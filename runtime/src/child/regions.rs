@@ -23,7 +23,9 @@ pub(crate) fn region_message(region: &SharedRegion) -> [u8; REGION_MESSAGE_BYTES
 /// Why a region is not there.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RegionError {
-    #[error("region {0:x} was not sent by the parent in time; the mailbox and the socket disagree")]
+    #[error(
+        "region {0:x} was not sent by the parent in time; the mailbox and the socket disagree"
+    )]
     Missing(u64),
     #[error("the region message has {0} bytes, not {REGION_MESSAGE_BYTES}, or no descriptor")]
     BadMessage(usize),
@@ -41,17 +43,28 @@ pub(crate) struct RegionTable {
 
 impl RegionTable {
     pub(crate) fn new(inherited: &[Arc<SharedRegion>], socket: Arc<OwnedFd>) -> Self {
-        let regions = inherited.iter().map(|region| (region.id(), Arc::clone(region))).collect();
+        let regions = inherited
+            .iter()
+            .map(|region| (region.id(), Arc::clone(region)))
+            .collect();
         Self { regions, socket }
     }
 
     /// The region, read from the socket if it is new: the parent sends the descriptor before the first record that names it.
-    pub(crate) fn get(&mut self, id: u64, deadline: Instant) -> Result<Arc<SharedRegion>, RegionError> {
+    pub(crate) fn get(
+        &mut self,
+        id: u64,
+        deadline: Instant,
+    ) -> Result<Arc<SharedRegion>, RegionError> {
         while !self.regions.contains_key(&id) {
             let mut message = [0; REGION_MESSAGE_BYTES];
             let received = recv_fd(&*self.socket, &mut message, deadline)?;
-            let Some((count, fd)) = received else { return Err(RegionError::Missing(id)) };
-            let (Some(fd), REGION_MESSAGE_BYTES) = (fd, count) else { return Err(RegionError::BadMessage(count)) };
+            let Some((count, fd)) = received else {
+                return Err(RegionError::Missing(id));
+            };
+            let (Some(fd), REGION_MESSAGE_BYTES) = (fd, count) else {
+                return Err(RegionError::BadMessage(count));
+            };
             let word = |at: usize| {
                 let mut bytes = [0; 8];
                 bytes.copy_from_slice(&message[at..at + 8]);
@@ -60,7 +73,10 @@ impl RegionTable {
             let region = SharedRegion::from_fd(word(0), fd, word(8), word(16) != 0)?;
             self.regions.insert(region.id(), region);
         }
-        self.regions.get(&id).cloned().ok_or(RegionError::Missing(id))
+        self.regions
+            .get(&id)
+            .cloned()
+            .ok_or(RegionError::Missing(id))
     }
 
     /// Forgets a region; it is unmapped when no view of it is left.

@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,14 @@ use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
 use parking_lot::Mutex;
 
 use super::{
-    ControlFailure, ControlReply, ControlRequest, Endpoint, EndpointEvent, EndpointGone, EndpointInfo, OutboundTask,
-    OutboundTensor, Place, RegisterStep, SubmitError, TaskFailure, TaskReport, Ticket,
+    ControlFailure, ControlReply, ControlRequest, Endpoint, EndpointEvent, EndpointGone,
+    EndpointInfo, OutboundTask, OutboundTensor, Place, RegisterStep, SubmitError, TaskFailure,
+    TaskReport, Ticket,
 };
 use crate::callable::Callable;
+use crate::child::command_line;
 use crate::child::records::{self, Answer, Done, Install, Remove};
 use crate::child::regions::region_message;
-use crate::child::command_line;
 use crate::error::Error;
 use crate::mailbox::{layout, Bell, Mailbox, MailboxError, ParentSide, RecordHead};
 use crate::memory::SharedRegion;
@@ -86,15 +87,24 @@ impl LocalEndpoint {
             message: format!("{what}: {error}"),
         };
         let mailbox = Mailbox::create(layout::TASK_RING_BYTES, layout::COMPLETION_RING_BYTES);
-        let side = mailbox.and_then(Mailbox::into_parent_side).map_err(|error| os("mailbox", &error))?;
+        let side = mailbox
+            .and_then(Mailbox::into_parent_side)
+            .map_err(|error| os("mailbox", &error))?;
         let (socket, of_child) = region_socket_pair()?;
         let plan = spec.plan.as_deref().map(plan_file).transpose()?;
         let mut fds = vec![side.fd(), bell.fd(), of_child.as_fd()];
         fds.extend(spec.regions.iter().map(|region| region.fd()));
         fds.extend(plan.as_ref().map(AsFd::as_fd));
-        let (program, mut args) = program_of(&spec.program).ok_or_else(|| os("start", &"no child_program is set"))?;
+        let (program, mut args) =
+            program_of(&spec.program).ok_or_else(|| os("start", &"no child_program is set"))?;
         let plan_fd = plan.as_ref().map(AsFd::as_fd);
-        args.extend(command_line(side.fd(), bell.fd(), of_child.as_fd(), &spec.regions, plan_fd));
+        args.extend(command_line(
+            side.fd(),
+            bell.fd(),
+            of_child.as_fd(),
+            &spec.regions,
+            plan_fd,
+        ));
         let exit = Arc::new(Mutex::new(None));
         let (of_keeper, ring) = (Arc::clone(&exit), Arc::clone(&bell));
         let on_exit = Box::new(move |info: ExitInfo| {
@@ -105,7 +115,7 @@ impl LocalEndpoint {
             program,
             args: args.into_iter().map(OsString::from).collect(),
             env: spec.env.clone(),
-            fds: fds.iter().map(|fd| fd.try_clone_to_owned()).collect::<Result<_, _>>().map_err(|e| os("dup", &e))?,
+            fds: fds.iter().map(AsRawFd::as_raw_fd).collect(),
             new_session: true,
             ..ChildSpec::default()
         };
@@ -134,7 +144,10 @@ impl LocalEndpoint {
 
     fn gone(&self) -> Option<EndpointGone> {
         let reason = self.lost.clone().or_else(|| self.killed.clone())?;
-        Some(EndpointGone { name: self.name.clone(), reason })
+        Some(EndpointGone {
+            name: self.name.clone(),
+            reason,
+        })
     }
 
     /// Puts a record into the ring, or into the queue when there is no room: order is kept.
@@ -143,7 +156,10 @@ impl LocalEndpoint {
             return Ok(());
         }
         if payload.len() as u64 > self.side.payload_max() {
-            return Err(MailboxError::RecordTooLarge { len: payload.len() as u64, limit: self.side.payload_max() });
+            return Err(MailboxError::RecordTooLarge {
+                len: payload.len() as u64,
+                limit: self.side.payload_max(),
+            });
         }
         self.waiting.push_back((head, payload.to_vec()));
         Ok(())
@@ -165,7 +181,10 @@ impl LocalEndpoint {
             return Ok(());
         }
         send_fd(&self.socket, &region_message(region), region.fd()).map_err(|error| {
-            format!("memory could not be shared with {}: {error}; submit fewer new buffers at a time", self.name)
+            format!(
+                "memory could not be shared with {}: {error}; submit fewer new buffers at a time",
+                self.name
+            )
         })?;
         self.sent.insert(region.id());
         Ok(())
@@ -173,51 +192,111 @@ impl LocalEndpoint {
 
     fn describe(&mut self, tensor: &OutboundTensor) -> Result<RemoteTensorDesc, String> {
         let Place::Shared { region, offset, .. } = &tensor.place else {
-            return Err(format!("{} sees shared memory only; use orch.copy", self.name));
+            return Err(format!(
+                "{} sees shared memory only; use orch.copy",
+                self.name
+            ));
         };
         self.share(region)?;
-        let flags = LocalFlags { tag: Some(tensor.tag as u8), read_only: tensor.tag == Tag::Input };
+        let flags = LocalFlags {
+            tag: Some(tensor.tag as u8),
+            read_only: tensor.tag == Tag::Input,
+        };
         let nbytes = tensor.meta.nbytes().unwrap_or(0);
-        RemoteTensorDesc::local_shared(region.id(), *offset, nbytes, flags).map_err(|error| error.to_string())
+        RemoteTensorDesc::local_shared(region.id(), *offset, nbytes, flags)
+            .map_err(|error| error.to_string())
     }
 
     fn encode(&mut self, task: &OutboundTask<'_>) -> Result<Vec<u8>, String> {
-        let mut args = TaskArgsWire { scalars: task.scalars.to_vec(), ..TaskArgsWire::default() };
+        let mut args = TaskArgsWire {
+            scalars: task.scalars.to_vec(),
+            ..TaskArgsWire::default()
+        };
         for tensor in task.tensors {
             args.tensors.push(tensor.meta);
             args.sidecars.push(Some(self.describe(tensor)?));
         }
-        let payload = TaskPayload { digest: task.callable.digest, config: task.config.clone(), args };
-        payload.to_bytes(Carrier::Mailbox).map_err(|error| error.to_string())
+        let payload = TaskPayload {
+            digest: task.callable.digest,
+            config: task.config.clone(),
+            args,
+        };
+        payload
+            .to_bytes(Carrier::Mailbox)
+            .map_err(|error| error.to_string())
     }
 
-    fn install(&mut self, ticket: Ticket, callable: &Callable, inner: bool) -> Result<(), ControlFailure> {
+    fn install(
+        &mut self,
+        ticket: Ticket,
+        callable: &Callable,
+        inner: bool,
+    ) -> Result<(), ControlFailure> {
         let refused = |text: String| ControlFailure::Refused(text);
-        let (kind, payload) = callable.payload().map_err(|error| refused(error.to_string()))?;
-        let install = Install { inner, digest: callable.digest, kind, name: &callable.name, payload: &payload };
-        let bytes = install.encode().map_err(|error| refused(error.to_string()))?;
+        let (kind, payload) = callable
+            .payload()
+            .map_err(|error| refused(error.to_string()))?;
+        let install = Install {
+            inner,
+            digest: callable.digest,
+            kind,
+            name: &callable.name,
+            payload: &payload,
+        };
+        let bytes = install
+            .encode()
+            .map_err(|error| refused(error.to_string()))?;
         self.request(ticket, records::INSTALL, &bytes)
     }
 
     fn request(&mut self, ticket: Ticket, kind: u32, payload: &[u8]) -> Result<(), ControlFailure> {
-        self.post(RecordHead { kind, ticket: ticket.0 }, payload)
-            .map_err(|error| ControlFailure::Refused(error.to_string()))
+        self.post(
+            RecordHead {
+                kind,
+                ticket: ticket.0,
+            },
+            payload,
+        )
+        .map_err(|error| ControlFailure::Refused(error.to_string()))
     }
 
     /// Sends what a control needs; `Ok(true)` when there is nothing to ask the child.
-    fn send_control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<bool, ControlFailure> {
+    fn send_control(
+        &mut self,
+        ticket: Ticket,
+        request: ControlRequest,
+    ) -> Result<bool, ControlFailure> {
         let inner = |registry: RegistryTarget| registry == RegistryTarget::InnerL3Worker;
         match request {
-            ControlRequest::Register { step: RegisterStep::Prepare, callable, registry } => {
+            ControlRequest::Register {
+                step: RegisterStep::Prepare,
+                callable,
+                registry,
+            } => {
                 self.install(ticket, &callable, inner(registry))?;
             }
-            ControlRequest::Register { step: RegisterStep::Commit, .. } => return Ok(true),
-            ControlRequest::Register { step: RegisterStep::Abort, callable, registry } => {
-                let remove = Remove { inner: inner(registry), digest: callable.digest };
+            ControlRequest::Register {
+                step: RegisterStep::Commit,
+                ..
+            } => return Ok(true),
+            ControlRequest::Register {
+                step: RegisterStep::Abort,
+                callable,
+                registry,
+            } => {
+                let remove = Remove {
+                    inner: inner(registry),
+                    digest: callable.digest,
+                };
                 self.request(ticket, records::REMOVE, &remove.encode())?;
             }
-            ControlRequest::Unregister { digest, registry, .. } => {
-                let remove = Remove { inner: inner(registry), digest };
+            ControlRequest::Unregister {
+                digest, registry, ..
+            } => {
+                let remove = Remove {
+                    inner: inner(registry),
+                    digest,
+                };
                 self.request(ticket, records::REMOVE, &remove.encode())?;
             }
             ControlRequest::DropRegion { region } => {
@@ -248,8 +327,14 @@ impl LocalEndpoint {
             }
             records::DONE => {
                 let done = Done::decode(&self.payload).map_err(text)?;
-                let failure = done.failure.map(|message| TaskFailure { message: message.to_owned() });
-                let report = TaskReport { failure, start_ns: Some(done.start_ns), end_ns: Some(done.end_ns) };
+                let failure = done.failure.map(|message| TaskFailure {
+                    message: message.to_owned(),
+                });
+                let report = TaskReport {
+                    failure,
+                    start_ns: Some(done.start_ns),
+                    end_ns: Some(done.end_ns),
+                };
                 Ok(Some(EndpointEvent::Done { ticket, report }))
             }
             records::ANSWER => {
@@ -272,7 +357,9 @@ impl LocalEndpoint {
             let why = match &self.killed {
                 Some(reason) => format!("child pid {pid} was ended: {reason}"),
                 None if self.ready => format!("child pid {pid} {info}"),
-                None => format!("child pid {pid} {info} before it was ready; its last output is on stderr"),
+                None => format!(
+                    "child pid {pid} {info} before it was ready; its last output is on stderr"
+                ),
             };
             return Some(why);
         }
@@ -321,8 +408,14 @@ impl Endpoint for LocalEndpoint {
             return Err(gone.into());
         }
         let payload = self.encode(task).map_err(SubmitError::Refused)?;
-        self.post(RecordHead { kind: records::TASK, ticket: ticket.0 }, &payload)
-            .map_err(|error| SubmitError::Refused(error.to_string()))
+        self.post(
+            RecordHead {
+                kind: records::TASK,
+                ticket: ticket.0,
+            },
+            &payload,
+        )
+        .map_err(|error| SubmitError::Refused(error.to_string()))
     }
 
     fn control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<(), EndpointGone> {
@@ -334,7 +427,8 @@ impl Endpoint for LocalEndpoint {
             Ok(true) => Ok(ControlReply::Done),
             Err(failure) => Err(failure),
         };
-        self.answers.push_back(EndpointEvent::ControlDone { ticket, result });
+        self.answers
+            .push_back(EndpointEvent::ControlDone { ticket, result });
         self.bell.ring();
         Ok(())
     }
@@ -382,20 +476,31 @@ impl Endpoint for LocalEndpoint {
         let mut ended = self.child.wait_exit(cooperative).is_some();
         if !ended {
             self.kill("it did not end when it was told to");
-            ended = self.child.wait_exit(deadline.max(Instant::now() + REAP_WITHIN)).is_some();
+            ended = self
+                .child
+                .wait_exit(deadline.max(Instant::now() + REAP_WITHIN))
+                .is_some();
         }
         if !ended {
-            return Err(format!("{} (pid {}) cannot be ended, not even by SIGKILL", self.name, self.child.pid()));
+            return Err(format!(
+                "{} (pid {}) cannot be ended, not even by SIGKILL",
+                self.name,
+                self.child.pid()
+            ));
         }
         self.side.recover(&self.bell);
-        self.killed.get_or_insert_with(|| "it was closed".to_owned());
+        self.killed
+            .get_or_insert_with(|| "it was closed".to_owned());
         Ok(())
     }
 }
 
 /// The plan in a file without a name, ready to be read from its start.
 fn plan_file(json: &[u8]) -> Result<OwnedFd, Error> {
-    let region_error = |error: std::io::Error| Error::Startup { worker: "a local child".into(), message: error.to_string() };
+    let region_error = |error: std::io::Error| Error::Startup {
+        worker: "a local child".into(),
+        message: error.to_string(),
+    };
     let fd = rustix::fs::memfd_create("echelon-plan", rustix::fs::MemfdFlags::CLOEXEC)
         .map_err(|error| region_error(error.into()))?;
     let mut file = std::fs::File::from(fd);
@@ -406,7 +511,10 @@ fn plan_file(json: &[u8]) -> Result<OwnedFd, Error> {
 
 fn program_of(program: &ChildProgram) -> Option<(std::path::PathBuf, Vec<String>)> {
     match program {
-        ChildProgram::Python { executable } => Some((executable.clone(), vec!["-m".into(), "echelon._child".into()])),
+        ChildProgram::Python { executable } => Some((
+            executable.clone(),
+            vec!["-m".into(), "echelon._child".into()],
+        )),
         ChildProgram::Custom { program, args } => Some((program.clone(), args.clone())),
         ChildProgram::None => None,
     }

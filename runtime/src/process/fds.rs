@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use rustix::event::{poll, PollFd, PollFlags};
 use rustix::net::{
-    recvmsg, sendmsg, socketpair, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    recvmsg, sendmsg, socketpair, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage,
+    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
 use super::ProcessError;
@@ -18,8 +18,13 @@ use super::ProcessError;
 /// # Errors
 /// [`ProcessError::Os`].
 pub fn region_socket_pair() -> Result<(OwnedFd, OwnedFd), ProcessError> {
-    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-        .map_err(ProcessError::os("socketpair"))
+    socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(ProcessError::os("socketpair"))
 }
 
 /// Sends one message with one descriptor. Never blocks.
@@ -33,9 +38,14 @@ pub fn send_fd(socket: impl AsFd, message: &[u8], fd: BorrowedFd<'_>) -> Result<
     // The space above was made for exactly this message.
     let fits = ancillary.push(SendAncillaryMessage::ScmRights(&fds));
     debug_assert!(fits);
-    sendmsg(socket, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
-        .map(drop)
-        .map_err(ProcessError::os("sendmsg"))
+    sendmsg(
+        socket,
+        &[IoSlice::new(message)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+    )
+    .map(drop)
+    .map_err(ProcessError::os("sendmsg"))
 }
 
 /// Receives one message with at most one descriptor; `None` at end of file or when `deadline` passes.
@@ -53,8 +63,13 @@ pub fn recv_fd(
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(message)];
-    let received = recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT)
-        .map_err(ProcessError::os("recvmsg"))?;
+    let received = recvmsg(
+        socket,
+        &mut parts,
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+    )
+    .map_err(ProcessError::os("recvmsg"))?;
     let mut fd = None;
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
@@ -131,14 +146,22 @@ mod tests {
     #[test]
     fn the_end_and_the_deadline_are_not_messages() {
         let (ours, theirs) = region_socket_pair().unwrap();
-        assert!(recv_fd(&theirs, &mut [0; 4], Instant::now()).unwrap().is_none());
+        assert!(recv_fd(&theirs, &mut [0; 4], Instant::now())
+            .unwrap()
+            .is_none());
         drop(ours);
         assert!(recv_fd(&theirs, &mut [0; 4], soon()).unwrap().is_none());
     }
 
     #[test]
     fn a_number_that_is_not_open_is_refused() {
-        assert!(matches!(take_inherited_fd(2), Err(ProcessError::NotInherited(2))));
-        assert!(matches!(take_inherited_fd(1 << 20), Err(ProcessError::NotInherited(_))));
+        assert!(matches!(
+            take_inherited_fd(2),
+            Err(ProcessError::NotInherited(2))
+        ));
+        assert!(matches!(
+            take_inherited_fd(1 << 20),
+            Err(ProcessError::NotInherited(_))
+        ));
     }
 }

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, unbounded, Receiver, Sender};
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags};
-use rustix::process::{pidfd_open, pidfd_send_signal, waitid, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{
+    pidfd_open, pidfd_send_signal, waitid, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions,
+};
 
 use super::spawn::{spawn, ChildSpec};
 use super::ProcessError;
@@ -34,7 +36,9 @@ impl std::fmt::Display for ExitInfo {
             (Some(0), _) => f.write_str("ended with status 0"),
             (Some(code), _) => write!(f, "exited with status {code}"),
             (None, Some(9)) => f.write_str("was killed by signal 9 (SIGKILL; out of memory?)"),
-            (None, Some(11)) => f.write_str("was killed by signal 11 (SIGSEGV: a fault in native code)"),
+            (None, Some(11)) => {
+                f.write_str("was killed by signal 11 (SIGSEGV: a fault in native code)")
+            }
             (None, Some(signal)) => write!(f, "was killed by signal {signal}"),
             (None, None) => f.write_str("ended in an unknown way"),
         }
@@ -105,7 +109,11 @@ impl ChildHandle {
 type OnExit = Box<dyn FnOnce(ExitInfo) + Send>;
 
 enum Request {
-    Spawn(Box<ChildSpec>, OnExit, Sender<Result<ChildHandle, ProcessError>>),
+    Spawn(
+        Box<ChildSpec>,
+        OnExit,
+        Sender<Result<ChildHandle, ProcessError>>,
+    ),
     Stop,
 }
 
@@ -124,16 +132,30 @@ impl Keeper {
     /// # Errors
     /// [`ProcessError::Os`].
     pub fn start() -> Result<Self, ProcessError> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(ProcessError::os("eventfd"))?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(ProcessError::os("eventfd"))?;
         let wake = Arc::new(wake);
         let (requests, incoming) = unbounded();
         let children = Arc::new(Mutex::new(HashMap::new()));
-        let mut work = Loop { incoming, wake: Arc::clone(&wake), children: Arc::clone(&children), on_exit: HashMap::new() };
+        let mut work = Loop {
+            incoming,
+            wake: Arc::clone(&wake),
+            children: Arc::clone(&children),
+            on_exit: HashMap::new(),
+        };
         let thread = std::thread::Builder::new()
             .name("echelon-keeper".into())
             .spawn(move || work.run())
-            .map_err(|source| ProcessError::Os { call: "thread", source })?;
-        Ok(Self { requests, wake, children, thread: Mutex::new(Some(thread)) })
+            .map_err(|source| ProcessError::Os {
+                call: "thread",
+                source,
+            })?;
+        Ok(Self {
+            requests,
+            wake,
+            children,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Starts a child. `on_exit` runs on the keeper's thread after it was reaped; it must not block.
@@ -142,9 +164,13 @@ impl Keeper {
     /// [`ProcessError::Spawn`], [`ProcessError::Stopped`].
     pub fn spawn(&self, spec: ChildSpec, on_exit: OnExit) -> Result<ChildHandle, ProcessError> {
         let (answer, answered) = bounded(1);
-        self.requests.send(Request::Spawn(Box::new(spec), on_exit, answer)).map_err(|_| ProcessError::Stopped)?;
+        self.requests
+            .send(Request::Spawn(Box::new(spec), on_exit, answer))
+            .map_err(|_| ProcessError::Stopped)?;
         self.ring();
-        answered.recv_timeout(ANSWER_WITHIN).map_err(|_| ProcessError::Stopped)?
+        answered
+            .recv_timeout(ANSWER_WITHIN)
+            .map_err(|_| ProcessError::Stopped)?
     }
 
     fn ring(&self) {
@@ -171,7 +197,10 @@ impl Keeper {
             }
         }
         for child in &left {
-            if child.wait_exit(deadline.max(Instant::now() + Duration::from_secs(1))).is_none() {
+            if child
+                .wait_exit(deadline.max(Instant::now() + Duration::from_secs(1)))
+                .is_none()
+            {
                 survivors.push(format!("pid {}", child.pid()));
             }
         }
@@ -234,7 +263,13 @@ impl Loop {
                 return Err(ProcessError::os("pidfd_open")(errno));
             }
         };
-        let shared = Shared { pid, pidfd, leads_group, exit: Mutex::new(None), ended: Condvar::new() };
+        let shared = Shared {
+            pid,
+            pidfd,
+            leads_group,
+            exit: Mutex::new(None),
+            ended: Condvar::new(),
+        };
         let handle = ChildHandle(Arc::new(shared));
         self.children.lock().insert(pid, handle.clone());
         self.on_exit.insert(pid, on_exit);
@@ -245,7 +280,11 @@ impl Loop {
     fn wait(&mut self) {
         let handles: Vec<ChildHandle> = self.children.lock().values().cloned().collect();
         let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
-        fds.extend(handles.iter().map(|handle| PollFd::from_borrowed_fd(handle.0.pidfd.as_fd(), PollFlags::IN)));
+        fds.extend(
+            handles
+                .iter()
+                .map(|handle| PollFd::from_borrowed_fd(handle.0.pidfd.as_fd(), PollFlags::IN)),
+        );
         if let Err(errno) = poll(&mut fds, None) {
             if errno != rustix::io::Errno::INTR {
                 tracing::error!(%errno, "poll for children failed");
@@ -276,15 +315,26 @@ impl Loop {
             }
         }
         let status = loop {
-            match waitid(WaitId::PidFd(shared.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            match waitid(
+                WaitId::PidFd(shared.pidfd.as_fd()),
+                WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+            ) {
                 Err(rustix::io::Errno::INTR) => {}
                 other => break other,
             }
         };
         let info = match status {
-            Ok(Some(status)) => ExitInfo { pid: shared.pid, code: status.exit_status(), signal: status.terminating_signal() },
+            Ok(Some(status)) => ExitInfo {
+                pid: shared.pid,
+                code: status.exit_status(),
+                signal: status.terminating_signal(),
+            },
             // Reaped elsewhere (ECHILD): it is gone, how is not known.
-            Err(rustix::io::Errno::CHILD) => ExitInfo { pid: shared.pid, code: None, signal: None },
+            Err(rustix::io::Errno::CHILD) => ExitInfo {
+                pid: shared.pid,
+                code: None,
+                signal: None,
+            },
             // No information is no death: looked at again at the next wake.
             Ok(None) | Err(_) => return,
         };
@@ -321,7 +371,9 @@ mod tests {
         let (told, exits) = unbounded();
         for script in ["exit 3", "kill -9 $$"] {
             let told = told.clone();
-            let child = keeper.spawn(sh(script), Box::new(move |info| told.send(info).unwrap())).unwrap();
+            let child = keeper
+                .spawn(sh(script), Box::new(move |info| told.send(info).unwrap()))
+                .unwrap();
             let info = child.wait_exit(soon()).unwrap();
             assert_eq!(exits.recv_timeout(Duration::from_secs(20)).unwrap(), info);
             match script {
@@ -338,7 +390,10 @@ mod tests {
     #[test]
     fn a_program_that_is_not_there_is_an_error_with_its_name() {
         let keeper = Keeper::start().unwrap();
-        let spec = ChildSpec { program: "/nowhere/echelon".into(), ..ChildSpec::default() };
+        let spec = ChildSpec {
+            program: "/nowhere/echelon".into(),
+            ..ChildSpec::default()
+        };
         let error = keeper.spawn(spec, Box::new(|_| ())).unwrap_err();
         assert!(error.to_string().contains("/nowhere/echelon"), "{error}");
     }
@@ -352,7 +407,9 @@ mod tests {
         let child = keeper.spawn(spec, Box::new(|_| ())).unwrap();
         let mut buffer = [0; 8];
         assert!(rustix::io::read(&reader, &mut buffer).unwrap() > 0);
-        keeper.stop(Instant::now() + Duration::from_millis(200)).unwrap();
+        keeper
+            .stop(Instant::now() + Duration::from_millis(200))
+            .unwrap();
         assert!(child.wait_exit(Instant::now()).is_some());
         // The pipe's writers are all gone: so is the grandchild.
         while rustix::io::read(&reader, &mut buffer).unwrap() > 0 {}
@@ -372,7 +429,9 @@ mod tests {
         .unwrap();
         let mut buffer = [0; 8];
         assert!(rustix::io::read(&reader, &mut buffer).unwrap() > 0);
-        assert!(child.wait_exit(Instant::now() + Duration::from_millis(50)).is_none());
+        assert!(child
+            .wait_exit(Instant::now() + Duration::from_millis(50))
+            .is_none());
         keeper.stop(soon()).unwrap();
     }
 }

@@ -22,7 +22,9 @@ pub use watch::watch_parent;
 #[non_exhaustive]
 pub enum ProcessError {
     /// The program could not be executed.
-    #[error("{program} could not be started: {source}; check that the file exists and is executable")]
+    #[error(
+        "{program} could not be started: {source}; check that the file exists and is executable"
+    )]
     Spawn {
         /// The program.
         program: String,
@@ -50,6 +52,9 @@ pub enum ProcessError {
 
 impl ProcessError {
     pub(crate) fn os(call: &'static str) -> impl Fn(rustix::io::Errno) -> Self {
-        move |errno| Self::Os { call, source: errno.into() }
+        move |errno| Self::Os {
+            call,
+            source: errno.into(),
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -22,9 +22,9 @@ pub struct ChildSpec {
     pub clear_env: bool,
     /// Working directory; this process's when `None`.
     pub cwd: Option<PathBuf>,
-    /// Descriptors that stay open under the same numbers; all others close at exec. Duplicates of what `args` names are useless:
-    /// see [`ChildSpec::inherit`].
-    pub fds: Vec<OwnedFd>,
+    /// Descriptors that stay open in the child under the same numbers; all others close at exec. The caller keeps them open until
+    /// the spawn has returned.
+    pub fds: Vec<RawFd>,
     /// A session and process group of its own, so that the whole subtree can be ended and a terminal's Ctrl-C does not reach it.
     pub new_session: bool,
     /// Where its standard output goes; inherited when `None`.
@@ -39,7 +39,10 @@ impl ChildSpec {
         if self.clear_env {
             command.env_clear();
         }
-        command.args(&self.args).envs(self.env.iter().map(|(key, value)| (key, value))).stdin(Stdio::null());
+        command
+            .args(&self.args)
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::null());
         if let Some(cwd) = &self.cwd {
             command.current_dir(cwd);
         }
@@ -56,7 +59,7 @@ impl ChildSpec {
 /// Starts the child. Must be called on the thread that lives as long as the child may.
 pub(super) fn spawn(mut spec: ChildSpec) -> Result<u32, ProcessError> {
     let mut command = spec.command();
-    let inherited: Vec<i32> = spec.fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let inherited = std::mem::take(&mut spec.fds);
     let new_session = spec.new_session;
     let parent = std::process::id();
     let prepare = move || prepare_child(&inherited, new_session, parent);
@@ -64,9 +67,17 @@ pub(super) fn spawn(mut spec: ChildSpec) -> Result<u32, ProcessError> {
     // values that were computed before the fork, and neither allocates nor takes a lock.
     unsafe { command.pre_exec(prepare) };
     let program = spec.program.display().to_string();
-    let child = command.spawn().map_err(|source| ProcessError::Spawn { program, source })?;
+    let child = command
+        .spawn()
+        .map_err(|source| ProcessError::Spawn { program, source })?;
     // std's handle neither kills nor reaps when it is dropped: the keeper owns the process from here.
     Ok(child.id())
+}
+
+/// Ends this process at once: no handlers, no destructors, no user code.
+pub(super) fn exit_now(status: i32) -> ! {
+    // SAFETY: the call does not return and touches no memory of ours.
+    unsafe { libc::_exit(status) }
 }
 
 fn check(result: i32) -> io::Result<()> {
@@ -97,6 +108,10 @@ fn prepare_child(inherited: &[i32], new_session: bool, parent: u32) -> io::Resul
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
-        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))
+        check(libc::sigprocmask(
+            libc::SIG_SETMASK,
+            &raw const none,
+            std::ptr::null_mut(),
+        ))
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustix::event::{poll, PollFd, PollFlags};
 
+use super::spawn::exit_now;
 use super::ProcessError;
 
 /// Exit status of a child whose parent is gone.
@@ -30,8 +31,11 @@ pub fn watch_parent(socket: &Arc<OwnedFd>) -> Result<(), ProcessError> {
                 }
             }
             // Not `exit`: handlers of a process whose parent is gone must not run user code for however long.
-            nix::libc_exit(ORPHANED);
+            exit_now(ORPHANED)
         })
         .map(drop)
-        .map_err(|source| ProcessError::Os { call: "thread", source })
+        .map_err(|source| ProcessError::Os {
+            call: "thread",
+            source,
+        })
 }

@@ -34,7 +34,7 @@ impl RemoteEndpoint {
         _r: Arc<dyn Fn() + Send + Sync>,
         _d: Instant,
     ) -> Result<Self, crate::process::ProcessError> {
-        Err(crate::process::ProcessError)
+        Err(crate::process::ProcessError::Stopped)
     }
 }
 impl Endpoint for RemoteEndpoint {
