@@ -33,7 +33,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help test test-rust test-python demo lint lint-rust lint-python bench docs build clean
+.PHONY: help test test-rust test-loom test-python demo lint lint-rust lint-python bench docs build clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -61,7 +61,7 @@ build: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins
 
 # --- the goals ----------------------------------------------------------------------------------------
 
-test: test-rust test-python
+test: test-rust test-loom test-python
 
 # cargo test has no limit of its own on a hanging test (R-221); nextest has, in .config/nextest.toml.
 test-rust: $(VENV)/.created
@@ -71,6 +71,10 @@ test-rust: $(VENV)/.created
 	    timeout --signal=INT --kill-after=10 1200 cargo test --locked $(CRATES) --lib --bins --tests --examples; \
 	fi
 	timeout --signal=INT --kill-after=10 600 cargo test --locked $(CRATES) --doc
+
+# Every interleaving of the mailbox's hand-over. loom changes the atomics, so it has a build folder of its own.
+test-loom:
+	RUSTFLAGS="--cfg loom" cargo test --locked --release --target-dir target/loom -p echelon-runtime --test loom_ring
 
 test-python: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-test $(VENV)/.stamp-demo
 	$(PY) -m pytest $(PYTEST_ARGS)
