@@ -1,5 +1,6 @@
 //! Real child processes behind mailboxes: this program is its own child.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 
 use echelon_runtime::child::{Child, ChildArgs};
@@ -262,10 +263,40 @@ fn open_fds() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
+type Test = (&'static str, fn());
+
+const TESTS: [Test; 6] = [
+    (
+        "tasks_run_in_children_on_shared_memory",
+        tasks_run_in_children_on_shared_memory,
+    ),
+    (
+        "a_failure_comes_back_with_its_traceback",
+        a_failure_comes_back_with_its_traceback,
+    ),
+    (
+        "r_235_a_dead_child_is_an_endpoint_loss_and_is_replaced",
+        r_235_a_dead_child_is_an_endpoint_loss_and_is_replaced,
+    ),
+    (
+        "a_child_that_cannot_start_fails_init_with_the_cause",
+        a_child_that_cannot_start_fails_init_with_the_cause,
+    ),
+    (
+        "a_local_child_with_a_runtime_of_its_own_forwards_its_tensors",
+        a_local_child_with_a_runtime_of_its_own_forwards_its_tensors,
+    ),
+    (
+        "close_ends_a_child_in_the_middle_of_a_task",
+        close_ends_a_child_in_the_middle_of_a_task,
+    ),
+];
+
+/// A small harness: the usual one would read the child's arguments as its own. Speaks what cargo and nextest ask for.
 fn main() {
-    let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|first| first == "child") {
-        let args = ChildArgs::parse(args).unwrap();
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if args.first().is_some_and(|first| first == "child") {
+        let args = ChildArgs::parse(args.into_iter().skip(1)).unwrap();
         let inner = Worker::builder().child_program(program());
         Child::attach(args, Arc::new(Host), inner)
             .unwrap()
@@ -273,37 +304,31 @@ fn main() {
             .unwrap();
         return;
     }
-    let tests: [(&str, fn()); 6] = [
-        (
-            "tasks_run_in_children_on_shared_memory",
-            tasks_run_in_children_on_shared_memory,
-        ),
-        (
-            "a_failure_comes_back_with_its_traceback",
-            a_failure_comes_back_with_its_traceback,
-        ),
-        (
-            "r_235_a_dead_child_is_an_endpoint_loss_and_is_replaced",
-            r_235_a_dead_child_is_an_endpoint_loss_and_is_replaced,
-        ),
-        (
-            "a_child_that_cannot_start_fails_init_with_the_cause",
-            a_child_that_cannot_start_fails_init_with_the_cause,
-        ),
-        (
-            "a_local_child_with_a_runtime_of_its_own",
-            a_local_child_with_a_runtime_of_its_own_forwards_its_tensors,
-        ),
-        (
-            "close_ends_a_child_in_the_middle_of_a_task",
-            close_ends_a_child_in_the_middle_of_a_task,
-        ),
-    ];
-    for (name, test) in tests {
+    let has = |flag: &str| args.iter().any(|arg| arg == flag);
+    if has("--list") {
+        for (name, _) in TESTS.iter().filter(|_| !has("--ignored")) {
+            println!("{name}: test");
+        }
+        return;
+    }
+    let wanted: Vec<&OsString> = args
+        .iter()
+        .filter(|arg| !arg.to_string_lossy().starts_with('-'))
+        .collect();
+    let mut passed = 0;
+    for (name, test) in TESTS {
+        if !wanted.is_empty()
+            && !wanted
+                .iter()
+                .any(|part| name.contains(&*part.to_string_lossy()))
+        {
+            continue;
+        }
         let before = open_fds();
         test();
         assert_eq!(open_fds(), before, "{name} left descriptors open");
         println!("test {name} ... ok");
+        passed += 1;
     }
-    println!("test result: ok. {} passed; 0 failed", tests.len());
+    println!("test result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
 }
