@@ -292,3 +292,112 @@ impl<'a> TaskPayload<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::LocalFlags;
+    use crate::tensor::DataType;
+
+    fn args(shape: &[u32], desc: Option<RemoteTensorDesc>) -> TaskArgsWire<'static> {
+        TaskArgsWire {
+            tensors: vec![TensorMeta::new(shape, DataType::Int32).expect("valid")],
+            sidecars: vec![desc],
+            scalars: Vec::new(),
+            inline: vec![1, 2, 3, 4, 5, 6, 7, 8].into(),
+        }
+    }
+
+    fn encoded(args: &TaskArgsWire<'_>, carrier: Carrier) -> Result<Vec<u8>, EncodeError> {
+        let mut writer = Writer::new();
+        args.encode(carrier, &mut writer)?;
+        Ok(writer.into_bytes())
+    }
+
+    /// lists of different lengths are an error, never cut to the shorter one.
+    #[test]
+    fn r_078_every_tensor_needs_its_entry() {
+        let mut args = args(&[1], None);
+        args.sidecars.clear();
+        let error = encoded(&args, Carrier::Wire).expect_err("refused");
+        assert!(
+            error.to_string().contains("RemoteTaskArgs.sidecars"),
+            "{error}"
+        );
+    }
+
+    /// sender and receiver refuse inline data of another size than shape and type give.
+    #[test]
+    fn r_076_extents_have_to_agree() {
+        let good = args(&[2], Some(RemoteTensorDesc::host_inline(0, 8)));
+        good.check_extents().expect("agrees");
+        let bad = args(&[3], Some(RemoteTensorDesc::host_inline(0, 8)));
+        let error = bad.check_extents().expect_err("differs");
+        assert!(
+            error.to_string().contains("`RemoteTensorDesc.nbytes` is 8"),
+            "{error}"
+        );
+        // Version 1 lets the codec pass it: the session answers with a failed COMPLETION.
+        let bytes = encoded(&bad, Carrier::Wire).expect("well-formed");
+        let read = TaskArgsWire::decode(&bytes, Carrier::Wire).expect("well-formed");
+        assert!(read.check_extents().is_err());
+    }
+
+    /// a tensor with bytes but without a place is refused; one of 0 bytes needs none.
+    #[test]
+    fn r_077_only_empty_tensors_come_without_a_descriptor() {
+        args(&[0, 7], None).check_extents().expect("empty");
+        assert!(args(&[1], None).check_extents().is_err());
+    }
+
+    #[test]
+    fn inline_bytes_stay_within_the_arena() {
+        let args = args(&[1], None);
+        let bytes =
+            |offset, nbytes| args.inline_bytes(&RemoteTensorDesc::host_inline(offset, nbytes));
+        assert_eq!(bytes(2, 3), Some(&[3, 4, 5][..]));
+        assert_eq!(bytes(8, 0), Some(&[][..]));
+        assert_eq!(bytes(8, 1), None);
+        assert_eq!(bytes(u64::MAX, 2), None);
+        let local = RemoteTensorDesc::local_shared(0, 0, 4, LocalFlags::default()).expect("valid");
+        assert_eq!(args.inline_bytes(&local), None);
+    }
+
+    /// Memory of one host and its flags exist in a mailbox only; no connection can name them.
+    #[test]
+    fn local_memory_never_leaves_the_host() {
+        let flags = LocalFlags {
+            tag: Some(2),
+            read_only: true,
+        };
+        let desc = RemoteTensorDesc::local_shared(3, 64, 8, flags).expect("valid");
+        let args = args(&[2], Some(desc));
+        let bytes = encoded(&args, Carrier::Mailbox).expect("a mailbox takes it");
+        assert_eq!(
+            TaskArgsWire::decode(&bytes, Carrier::Mailbox),
+            Ok(args.clone())
+        );
+        assert_eq!(desc.local_flags(), Ok(flags));
+        for carrier in [Carrier::Wire, Carrier::Extended] {
+            assert!(encoded(&args, carrier).is_err());
+            assert!(TaskArgsWire::decode(&bytes, carrier).is_err());
+        }
+        assert!(desc.to_bytes().is_err());
+    }
+
+    /// The error names the argument by its index.
+    #[test]
+    fn errors_name_the_argument() {
+        let mut args = args(&[2], Some(RemoteTensorDesc::host_inline(0, 8)));
+        args.tensors.push(args.tensors[0]);
+        args.sidecars
+            .push(Some(RemoteTensorDesc::host_inline(1, 8)));
+        let error = encoded(&args, Carrier::Wire).expect_err("beyond the arena");
+        assert!(
+            error
+                .to_string()
+                .starts_with("entry 1 of `RemoteTaskArgs.sidecars`: "),
+            "{error}"
+        );
+    }
+}

@@ -235,3 +235,170 @@ fn names_only<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>,
         })
         .collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALLEST: &str = r#"{"session_id": 7, "worker_id": 0, "parent_worker_level": 4,
+        "remote_worker_level": 3, "platform": "cpu", "transport": "sim"}"#;
+
+    fn with(key: &str, value: &str) -> Result<Manifest, ManifestError> {
+        let end = SMALLEST.len() - 1;
+        Manifest::from_json(format!("{}, \"{key}\": {value}}}", &SMALLEST[..end]).as_bytes())
+    }
+
+    #[test]
+    fn missing_keys_have_the_defaults_of_the_contract() {
+        let manifest = Manifest::from_json(SMALLEST.as_bytes()).expect("valid");
+        manifest.validate().expect("valid");
+        let expected = Manifest {
+            session_id: 7,
+            platform: "cpu".to_owned(),
+            ..Manifest::default()
+        };
+        assert_eq!(manifest, expected);
+        assert_eq!(manifest.runtime, "tensormap_and_ringbuffer");
+        assert!((manifest.session_timeout_s - 30.0).abs() < f64::EPSILON);
+        assert_eq!(manifest.effective_connect_host(), "127.0.0.1");
+    }
+
+    #[test]
+    fn null_and_unknown_keys_are_taken() {
+        let manifest = with("remote_task_dispatcher", "null").expect("valid");
+        assert!(manifest.remote_task_dispatcher.is_empty());
+        assert!(with("inner_l3_worker", "null").is_ok());
+        assert!(with("heap_ring_size", "null").is_ok());
+        assert!(with("future", "{\"a\": [1]}").is_ok());
+        assert!(with("session_timeout_s", "20").is_ok());
+        for (value, names) in [
+            ("null", vec![]),
+            ("7", vec![]),
+            (r#"["a", 1, "b"]"#, vec!["a", "b"]),
+        ] {
+            assert_eq!(
+                with("feature_flags", value).expect("ignored").feature_flags,
+                names
+            );
+        }
+    }
+
+    #[test]
+    fn required_keys_are_required() {
+        for key in [
+            "session_id",
+            "worker_id",
+            "parent_worker_level",
+            "platform",
+            "transport",
+        ] {
+            let renamed = SMALLEST.replace(&format!("\"{key}\""), "\"other\"");
+            assert!(Manifest::from_json(renamed.as_bytes()).is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_daemon_refuses_by_name() {
+        let good = Manifest {
+            session_id: 7,
+            platform: "cpu".to_owned(),
+            ..Manifest::default()
+        };
+        good.validate().expect("valid");
+        Manifest {
+            transport: "tcp".to_owned(),
+            ..good.clone()
+        }
+        .validate()
+        .expect("valid");
+        let cases = [
+            (
+                "session_id",
+                Manifest {
+                    session_id: 0,
+                    ..good.clone()
+                },
+            ),
+            (
+                "worker_id",
+                Manifest {
+                    worker_id: -1,
+                    ..good.clone()
+                },
+            ),
+            (
+                "remote_worker_level",
+                Manifest {
+                    remote_worker_level: 4,
+                    ..good.clone()
+                },
+            ),
+            (
+                "platform",
+                Manifest {
+                    platform: String::new(),
+                    ..good.clone()
+                },
+            ),
+            (
+                "transport",
+                Manifest {
+                    transport: "rdma\n".repeat(99),
+                    ..good.clone()
+                },
+            ),
+            (
+                "session_timeout_s",
+                Manifest {
+                    session_timeout_s: 0.0,
+                    ..good.clone()
+                },
+            ),
+            (
+                "session_timeout_s",
+                Manifest {
+                    session_timeout_s: f64::NAN,
+                    ..good.clone()
+                },
+            ),
+            (
+                "session_timeout_s",
+                Manifest {
+                    session_timeout_s: f64::INFINITY,
+                    ..good
+                },
+            ),
+        ];
+        for (key, manifest) in cases {
+            let error = manifest.validate().expect_err(key).to_string();
+            assert!(
+                error.contains(key) && error.len() < 300 && !error.contains('\n'),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn entries_name_what_is_wrong() {
+        let entry = CallableEntry {
+            hashid: "0".repeat(64),
+            kind: "PYTHON_IMPORT".to_owned(),
+            target_registry: "INNER_L3_WORKER".to_owned(),
+            target: Some("m:f".to_owned()),
+            payload_version: None,
+            payload_hex: None,
+        };
+        assert_eq!(entry.digest(), Ok(Digest([0; 32])));
+        assert_eq!(entry.callable_kind(), Ok(CallableKind::PythonImport));
+        assert_eq!(entry.registry(), Ok(RegistryTarget::InnerL3Worker));
+        let json = serde_json::to_string(&entry).expect("JSON");
+        assert!(!json.contains("payload"), "{json}");
+        let bad = CallableEntry {
+            hashid: "0".to_owned(),
+            kind: "python_import".to_owned(),
+            target_registry: String::new(),
+            ..entry
+        };
+        assert!(bad.digest().is_err() && bad.callable_kind().is_err() && bad.registry().is_err());
+    }
+}

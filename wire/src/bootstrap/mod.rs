@@ -140,3 +140,34 @@ fn sorted_json(value: &impl Serialize) -> Result<Vec<u8>, ManifestError> {
             reason: error.to_string(),
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_have_their_length_in_front_and_sorted_keys() {
+        let reply = DaemonReply::Err {
+            error: "no".to_owned(),
+            pid: None,
+        };
+        let frame = reply.to_frame().expect("short");
+        assert_eq!(frame, b"\x19\0\0\0{\"error\":\"no\",\"ok\":false}");
+        assert_eq!(json_len([0x19, 0, 0, 0]), Ok(25));
+    }
+
+    /// Nothing that a peer wrote appears in the error.
+    #[test]
+    fn json_errors_do_not_repeat_the_document() {
+        let error = parse_json::<u32>(b"\"secret\"").expect_err("not a number");
+        assert_eq!(
+            error.to_string(),
+            "bootstrap document is not valid at line 1 column 8 (data error)"
+        );
+        let deep = "[".repeat(100_000);
+        assert!(matches!(
+            parse_json::<serde_json::Value>(deep.as_bytes()),
+            Err(ManifestError::Json { .. })
+        ));
+    }
+}

@@ -170,3 +170,86 @@ impl ReadyLine {
         Ok(line)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ports() -> SessionPorts {
+        SessionPorts {
+            command_host: "127.0.0.1".to_owned(),
+            command_port: 1,
+            health_host: "::1".to_owned(),
+            health_port: 65535,
+        }
+    }
+
+    #[test]
+    fn replies_round_trip() {
+        let replies = [
+            DaemonReply::Ok {
+                ports: ports(),
+                pid: 9,
+            },
+            DaemonReply::Err {
+                error: "größe".to_owned(),
+                pid: Some(9),
+            },
+            DaemonReply::Err {
+                error: String::new(),
+                pid: None,
+            },
+        ];
+        for reply in replies {
+            let frame = reply.to_frame().expect("short");
+            let (_, json) = frame.split_at(4);
+            assert_eq!(DaemonReply::from_json(json), Ok(reply));
+        }
+    }
+
+    #[test]
+    fn lines_round_trip_and_end_with_a_newline() {
+        for line in [
+            ReadyLine::Ok(ports()),
+            ReadyLine::Err {
+                error: "a\nb".to_owned(),
+            },
+        ] {
+            let bytes = line.to_line().expect("short");
+            assert_eq!(bytes.iter().filter(|byte| **byte == b'\n').count(), 1);
+            assert_eq!(bytes.last(), Some(&b'\n'));
+            assert_eq!(ReadyLine::from_line(&bytes), Ok(line));
+        }
+    }
+
+    /// The longest and worst error text still fits the line's limit.
+    #[test]
+    fn an_error_is_cut_and_fits() {
+        let line = ReadyLine::Err {
+            error: "\u{1}".repeat(10_000),
+        }
+        .to_line()
+        .expect("short");
+        let ReadyLine::Err { error } = ReadyLine::from_line(&line).expect("within the limit")
+        else {
+            panic!("an error");
+        };
+        assert_eq!(error.len(), 4096);
+        assert!(ReadyLine::from_line(&vec![b' '; MAX_READY_LINE_BYTES + 1]).is_err());
+    }
+
+    #[test]
+    fn missing_keys_are_named() {
+        let error = DaemonReply::from_json(br#"{"ok": true, "command_host": "h"}"#);
+        assert_eq!(
+            error,
+            Err(ManifestError::Missing {
+                key: "command_port"
+            })
+        );
+        let error = ReadyLine::from_line(br#"{"ok": false}"#);
+        assert_eq!(error, Err(ManifestError::Missing { key: "error" }));
+        assert!(DaemonReply::from_json(b"{}").is_err());
+        assert!(ReadyLine::from_line(br#"{"ok": true, "command_port": 65536}"#).is_err());
+    }
+}

@@ -135,3 +135,52 @@ fn put_prefixed(writer: &mut Writer, bytes: &[u8]) {
     writer.u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
     writer.raw(bytes);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn simulated_devices_share_the_architecture() {
+        assert_eq!(chip_arch("a2a3sim"), Some("a2a3"));
+        assert_eq!(chip_arch("a5"), Some("a5"));
+        assert_eq!(chip_arch(""), Some(""));
+        assert_eq!(chip_arch("A5"), None);
+        let identity = ChipIdentity {
+            platform: "b9",
+            runtime: "",
+            blob_sha256: [0; DIGEST_BYTES],
+            signature: &[],
+        };
+        let error = chip_descriptor(&identity).expect_err("unknown");
+        assert!(error.to_string().contains("\"b9\""), "{error}");
+        let other = ChipIdentity {
+            platform: "a5sim",
+            ..identity
+        };
+        let same_arch = ChipIdentity {
+            platform: "a5",
+            ..identity
+        };
+        assert_ne!(chip_descriptor(&other), chip_descriptor(&same_arch));
+    }
+
+    #[test]
+    fn a_signature_is_part_of_the_identity() {
+        let identity = |signature| ChipIdentity {
+            platform: "cpu",
+            runtime: "",
+            blob_sha256: [0; DIGEST_BYTES],
+            signature,
+        };
+        assert_ne!(
+            chip_descriptor(&identity(&[Direction::In])),
+            chip_descriptor(&identity(&[Direction::Out]))
+        );
+        let long = vec![Direction::Scalar; MAX_CHIP_DIRECTIONS + 1];
+        assert!(matches!(
+            chip_descriptor(&identity(&long)),
+            Err(IdentityError::Encode(_))
+        ));
+    }
+}

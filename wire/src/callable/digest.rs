@@ -118,3 +118,42 @@ impl From<Digest> for Hashid {
 pub fn digest_of(descriptor: &[u8]) -> Digest {
     Digest(sha256(descriptor))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "afe9336fbd69f14037ca230a819ae27f0eb9bdc44aa803356586ee7a811e3610";
+
+    #[test]
+    fn a_hashid_is_its_text() {
+        let text = format!("sha256:{HEX}");
+        let hashid = Hashid::parse(&text).expect("valid");
+        assert_eq!(hashid.to_string(), text);
+        assert_eq!(hashid.digest().to_string(), HEX);
+        assert_eq!(Hashid::parse_manifest(HEX), Ok(hashid));
+        assert_eq!(Hashid::parse_manifest(&text), Ok(hashid));
+    }
+
+    /// Blanks that a lenient parser skips, upper case, other lengths and other characters are refused.
+    #[test]
+    fn other_texts_are_refused() {
+        assert_eq!(Hashid::parse(HEX), Err(IdentityError::HashidPrefix));
+        let cases = [
+            HEX.to_uppercase(),
+            format!("{} ", &HEX[..63]),
+            format!("af {}", &HEX[3..]),
+            HEX[..62].to_owned(),
+            format!("{HEX}00"),
+            format!("é{}", &HEX[2..]),
+            format!("+{}", &HEX[1..]),
+            String::new(),
+        ];
+        for hex in cases {
+            assert!(Hashid::parse(&format!("sha256:{hex}")).is_err(), "{hex:?}");
+            assert!(Hashid::parse_manifest(&hex).is_err(), "{hex:?}");
+        }
+        assert!(Hashid::parse(&format!("SHA256:{HEX}")).is_err());
+        assert!(Hashid::parse(&format!("sha256:sha256:{}", &HEX[7..])).is_err());
+    }
+}

@@ -285,3 +285,38 @@ impl<'a> Decode<'a> for TimedCompletion<'a> {
         Ok(completion)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_bits_are_one_to_one() {
+        for (bit, name) in NAMES.into_iter().enumerate() {
+            assert_eq!(Features::from_names([name]), Features(1 << bit));
+            assert_eq!(Features(1 << bit).names(), [name]);
+        }
+        assert_eq!(Features::from_names(["health_echo"]), Features::HEALTH_ECHO);
+        assert_eq!(
+            Features::from_names(["timed_completion"]),
+            Features::TIMED_COMPLETION
+        );
+        assert_eq!(
+            Features::from_names(["unknown", "", "PIPELINING"]),
+            Features::NONE
+        );
+        assert_eq!(Features(u64::MAX).names(), NAMES);
+    }
+
+    /// A bit that was not offered is an error; a parent that offers nothing ignores the field, as version 1 does.
+    #[test]
+    fn only_what_was_offered_can_be_accepted() {
+        let offered = Features::PIPELINING.union(Features::TIMED_COMPLETION);
+        assert_eq!(offered.accept(0), Ok(Features::NONE));
+        assert_eq!(offered.accept(8), Ok(Features::TIMED_COMPLETION));
+        assert_eq!(offered.accept(9), Ok(offered));
+        assert!(offered.accept(2).is_err());
+        assert!(offered.accept(1 << 63).is_err());
+        assert_eq!(Features::NONE.accept(u64::MAX), Ok(Features::NONE));
+    }
+}

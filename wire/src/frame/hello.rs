@@ -156,3 +156,42 @@ impl<'a> Decode<'a> for Hello<'a> {
         Ok(hello)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_takes_only_its_own_ready_session() {
+        let hello = Hello {
+            session_id: SessionId(5),
+            worker_id: WorkerId(2),
+            comm_profile: "sim".into(),
+            feature_flags: 0,
+            ready_state: ReadyState::Ready,
+        };
+        let check = |hello: &Hello<'_>| hello.expect(SessionId(5), WorkerId(2), "sim");
+        check(&hello).expect("its own");
+        let others = [
+            Hello {
+                session_id: SessionId(6),
+                ..hello.clone()
+            },
+            Hello {
+                worker_id: WorkerId(1),
+                ..hello.clone()
+            },
+            Hello {
+                ready_state: ReadyState::NotReady,
+                ..hello.clone()
+            },
+            Hello {
+                comm_profile: "tcp".into(),
+                ..hello.clone()
+            },
+        ];
+        for other in others {
+            assert!(check(&other).is_err(), "{other:?}");
+        }
+    }
+}

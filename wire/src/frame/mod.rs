@@ -112,3 +112,103 @@ pub fn decode_frame_with(bytes: &[u8], features: Features) -> Result<Frame<'_>, 
 pub fn unsupported_frame_message(frame_type: FrameType) -> String {
     format!("unsupported remote frame type {}", frame_type.code())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDS: (SessionId, WorkerId, Sequence) = (SessionId(3), WorkerId(1), Sequence(8));
+
+    #[test]
+    fn a_frame_written_in_place_is_the_same_frame() {
+        let (session, worker, sequence) = IDS;
+        let copied = encode_frame(FrameType::Completion, session, worker, sequence, b"payload");
+        let mut writer = Writer::from_vec(b"before".to_vec());
+        write_frame(
+            &mut writer,
+            FrameType::Completion,
+            session,
+            worker,
+            sequence,
+            |writer| {
+                writer.raw(b"payload");
+                Ok(())
+            },
+        )
+        .expect("short");
+        assert_eq!(
+            writer.as_bytes().strip_prefix(b"before"),
+            Some(&copied.expect("short")[..])
+        );
+    }
+
+    #[test]
+    fn a_frame_written_in_place_has_the_same_limit() {
+        let (session, worker, sequence) = IDS;
+        let mut writer = Writer::new();
+        let written = write_frame(
+            &mut writer,
+            FrameType::Task,
+            session,
+            worker,
+            sequence,
+            |writer| {
+                writer.raw(&vec![0; MAX_PAYLOAD_BYTES as usize + 1]);
+                Ok(())
+            },
+        );
+        assert!(matches!(written, Err(EncodeError::TooLong { .. })));
+    }
+
+    /// frames of another session or worker are told apart before the payload is looked at.
+    #[test]
+    fn r_070_frames_of_others_are_refused() {
+        let (session, worker, sequence) = IDS;
+        let bytes = encode_frame(FrameType::Health, session, worker, sequence, &[]).expect("short");
+        let header = decode_frame(&bytes).expect("valid").header;
+        header.expect_identity(session, worker).expect("its own");
+        assert!(header.expect_identity(SessionId(4), worker).is_err());
+        assert!(header.expect_identity(session, WorkerId(2)).is_err());
+        health::check_health(&header, session, worker).expect("its own");
+        let task = FrameHeader {
+            frame_type: FrameType::Task,
+            ..header
+        };
+        assert!(health::check_health(&task, session, worker).is_err());
+    }
+
+    #[test]
+    fn health_and_shutdown_are_bare_headers() {
+        let (session, worker, sequence) = IDS;
+        let frames = [
+            (
+                FrameType::Health,
+                health::health_frame(session, worker, sequence),
+            ),
+            (
+                FrameType::Shutdown,
+                shutdown::shutdown_frame(session, worker, sequence),
+            ),
+        ];
+        for (frame_type, frame) in frames {
+            let expected = encode_frame(frame_type, session, worker, sequence, &[]).expect("short");
+            assert_eq!(frame.expect("short").as_slice(), expected);
+        }
+    }
+
+    #[test]
+    fn failure_texts_are_those_of_version_1() {
+        assert_eq!(
+            unsupported_frame_message(FrameType::Health),
+            "unsupported remote frame type 6"
+        );
+        assert_eq!(
+            task::failure_prefix(WorkerId(3), &[0xab, 0xcd], Sequence(9)),
+            "remote worker_id=3 hashid=abcd sequence=9: "
+        );
+        assert_eq!(
+            control_reply::failure_prefix(WorkerId(3), Sequence(9)),
+            "remote worker_id=3 control sequence=9: "
+        );
+    }
+}

@@ -1,0 +1,566 @@
+//! What the vector tests share: finding vectors, and decoding a message by the name of its kind.
+
+// Each test binary uses its part of this module.
+#![allow(dead_code)]
+
+pub(crate) mod samples;
+
+use std::path::PathBuf;
+
+use echelon_wire::callable::sha256;
+use echelon_wire::frame::control::buffer::{
+    AllocCommand, AllocResult, CopyHeader, CopyTo, FreeCommand,
+};
+use echelon_wire::frame::control::chip::{ChipBlob, ChipCallablePayload};
+use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand};
+use echelon_wire::frame::control::transfer::{
+    ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport,
+};
+use echelon_wire::{
+    callable, frame, CallConfig, Carrier, Completion, Control, ControlReply, Decode, DecodeError,
+    Encode, Features, Hello, RemoteTensorDesc, TaskArgsWire, TaskPayload, TensorMeta,
+    TimedCompletion, Writer,
+};
+use serde_json::{json, Map, Value};
+
+/// All kinds that [`recode`] knows.
+pub(crate) const KINDS: [&str; 32] = [
+    "hello",
+    "call_config",
+    "tensor",
+    "remote_tensor_desc",
+    "remote_task_args",
+    "remote_task_args_extended",
+    "remote_task_args_mailbox",
+    "task",
+    "task_extended",
+    "task_mailbox",
+    "completion",
+    "control",
+    "control_extended",
+    "control_reply",
+    "control_reply_extended",
+    "register_callable",
+    "digest_callable",
+    "chip_callable_payload",
+    "export_request",
+    "export_result",
+    "import_request",
+    "import_result",
+    "release_import",
+    "alloc_command",
+    "alloc_result",
+    "free_command",
+    "copy_from",
+    "copy_to",
+    "timed_completion",
+    "serialized",
+    "frame",
+    "frame_extended",
+];
+
+/// Features under which the extension kinds are decoded.
+pub(crate) const EXTENDED: Features = Features::TIMED_COMPLETION;
+
+/// A decoded message: its fields as in the vector files, and what our encoder makes of it.
+#[derive(Debug)]
+pub(crate) struct Recoded {
+    pub(crate) fields: Value,
+    pub(crate) bytes: Vec<u8>,
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn unhex(text: &str) -> Vec<u8> {
+    assert!(text.len() % 2 == 0, "odd number of hexadecimal characters");
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hexadecimal"))
+        .collect()
+}
+
+/// The folder of vectors that come with the contract; `None` where it is not installed. A folder that the environment
+/// names has to be there.
+pub(crate) fn shared_folder() -> Option<PathBuf> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let known = |folder: &PathBuf| folder.join("slr3_v1.json").is_file();
+    if let Some(named) = std::env::var_os("ECHELON_VECTORS").map(PathBuf::from) {
+        assert!(
+            known(&named),
+            "ECHELON_VECTORS names a folder without slr3_v1.json"
+        );
+        return Some(named);
+    }
+    [
+        "shared/vectors",
+        "../shared/vectors",
+        "../../shared/vectors",
+    ]
+    .map(|folder| root.join(folder))
+    .into_iter()
+    .find(known)
+}
+
+/// Reads a vector file, or says why it was not read.
+#[allow(clippy::print_stdout)] // A skipped test has to say so.
+pub(crate) fn shared_file(name: &str) -> Option<Value> {
+    let Some(folder) = shared_folder() else {
+        println!("SKIPPED: vectors folder not found");
+        return None;
+    };
+    let text = std::fs::read_to_string(folder.join(name)).expect("a file of the vectors folder");
+    Some(serde_json::from_str(&text).expect("JSON"))
+}
+
+/// Bytes of a vector, rebuilt from parts where it has no `hex`.
+pub(crate) fn vector_bytes(vector: &Value) -> Vec<u8> {
+    let bytes = match &vector["hex"] {
+        Value::String(text) => unhex(text),
+        _ => list(&vector["hex_parts"])
+            .iter()
+            .flat_map(|part| {
+                let count = part[1].as_u64().expect("count") as usize;
+                unhex(text(&part[0])).repeat(count)
+            })
+            .collect(),
+    };
+    if let Some(expected) = vector.get("sha256").and_then(Value::as_str) {
+        assert_eq!(hex(&sha256(&bytes)), expected, "{}", vector["name"]);
+    }
+    assert_eq!(
+        bytes.len() as u64,
+        vector["length"].as_u64().expect("length"),
+        "{}",
+        vector["name"]
+    );
+    bytes
+}
+
+pub(crate) fn list(value: &Value) -> &[Value] {
+    value.as_array().expect("a list")
+}
+
+pub(crate) fn text(value: &Value) -> &str {
+    value.as_str().expect("a text")
+}
+
+/// Demands that `got`, which has every byte string as `key_hex`, says what `expected` says; long byte strings stand
+/// there as `key_len` and `key_sha256`.
+pub(crate) fn assert_fields(name: &str, expected: &Value, got: &Value) {
+    match (expected, got) {
+        (Value::Object(expected), Value::Object(got)) => {
+            for (key, value) in expected {
+                assert_field(name, key, value, got);
+            }
+            for key in got.keys() {
+                let stem = key.strip_suffix("_hex").unwrap_or(key);
+                let known =
+                    expected.contains_key(key) || expected.contains_key(&format!("{stem}_len"));
+                assert!(known, "{name}: `{key}` is not in the vector");
+            }
+        }
+        (Value::Array(expected), Value::Array(got)) => {
+            assert_eq!(expected.len(), got.len(), "{name}");
+            expected
+                .iter()
+                .zip(got)
+                .for_each(|(expected, got)| assert_fields(name, expected, got));
+        }
+        _ => assert_eq!(expected, got, "{name}"),
+    }
+}
+
+fn assert_field(name: &str, key: &str, expected: &Value, got: &Map<String, Value>) {
+    if let Some(value) = got.get(key) {
+        return assert_fields(&format!("{name}.{key}"), expected, value);
+    }
+    let bytes = |stem: &str| {
+        let value = got.get(&format!("{stem}_hex"));
+        unhex(text(value.unwrap_or_else(|| panic!("{name}: no `{key}`"))))
+    };
+    if let Some(stem) = key.strip_suffix("_len") {
+        assert_eq!(Value::from(bytes(stem).len()), *expected, "{name}.{key}");
+    } else if let Some(stem) = key.strip_suffix("_sha256") {
+        assert_eq!(hex(&sha256(&bytes(stem))), text(expected), "{name}.{key}");
+    } else {
+        panic!("{name}: our message has no `{key}`");
+    }
+}
+
+/// Decodes a message of a kind and encodes it again.
+///
+/// # Errors
+/// What the decoder says.
+pub(crate) fn recode(kind: &str, bytes: &[u8]) -> Result<Recoded, DecodeError> {
+    Ok(match kind {
+        "hello" => both(Hello::decode(bytes)?, hello),
+        "call_config" => both(CallConfig::decode(bytes)?, call_config),
+        "tensor" => both(TensorMeta::decode(bytes)?, tensor),
+        "remote_tensor_desc" => both(RemoteTensorDesc::decode(bytes)?, desc),
+        "remote_task_args" => args_of(bytes, Carrier::Wire)?,
+        "remote_task_args_extended" => args_of(bytes, Carrier::Extended)?,
+        "remote_task_args_mailbox" => args_of(bytes, Carrier::Mailbox)?,
+        "task" => task_of(bytes, Carrier::Wire)?,
+        "task_extended" => task_of(bytes, Carrier::Extended)?,
+        "task_mailbox" => task_of(bytes, Carrier::Mailbox)?,
+        "completion" => both(Completion::decode(bytes)?, completion),
+        "control" => both(Control::decode(bytes)?, control),
+        "control_extended" => both(Control::decode_with(bytes, EXTENDED)?, control),
+        "control_reply" => both(ControlReply::decode(bytes)?, control_reply),
+        "control_reply_extended" => {
+            both(ControlReply::decode_with(bytes, EXTENDED)?, control_reply)
+        }
+        "register_callable" => both(RegisterCommand::decode(bytes)?, register),
+        "digest_callable" => both(DigestCommand::decode(bytes)?, digest_command),
+        "chip_callable_payload" => both(ChipCallablePayload::decode(bytes)?, chip),
+        "export_request" => both(ExportRequest::decode(bytes)?, export_request),
+        "export_result" => both(ExportResult::decode(bytes)?, export_result),
+        "import_request" => both(ImportRequest::decode(bytes)?, import_request),
+        "import_result" => import_result_of(bytes)?,
+        "release_import" => both(ReleaseImport::decode(bytes)?, release_import),
+        "alloc_command" => both(
+            AllocCommand::decode(bytes)?,
+            |m| json!({"nbytes": m.nbytes}),
+        ),
+        "alloc_result" => both(AllocResult::decode(bytes)?, alloc_result),
+        "free_command" => both(FreeCommand::decode(bytes)?, free_command),
+        "copy_from" => both(CopyHeader::decode(bytes)?, copy_header),
+        "copy_to" => copy_to_of(bytes)?,
+        "timed_completion" => both(TimedCompletion::decode(bytes)?, timed_completion),
+        "serialized" => serialized_of(bytes)?,
+        "frame" => frame_of(bytes, Features::NONE)?,
+        "frame_extended" => frame_of(bytes, EXTENDED)?,
+        other => panic!("unknown kind {other}"),
+    })
+}
+
+fn both<T: Encode>(message: T, fields: impl Fn(&T) -> Value) -> Recoded {
+    let bytes = message.to_bytes().expect("what was decoded can be encoded");
+    Recoded {
+        fields: fields(&message),
+        bytes,
+    }
+}
+
+fn args_of(bytes: &[u8], carrier: Carrier) -> Result<Recoded, DecodeError> {
+    let message = TaskArgsWire::decode(bytes, carrier)?;
+    let mut writer = Writer::new();
+    message
+        .encode(carrier, &mut writer)
+        .expect("what was decoded can be encoded");
+    Ok(Recoded {
+        fields: args(&message),
+        bytes: writer.into_bytes(),
+    })
+}
+
+fn task_of(bytes: &[u8], carrier: Carrier) -> Result<Recoded, DecodeError> {
+    let message = TaskPayload::decode(bytes, carrier)?;
+    let fields = task(&message);
+    let bytes = message
+        .to_bytes(carrier)
+        .expect("what was decoded can be encoded");
+    Ok(Recoded { fields, bytes })
+}
+
+/// One of 0 bytes is read, as the contract says, and never written.
+fn import_result_of(bytes: &[u8]) -> Result<Recoded, DecodeError> {
+    let message = ImportResult::decode(bytes)?;
+    if message.nbytes == 0 {
+        assert!(message.to_bytes().is_err());
+        return Ok(Recoded {
+            fields: import_result(&message),
+            bytes: bytes.to_vec(),
+        });
+    }
+    Ok(both(message, import_result))
+}
+
+/// One whose size is not that of its data is read, so that the session can look for the buffer first, and never written.
+fn copy_to_of(bytes: &[u8]) -> Result<Recoded, DecodeError> {
+    let message = CopyTo::decode(bytes)?;
+    if message.check_size().is_err() {
+        assert!(message.to_bytes().is_err());
+        return Ok(Recoded {
+            fields: copy_to(&message),
+            bytes: bytes.to_vec(),
+        });
+    }
+    Ok(both(message, copy_to))
+}
+
+fn serialized_of(bytes: &[u8]) -> Result<Recoded, DecodeError> {
+    let payload = callable::decode_serialized(bytes)?;
+    let bytes = callable::encode_serialized(payload).expect("what was decoded can be encoded");
+    Ok(Recoded {
+        fields: json!({ "payload_hex": hex(payload) }),
+        bytes,
+    })
+}
+
+fn frame_of(bytes: &[u8], features: Features) -> Result<Recoded, DecodeError> {
+    let message = frame::decode_frame_with(bytes, features)?;
+    let header = message.header;
+    let fields = json!({
+        "frame_type": header.frame_type.code(),
+        "session_id": header.session_id.0,
+        "worker_id": header.worker_id.0,
+        "sequence": header.sequence.0,
+        "payload_bytes": header.payload_bytes,
+        "flags": header.flags,
+        "payload_hex": hex(message.payload),
+    });
+    let bytes = frame::encode_frame(
+        header.frame_type,
+        header.session_id,
+        header.worker_id,
+        header.sequence,
+        message.payload,
+    );
+    Ok(Recoded {
+        fields,
+        bytes: bytes.expect("what was decoded can be encoded"),
+    })
+}
+
+pub(crate) fn task(m: &TaskPayload<'_>) -> Value {
+    json!({
+        "callable_digest_hex": m.digest.to_string(),
+        "config": call_config(&m.config),
+        "args": args(&m.args),
+    })
+}
+
+pub(crate) fn hello(m: &Hello<'_>) -> Value {
+    json!({
+        "session_id": m.session_id.0,
+        "worker_id": m.worker_id.0,
+        "protocol_version": echelon_wire::limits::PROTOCOL_VERSION,
+        "comm_profile": m.comm_profile,
+        "feature_flags": m.feature_flags,
+        "ready_state": m.ready_state as u32,
+    })
+}
+
+pub(crate) fn call_config(m: &CallConfig) -> Value {
+    json!({
+        "block_dim": m.block_dim,
+        "aicpu_thread_num": m.aicpu_thread_num,
+        "enable_l2_swimlane": m.enable_l2_swimlane,
+        "enable_dump_tensor": m.enable_dump_tensor,
+        "enable_pmu": m.enable_pmu,
+        "enable_dep_gen": m.enable_dep_gen,
+        "enable_scope_stats": m.enable_scope_stats,
+        "output_prefix": m.output_prefix,
+    })
+}
+
+pub(crate) fn tensor(m: &TensorMeta) -> Value {
+    json!({
+        "shape": m.shape(),
+        "ndims": m.ndims(),
+        "dtype": m.dtype().code(),
+        "child_memory": u32::from(m.child_memory()),
+        "nbytes": m.nbytes(),
+    })
+}
+
+pub(crate) fn desc(m: &RemoteTensorDesc) -> Value {
+    json!({
+        "address_space": m.address_space.code(),
+        "owner_worker_id": m.owner_worker_id.0,
+        "buffer_id": m.buffer_id.0,
+        "offset": m.offset,
+        "nbytes": m.nbytes,
+        "remote_addr": m.remote_addr,
+        "rkey_or_token": m.rkey_or_token,
+        "generation": m.generation.0,
+        "inline_payload_offset": m.inline_payload_offset,
+        "inline_payload_len": m.inline_payload_len,
+        "flags": m.flags,
+    })
+}
+
+pub(crate) fn args(m: &TaskArgsWire<'_>) -> Value {
+    json!({
+        "tensors": m.tensors.iter().map(tensor).collect::<Vec<_>>(),
+        "sidecars": m.sidecars.iter().map(|sidecar| sidecar.as_ref().map(desc)).collect::<Vec<_>>(),
+        "scalars": m.scalars,
+        "inline_payload_hex": hex(&m.inline),
+    })
+}
+
+pub(crate) fn completion(m: &Completion<'_>) -> Value {
+    json!({
+        "sequence": m.sequence.0,
+        "error_code": m.error_code,
+        "error_message": m.error_message,
+    })
+}
+
+pub(crate) fn timed_completion(m: &TimedCompletion<'_>) -> Value {
+    json!({
+        "sequence": m.sequence.0,
+        "error_code": m.error_code,
+        "failure_kind": m.failure_kind.code(),
+        "start_ns": m.start_ns,
+        "end_ns": m.end_ns,
+        "error_message": m.error_message,
+        "result_hex": hex(&m.result),
+    })
+}
+
+pub(crate) fn control(m: &Control<'_>) -> Value {
+    json!({
+        "control_name": m.name.code(),
+        "control_version": m.version,
+        "command_bytes_hex": hex(&m.command),
+    })
+}
+
+pub(crate) fn control_reply(m: &ControlReply<'_>) -> Value {
+    json!({
+        "sequence": m.sequence.0,
+        "control_name": m.name.code(),
+        "control_version": m.version,
+        "error_code": m.error_code,
+        "error_message": m.error_message,
+        "result_bytes_hex": hex(&m.result),
+    })
+}
+
+pub(crate) fn register(m: &RegisterCommand<'_>) -> Value {
+    json!({
+        "target_registry": m.target_registry.code(),
+        "callable_kind": m.callable_kind.code(),
+        "digest_hex": m.digest.to_string(),
+        "payload_version": m.payload_version,
+        "payload_hex": hex(&m.payload),
+    })
+}
+
+pub(crate) fn digest_command(m: &DigestCommand) -> Value {
+    json!({
+        "target_registry": m.target_registry.code(),
+        "callable_kind": m.callable_kind.code(),
+        "digest_hex": m.digest.to_string(),
+    })
+}
+
+pub(crate) fn chip(m: &ChipCallablePayload<'_>) -> Value {
+    let (location, inline, token): (u32, &[u8], &[u8]) = match &m.blob {
+        ChipBlob::Inline(blob) => (1, blob, &[]),
+        ChipBlob::Staged { token, .. } => (2, &[], token),
+    };
+    json!({
+        "descriptor_bytes_hex": hex(&m.descriptor),
+        "blob_location": location,
+        "blob_size": m.blob_size(),
+        "blob_sha256_hex": hex(&m.blob_sha256),
+        "inline_blob_hex": hex(inline),
+        "staged_blob_token_hex": hex(token),
+    })
+}
+
+pub(crate) fn export_request(m: &ExportRequest<'_>) -> Value {
+    json!({
+        "owner_worker_id": m.owner_worker_id.0,
+        "buffer_id": m.buffer_id.0,
+        "generation": m.generation.0,
+        "offset": m.offset,
+        "nbytes": m.nbytes,
+        "access_flags": m.access_flags.bits(),
+        "transport_profile": m.transport_profile,
+    })
+}
+
+pub(crate) fn export_result(m: &ExportResult<'_>) -> Value {
+    json!({
+        "owner_worker_id": m.owner_worker_id.0,
+        "buffer_id": m.buffer_id.0,
+        "generation": m.generation.0,
+        "address_space": m.address_space.code(),
+        "offset": m.offset,
+        "nbytes": m.nbytes,
+        "export_id": m.export_id.0,
+        "remote_addr": m.remote_addr,
+        "rkey_or_token": m.rkey_or_token,
+        "ub_ldst_va": m.ub_ldst_va,
+        "access_flags": m.access_flags.bits(),
+        "transport_profile": m.transport_profile,
+        "transport_descriptor_hex": hex(&m.transport_descriptor),
+    })
+}
+
+pub(crate) fn import_request(m: &ImportRequest<'_>) -> Value {
+    json!({
+        "importer_worker_id": m.importer_worker_id.0,
+        "requested_access_flags": m.requested_access_flags.bits(),
+        "export_desc": export_result(&m.export),
+    })
+}
+
+pub(crate) fn import_result(m: &ImportResult<'_>) -> Value {
+    json!({
+        "importer_worker_id": m.importer_worker_id.0,
+        "owner_worker_id": m.owner_worker_id.0,
+        "buffer_id": m.buffer_id.0,
+        "generation": m.generation.0,
+        "import_id": m.import_id.0,
+        "address_space": m.address_space.code(),
+        "offset": m.offset,
+        "nbytes": m.nbytes,
+        "remote_addr": m.remote_addr,
+        "rkey_or_token": m.rkey_or_token,
+        "ub_ldst_va": m.ub_ldst_va,
+        "access_flags": m.access_flags.bits(),
+        "transport_profile": m.transport_profile,
+        "import_descriptor_hex": hex(&m.import_descriptor),
+    })
+}
+
+pub(crate) fn release_import(m: &ReleaseImport) -> Value {
+    json!({
+        "importer_worker_id": m.importer_worker_id.0,
+        "owner_worker_id": m.owner_worker_id.0,
+        "buffer_id": m.buffer_id.0,
+        "generation": m.generation.0,
+        "import_id": m.import_id.0,
+    })
+}
+
+pub(crate) fn alloc_result(m: &AllocResult) -> Value {
+    json!({
+        "worker_id": m.worker_id.0,
+        "buffer_id": m.buffer_id.0,
+        "generation": m.generation.0,
+        "nbytes": m.nbytes,
+        "remote_addr": m.remote_addr,
+        "rkey_or_token": m.rkey_or_token,
+        "ub_ldst_va": m.ub_ldst_va,
+    })
+}
+
+pub(crate) fn free_command(m: &FreeCommand) -> Value {
+    json!({
+        "worker_id": m.worker_id.0,
+        "buffer_id": m.buffer_id.0,
+        "generation": m.generation.0,
+    })
+}
+
+pub(crate) fn copy_header(m: &CopyHeader) -> Value {
+    json!({
+        "worker_id": m.worker_id.0,
+        "buffer_id": m.buffer_id.0,
+        "generation": m.generation.0,
+        "offset": m.offset,
+        "size": m.size,
+    })
+}
+
+pub(crate) fn copy_to(m: &CopyTo<'_>) -> Value {
+    json!({ "header": copy_header(&m.header), "data_hex": hex(&m.data) })
+}
