@@ -299,78 +299,31 @@ mod tests {
 
     #[test]
     fn the_daemon_refuses_by_name() {
-        let good = Manifest {
-            session_id: 7,
-            platform: "cpu".to_owned(),
-            ..Manifest::default()
+        type Change = fn(&mut Manifest);
+        let changed = |change: Change| {
+            let platform = "cpu".to_owned();
+            let mut manifest = Manifest {
+                session_id: 7,
+                platform,
+                ..Manifest::default()
+            };
+            change(&mut manifest);
+            manifest.validate()
         };
-        good.validate().expect("valid");
-        Manifest {
-            transport: "tcp".to_owned(),
-            ..good.clone()
-        }
-        .validate()
-        .expect("valid");
-        let cases = [
-            (
-                "session_id",
-                Manifest {
-                    session_id: 0,
-                    ..good.clone()
-                },
-            ),
-            (
-                "worker_id",
-                Manifest {
-                    worker_id: -1,
-                    ..good.clone()
-                },
-            ),
-            (
-                "remote_worker_level",
-                Manifest {
-                    remote_worker_level: 4,
-                    ..good.clone()
-                },
-            ),
-            (
-                "platform",
-                Manifest {
-                    platform: String::new(),
-                    ..good.clone()
-                },
-            ),
-            (
-                "transport",
-                Manifest {
-                    transport: "rdma\n".repeat(99),
-                    ..good.clone()
-                },
-            ),
-            (
-                "session_timeout_s",
-                Manifest {
-                    session_timeout_s: 0.0,
-                    ..good.clone()
-                },
-            ),
-            (
-                "session_timeout_s",
-                Manifest {
-                    session_timeout_s: f64::NAN,
-                    ..good.clone()
-                },
-            ),
-            (
-                "session_timeout_s",
-                Manifest {
-                    session_timeout_s: f64::INFINITY,
-                    ..good
-                },
-            ),
+        assert_eq!(changed(|_| ()), Ok(()));
+        assert_eq!(changed(|m| m.transport = "tcp".to_owned()), Ok(()));
+        let cases: [(&str, Change); 8] = [
+            ("session_id", |m| m.session_id = 0),
+            ("worker_id", |m| m.worker_id = -1),
+            ("remote_worker_level", |m| m.remote_worker_level = 4),
+            ("platform", |m| m.platform.clear()),
+            ("transport", |m| m.transport = "rdma\n".repeat(99)),
+            ("session_timeout_s", |m| m.session_timeout_s = 0.0),
+            ("session_timeout_s", |m| m.session_timeout_s = f64::NAN),
+            ("session_timeout_s", |m| m.session_timeout_s = f64::INFINITY),
         ];
-        for (key, manifest) in cases {
-            let error = manifest.validate().expect_err(key).to_string();
+        for (key, change) in cases {
+            let error = changed(change).expect_err(key).to_string();
             assert!(
                 error.contains(key) && error.len() < 300 && !error.contains('\n'),
                 "{error}"

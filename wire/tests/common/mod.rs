@@ -3,6 +3,7 @@
 // Each test binary uses its part of this module.
 #![allow(dead_code)]
 
+pub(crate) mod fields;
 pub(crate) mod samples;
 
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use echelon_wire::callable::sha256;
 use echelon_wire::frame::control::buffer::{
     AllocCommand, AllocResult, CopyHeader, CopyTo, FreeCommand,
 };
-use echelon_wire::frame::control::chip::{ChipBlob, ChipCallablePayload};
+use echelon_wire::frame::control::chip::ChipCallablePayload;
 use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand};
 use echelon_wire::frame::control::transfer::{
     ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport,
@@ -195,40 +196,41 @@ fn assert_field(name: &str, key: &str, expected: &Value, got: &Map<String, Value
 /// What the decoder says.
 pub(crate) fn recode(kind: &str, bytes: &[u8]) -> Result<Recoded, DecodeError> {
     Ok(match kind {
-        "hello" => both(Hello::decode(bytes)?, hello),
-        "call_config" => both(CallConfig::decode(bytes)?, call_config),
-        "tensor" => both(TensorMeta::decode(bytes)?, tensor),
-        "remote_tensor_desc" => both(RemoteTensorDesc::decode(bytes)?, desc),
+        "hello" => both(Hello::decode(bytes)?, fields::hello),
+        "call_config" => both(CallConfig::decode(bytes)?, fields::call_config),
+        "tensor" => both(TensorMeta::decode(bytes)?, fields::tensor),
+        "remote_tensor_desc" => both(RemoteTensorDesc::decode(bytes)?, fields::desc),
         "remote_task_args" => args_of(bytes, Carrier::Wire)?,
         "remote_task_args_extended" => args_of(bytes, Carrier::Extended)?,
         "remote_task_args_mailbox" => args_of(bytes, Carrier::Mailbox)?,
         "task" => task_of(bytes, Carrier::Wire)?,
         "task_extended" => task_of(bytes, Carrier::Extended)?,
         "task_mailbox" => task_of(bytes, Carrier::Mailbox)?,
-        "completion" => both(Completion::decode(bytes)?, completion),
-        "control" => both(Control::decode(bytes)?, control),
-        "control_extended" => both(Control::decode_with(bytes, EXTENDED)?, control),
-        "control_reply" => both(ControlReply::decode(bytes)?, control_reply),
-        "control_reply_extended" => {
-            both(ControlReply::decode_with(bytes, EXTENDED)?, control_reply)
-        }
-        "register_callable" => both(RegisterCommand::decode(bytes)?, register),
-        "digest_callable" => both(DigestCommand::decode(bytes)?, digest_command),
-        "chip_callable_payload" => both(ChipCallablePayload::decode(bytes)?, chip),
-        "export_request" => both(ExportRequest::decode(bytes)?, export_request),
-        "export_result" => both(ExportResult::decode(bytes)?, export_result),
-        "import_request" => both(ImportRequest::decode(bytes)?, import_request),
+        "completion" => both(Completion::decode(bytes)?, fields::completion),
+        "control" => both(Control::decode(bytes)?, fields::control),
+        "control_extended" => both(Control::decode_with(bytes, EXTENDED)?, fields::control),
+        "control_reply" => both(ControlReply::decode(bytes)?, fields::control_reply),
+        "control_reply_extended" => both(
+            ControlReply::decode_with(bytes, EXTENDED)?,
+            fields::control_reply,
+        ),
+        "register_callable" => both(RegisterCommand::decode(bytes)?, fields::register),
+        "digest_callable" => both(DigestCommand::decode(bytes)?, fields::digest_command),
+        "chip_callable_payload" => both(ChipCallablePayload::decode(bytes)?, fields::chip),
+        "export_request" => both(ExportRequest::decode(bytes)?, fields::export_request),
+        "export_result" => both(ExportResult::decode(bytes)?, fields::export_result),
+        "import_request" => both(ImportRequest::decode(bytes)?, fields::import_request),
         "import_result" => import_result_of(bytes)?,
-        "release_import" => both(ReleaseImport::decode(bytes)?, release_import),
+        "release_import" => both(ReleaseImport::decode(bytes)?, fields::release_import),
         "alloc_command" => both(
             AllocCommand::decode(bytes)?,
             |m| json!({"nbytes": m.nbytes}),
         ),
-        "alloc_result" => both(AllocResult::decode(bytes)?, alloc_result),
-        "free_command" => both(FreeCommand::decode(bytes)?, free_command),
-        "copy_from" => both(CopyHeader::decode(bytes)?, copy_header),
+        "alloc_result" => both(AllocResult::decode(bytes)?, fields::alloc_result),
+        "free_command" => both(FreeCommand::decode(bytes)?, fields::free_command),
+        "copy_from" => both(CopyHeader::decode(bytes)?, fields::copy_header),
         "copy_to" => copy_to_of(bytes)?,
-        "timed_completion" => both(TimedCompletion::decode(bytes)?, timed_completion),
+        "timed_completion" => both(TimedCompletion::decode(bytes)?, fields::timed_completion),
         "serialized" => serialized_of(bytes)?,
         "frame" => frame_of(bytes, Features::NONE)?,
         "frame_extended" => frame_of(bytes, EXTENDED)?,
@@ -251,14 +253,14 @@ fn args_of(bytes: &[u8], carrier: Carrier) -> Result<Recoded, DecodeError> {
         .encode(carrier, &mut writer)
         .expect("what was decoded can be encoded");
     Ok(Recoded {
-        fields: args(&message),
+        fields: fields::args(&message),
         bytes: writer.into_bytes(),
     })
 }
 
 fn task_of(bytes: &[u8], carrier: Carrier) -> Result<Recoded, DecodeError> {
     let message = TaskPayload::decode(bytes, carrier)?;
-    let fields = task(&message);
+    let fields = fields::task(&message);
     let bytes = message
         .to_bytes(carrier)
         .expect("what was decoded can be encoded");
@@ -271,11 +273,11 @@ fn import_result_of(bytes: &[u8]) -> Result<Recoded, DecodeError> {
     if message.nbytes == 0 {
         assert!(message.to_bytes().is_err());
         return Ok(Recoded {
-            fields: import_result(&message),
+            fields: fields::import_result(&message),
             bytes: bytes.to_vec(),
         });
     }
-    Ok(both(message, import_result))
+    Ok(both(message, fields::import_result))
 }
 
 /// One whose size is not that of its data is read, so that the session can look for the buffer first, and never written.
@@ -284,11 +286,11 @@ fn copy_to_of(bytes: &[u8]) -> Result<Recoded, DecodeError> {
     if message.check_size().is_err() {
         assert!(message.to_bytes().is_err());
         return Ok(Recoded {
-            fields: copy_to(&message),
+            fields: fields::copy_to(&message),
             bytes: bytes.to_vec(),
         });
     }
-    Ok(both(message, copy_to))
+    Ok(both(message, fields::copy_to))
 }
 
 fn serialized_of(bytes: &[u8]) -> Result<Recoded, DecodeError> {
@@ -323,244 +325,4 @@ fn frame_of(bytes: &[u8], features: Features) -> Result<Recoded, DecodeError> {
         fields,
         bytes: bytes.expect("what was decoded can be encoded"),
     })
-}
-
-pub(crate) fn task(m: &TaskPayload<'_>) -> Value {
-    json!({
-        "callable_digest_hex": m.digest.to_string(),
-        "config": call_config(&m.config),
-        "args": args(&m.args),
-    })
-}
-
-pub(crate) fn hello(m: &Hello<'_>) -> Value {
-    json!({
-        "session_id": m.session_id.0,
-        "worker_id": m.worker_id.0,
-        "protocol_version": echelon_wire::limits::PROTOCOL_VERSION,
-        "comm_profile": m.comm_profile,
-        "feature_flags": m.feature_flags,
-        "ready_state": m.ready_state as u32,
-    })
-}
-
-pub(crate) fn call_config(m: &CallConfig) -> Value {
-    json!({
-        "block_dim": m.block_dim,
-        "aicpu_thread_num": m.aicpu_thread_num,
-        "enable_l2_swimlane": m.enable_l2_swimlane,
-        "enable_dump_tensor": m.enable_dump_tensor,
-        "enable_pmu": m.enable_pmu,
-        "enable_dep_gen": m.enable_dep_gen,
-        "enable_scope_stats": m.enable_scope_stats,
-        "output_prefix": m.output_prefix,
-    })
-}
-
-pub(crate) fn tensor(m: &TensorMeta) -> Value {
-    json!({
-        "shape": m.shape(),
-        "ndims": m.ndims(),
-        "dtype": m.dtype().code(),
-        "child_memory": u32::from(m.child_memory()),
-        "nbytes": m.nbytes(),
-    })
-}
-
-pub(crate) fn desc(m: &RemoteTensorDesc) -> Value {
-    json!({
-        "address_space": m.address_space.code(),
-        "owner_worker_id": m.owner_worker_id.0,
-        "buffer_id": m.buffer_id.0,
-        "offset": m.offset,
-        "nbytes": m.nbytes,
-        "remote_addr": m.remote_addr,
-        "rkey_or_token": m.rkey_or_token,
-        "generation": m.generation.0,
-        "inline_payload_offset": m.inline_payload_offset,
-        "inline_payload_len": m.inline_payload_len,
-        "flags": m.flags,
-    })
-}
-
-pub(crate) fn args(m: &TaskArgsWire<'_>) -> Value {
-    json!({
-        "tensors": m.tensors.iter().map(tensor).collect::<Vec<_>>(),
-        "sidecars": m.sidecars.iter().map(|sidecar| sidecar.as_ref().map(desc)).collect::<Vec<_>>(),
-        "scalars": m.scalars,
-        "inline_payload_hex": hex(&m.inline),
-    })
-}
-
-pub(crate) fn completion(m: &Completion<'_>) -> Value {
-    json!({
-        "sequence": m.sequence.0,
-        "error_code": m.error_code,
-        "error_message": m.error_message,
-    })
-}
-
-pub(crate) fn timed_completion(m: &TimedCompletion<'_>) -> Value {
-    json!({
-        "sequence": m.sequence.0,
-        "error_code": m.error_code,
-        "failure_kind": m.failure_kind.code(),
-        "start_ns": m.start_ns,
-        "end_ns": m.end_ns,
-        "error_message": m.error_message,
-        "result_hex": hex(&m.result),
-    })
-}
-
-pub(crate) fn control(m: &Control<'_>) -> Value {
-    json!({
-        "control_name": m.name.code(),
-        "control_version": m.version,
-        "command_bytes_hex": hex(&m.command),
-    })
-}
-
-pub(crate) fn control_reply(m: &ControlReply<'_>) -> Value {
-    json!({
-        "sequence": m.sequence.0,
-        "control_name": m.name.code(),
-        "control_version": m.version,
-        "error_code": m.error_code,
-        "error_message": m.error_message,
-        "result_bytes_hex": hex(&m.result),
-    })
-}
-
-pub(crate) fn register(m: &RegisterCommand<'_>) -> Value {
-    json!({
-        "target_registry": m.target_registry.code(),
-        "callable_kind": m.callable_kind.code(),
-        "digest_hex": m.digest.to_string(),
-        "payload_version": m.payload_version,
-        "payload_hex": hex(&m.payload),
-    })
-}
-
-pub(crate) fn digest_command(m: &DigestCommand) -> Value {
-    json!({
-        "target_registry": m.target_registry.code(),
-        "callable_kind": m.callable_kind.code(),
-        "digest_hex": m.digest.to_string(),
-    })
-}
-
-pub(crate) fn chip(m: &ChipCallablePayload<'_>) -> Value {
-    let (location, inline, token): (u32, &[u8], &[u8]) = match &m.blob {
-        ChipBlob::Inline(blob) => (1, blob, &[]),
-        ChipBlob::Staged { token, .. } => (2, &[], token),
-    };
-    json!({
-        "descriptor_bytes_hex": hex(&m.descriptor),
-        "blob_location": location,
-        "blob_size": m.blob_size(),
-        "blob_sha256_hex": hex(&m.blob_sha256),
-        "inline_blob_hex": hex(inline),
-        "staged_blob_token_hex": hex(token),
-    })
-}
-
-pub(crate) fn export_request(m: &ExportRequest<'_>) -> Value {
-    json!({
-        "owner_worker_id": m.owner_worker_id.0,
-        "buffer_id": m.buffer_id.0,
-        "generation": m.generation.0,
-        "offset": m.offset,
-        "nbytes": m.nbytes,
-        "access_flags": m.access_flags.bits(),
-        "transport_profile": m.transport_profile,
-    })
-}
-
-pub(crate) fn export_result(m: &ExportResult<'_>) -> Value {
-    json!({
-        "owner_worker_id": m.owner_worker_id.0,
-        "buffer_id": m.buffer_id.0,
-        "generation": m.generation.0,
-        "address_space": m.address_space.code(),
-        "offset": m.offset,
-        "nbytes": m.nbytes,
-        "export_id": m.export_id.0,
-        "remote_addr": m.remote_addr,
-        "rkey_or_token": m.rkey_or_token,
-        "ub_ldst_va": m.ub_ldst_va,
-        "access_flags": m.access_flags.bits(),
-        "transport_profile": m.transport_profile,
-        "transport_descriptor_hex": hex(&m.transport_descriptor),
-    })
-}
-
-pub(crate) fn import_request(m: &ImportRequest<'_>) -> Value {
-    json!({
-        "importer_worker_id": m.importer_worker_id.0,
-        "requested_access_flags": m.requested_access_flags.bits(),
-        "export_desc": export_result(&m.export),
-    })
-}
-
-pub(crate) fn import_result(m: &ImportResult<'_>) -> Value {
-    json!({
-        "importer_worker_id": m.importer_worker_id.0,
-        "owner_worker_id": m.owner_worker_id.0,
-        "buffer_id": m.buffer_id.0,
-        "generation": m.generation.0,
-        "import_id": m.import_id.0,
-        "address_space": m.address_space.code(),
-        "offset": m.offset,
-        "nbytes": m.nbytes,
-        "remote_addr": m.remote_addr,
-        "rkey_or_token": m.rkey_or_token,
-        "ub_ldst_va": m.ub_ldst_va,
-        "access_flags": m.access_flags.bits(),
-        "transport_profile": m.transport_profile,
-        "import_descriptor_hex": hex(&m.import_descriptor),
-    })
-}
-
-pub(crate) fn release_import(m: &ReleaseImport) -> Value {
-    json!({
-        "importer_worker_id": m.importer_worker_id.0,
-        "owner_worker_id": m.owner_worker_id.0,
-        "buffer_id": m.buffer_id.0,
-        "generation": m.generation.0,
-        "import_id": m.import_id.0,
-    })
-}
-
-pub(crate) fn alloc_result(m: &AllocResult) -> Value {
-    json!({
-        "worker_id": m.worker_id.0,
-        "buffer_id": m.buffer_id.0,
-        "generation": m.generation.0,
-        "nbytes": m.nbytes,
-        "remote_addr": m.remote_addr,
-        "rkey_or_token": m.rkey_or_token,
-        "ub_ldst_va": m.ub_ldst_va,
-    })
-}
-
-pub(crate) fn free_command(m: &FreeCommand) -> Value {
-    json!({
-        "worker_id": m.worker_id.0,
-        "buffer_id": m.buffer_id.0,
-        "generation": m.generation.0,
-    })
-}
-
-pub(crate) fn copy_header(m: &CopyHeader) -> Value {
-    json!({
-        "worker_id": m.worker_id.0,
-        "buffer_id": m.buffer_id.0,
-        "generation": m.generation.0,
-        "offset": m.offset,
-        "size": m.size,
-    })
-}
-
-pub(crate) fn copy_to(m: &CopyTo<'_>) -> Value {
-    json!({ "header": copy_header(&m.header), "data_hex": hex(&m.data) })
 }
