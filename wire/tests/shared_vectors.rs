@@ -11,10 +11,9 @@ use echelon_wire::callable::{
     chip_descriptor, decode_serialized, digest_of, import_descriptor, serialized_descriptor,
     sha256, signature_schema, ChipIdentity, Direction, IdentityError,
 };
-use echelon_wire::frame::Hello;
 use echelon_wire::{
-    Completion, ControlName, ControlReply, Decode, Encode, Features, Hashid, ImportTarget,
-    ReadyState, Sequence, SessionId, WorkerId,
+    Completion, ControlName, ControlReply, Decode, Encode, Features, FrameType, Hashid, Hello,
+    ImportTarget, ReadyState, Sequence, SessionId, WorkerId,
 };
 use serde_json::Value;
 
@@ -284,6 +283,44 @@ fn recorded_frames_decode() {
             );
         }
     }
+}
+
+/// What a session answered, also to broken requests, is what our parent reads.
+#[test]
+fn recorded_replies_decode() {
+    let Some(recording) = shared_file("slr3_v1_session.json") else {
+        return;
+    };
+    let mut replies = 0;
+    for case in list(&recording["cases"]) {
+        let hello = unhex(text(&case["hello_hex"]));
+        let hello = echelon_wire::decode_frame(&hello).expect("a recorded frame");
+        Hello::decode(hello.payload).expect("a recorded HELLO");
+        for step in list(&case["steps"]) {
+            let Some(recorded) = step.get("reply_hex").and_then(Value::as_str) else {
+                continue;
+            };
+            let bytes = unhex(recorded);
+            let Ok(frame) = echelon_wire::decode_frame(&bytes) else {
+                assert!(bytes.is_empty(), "{}", case["name"]);
+                continue;
+            };
+            let kind = match frame.header.frame_type {
+                FrameType::Completion => "completion",
+                FrameType::ControlReply => "control_reply",
+                other => panic!("{}: a session does not send {other:?}", case["name"]),
+            };
+            let recoded = recode(kind, frame.payload).expect("a recorded reply");
+            assert_eq!(recoded.bytes, frame.payload, "{}", case["name"]);
+            assert_eq!(
+                recoded.fields["error_code"], step["error_code"],
+                "{}",
+                case["name"]
+            );
+            replies += 1;
+        }
+    }
+    assert!(replies > 0);
 }
 
 /// The numbers of extensions do not exist in version 1, whatever the peer sends.

@@ -18,7 +18,7 @@ pub fn import_descriptor(target: &ImportTarget) -> Vec<u8> {
 }
 
 /// Descriptor of a serialized Python callable. `payload_sha256` is the hash of the serializer's bytes alone, without the
-/// envelope of [`encode_serialized`].
+/// envelope of [`super::encode_serialized`].
 pub fn serialized_descriptor(payload_sha256: &[u8; DIGEST_BYTES]) -> Vec<u8> {
     let mut writer = descriptor_head(CallableKind::PythonSerialized);
     writer.u32(u32::from(SERIALIZED_VERSION));
