@@ -112,6 +112,7 @@ impl LocalEndpoint {
             ring.ring();
         });
         let child_spec = ChildSpec {
+            name: spec.name.clone(),
             program,
             args: args.into_iter().map(OsString::from).collect(),
             env: spec.env.clone(),
@@ -180,12 +181,14 @@ impl LocalEndpoint {
         if self.sent.contains(&region.id()) {
             return Ok(());
         }
-        send_fd(&self.socket, &region_message(region), region.fd()).map_err(|error| {
-            format!(
-                "memory could not be shared with {}: {error}; submit fewer new buffers at a time",
+        let sent = send_fd(&self.socket, &region_message(region), region.fd())
+            .map_err(|error| format!("memory could not be shared with {}: {error}", self.name))?;
+        if !sent {
+            return Err(format!(
+                "{} takes no memory; submit fewer new buffers at a time",
                 self.name
-            )
-        })?;
+            ));
+        }
         self.sent.insert(region.id());
         Ok(())
     }

@@ -1,14 +1,18 @@
 //! Descriptors on their way to another process: inherited by number, or sent over a socket pair.
 
+use std::collections::BTreeSet;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use rustix::event::{poll, PollFd, PollFlags};
+use rustix::io::{retry_on_intr, Errno};
 use rustix::net::{
     recvmsg, sendmsg, socketpair, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage,
-    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType,
 };
 
 use super::ProcessError;
@@ -27,25 +31,29 @@ pub fn region_socket_pair() -> Result<(OwnedFd, OwnedFd), ProcessError> {
     .map_err(ProcessError::os("socketpair"))
 }
 
-/// Sends one message with one descriptor. Never blocks.
+/// Sends one message with one descriptor. Never blocks: `Ok(false)` when the other side has not taken enough of the earlier
+/// ones.
 ///
 /// # Errors
-/// [`ProcessError::Os`]; `EAGAIN` when the other side has not taken earlier ones.
-pub fn send_fd(socket: impl AsFd, message: &[u8], fd: BorrowedFd<'_>) -> Result<(), ProcessError> {
+/// [`ProcessError::Os`], `EPIPE` when the other side is gone.
+pub fn send_fd(
+    socket: impl AsFd,
+    message: &[u8],
+    fd: BorrowedFd<'_>,
+) -> Result<bool, ProcessError> {
     let fds = [fd];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     // The space above was made for exactly this message.
     let fits = ancillary.push(SendAncillaryMessage::ScmRights(&fds));
     debug_assert!(fits);
-    sendmsg(
-        socket,
-        &[IoSlice::new(message)],
-        &mut ancillary,
-        SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-    )
-    .map(drop)
-    .map_err(ProcessError::os("sendmsg"))
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    match retry_on_intr(|| sendmsg(&socket, &[IoSlice::new(message)], &mut ancillary, flags)) {
+        Ok(_) => Ok(true),
+        // TOOMANYREFS: too many descriptors of this user are on their way; all of them drain.
+        Err(Errno::AGAIN | Errno::NOBUFS | Errno::TOOMANYREFS) => Ok(false),
+        Err(errno) => Err(ProcessError::os("sendmsg")(errno)),
+    }
 }
 
 /// Receives one message with at most one descriptor; `None` at end of file or when `deadline` passes.
@@ -63,13 +71,17 @@ pub fn recv_fd(
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(message)];
-    let received = recvmsg(
-        socket,
-        &mut parts,
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
-    )
-    .map_err(ProcessError::os("recvmsg"))?;
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let received = match retry_on_intr(|| recvmsg(&socket, &mut parts, &mut ancillary, flags)) {
+        Ok(received) => received,
+        Err(Errno::AGAIN | Errno::CONNRESET | Errno::PIPE) => return Ok(None),
+        Err(errno) => return Err(ProcessError::os("recvmsg")(errno)),
+    };
+    if received.flags.contains(ReturnFlags::TRUNC) {
+        return Err(ProcessError::os("recvmsg (a message too long)")(
+            Errno::MSGSIZE,
+        ));
+    }
     let mut fd = None;
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
@@ -93,28 +105,55 @@ fn wait_readable(socket: BorrowedFd<'_>, deadline: Instant) -> Result<bool, Proc
         let mut fds = [PollFd::new(&socket, PollFlags::IN)];
         match poll(&mut fds, timeout.as_ref()) {
             Ok(0) if deadline <= Instant::now() => return Ok(false),
-            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(0) | Err(Errno::INTR) => {}
             Ok(_) => return Ok(true),
             Err(errno) => return Err(ProcessError::os("poll")(errno)),
         }
     }
 }
 
-/// Takes over a descriptor that was inherited under a number from the command line. Each number may be taken once.
+/// Numbers that were taken over: one descriptor has one owner.
+static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+
+/// Takes over a descriptor that was inherited under a number from the command line, and keeps it from this process's own
+/// children. Once for each number, at the start, before anything else could have been opened under it.
 ///
 /// # Errors
-/// [`ProcessError::NotInherited`] when nothing is open under it, or it is one of the standard three.
+/// [`ProcessError::NotInherited`] when nothing is open under it, it is one of the standard three, was opened by this
+/// process itself, or was taken over before.
 pub fn take_inherited_fd(raw: RawFd) -> Result<OwnedFd, ProcessError> {
-    if raw <= 2 {
-        return Err(ProcessError::NotInherited(raw));
+    let refused = || ProcessError::NotInherited(raw);
+    let mut taken = TAKEN.lock();
+    if raw <= 2 || taken.contains(&raw) {
+        return Err(refused());
     }
-    // SAFETY: F_SETFD on an integer touches no memory; it fails on a number that is not open.
+    // SAFETY: F_GETFD on an integer touches no memory; it fails on a number that is not open.
+    let flags = unsafe { libc::fcntl(raw, libc::F_GETFD) };
+    // What this process opened is marked to close at exec; only what was inherited is not. A failure has all bits set.
+    if flags & libc::FD_CLOEXEC != 0 {
+        return Err(refused());
+    }
+    // SAFETY: as above.
     if unsafe { libc::fcntl(raw, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
-        return Err(ProcessError::NotInherited(raw));
+        return Err(refused());
     }
-    // SAFETY: the number is open, as the call above showed, and it came from the command line, where the starter names descriptors
-    // that it left open for this process alone; nothing else in this process knows the number.
+    taken.insert(raw);
+    // SAFETY: the number is open, was inherited, and `TAKEN` sees to it that it gets one owner.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Opens `/dev/null` under every standard number that is closed. A process that was started without them would otherwise
+/// open its segments there, and a child would find its standard streams in their place.
+pub(super) fn occupy_standard_numbers() {
+    for raw in 0..=2 {
+        // SAFETY: system calls on integers and on a constant string; `open` takes the lowest free number, which is `raw`, and
+        // nobody closes it again.
+        unsafe {
+            if libc::fcntl(raw, libc::F_GETFD) == -1 {
+                libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -144,6 +183,18 @@ mod tests {
     }
 
     #[test]
+    fn a_receiver_that_does_not_receive_blocks_nobody() {
+        let (ours, theirs) = region_socket_pair().unwrap();
+        let mut sent = 0;
+        while send_fd(&ours, &[7; 1000], theirs.as_fd()).unwrap() {
+            sent += 1;
+            assert!(sent < 100_000);
+        }
+        assert!(sent > 0);
+        assert!(recv_fd(&theirs, &mut [0; 10], soon()).is_err());
+    }
+
+    #[test]
     fn the_end_and_the_deadline_are_not_messages() {
         let (ours, theirs) = region_socket_pair().unwrap();
         assert!(recv_fd(&theirs, &mut [0; 4], Instant::now())
@@ -154,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_not_open_is_refused() {
+    fn a_number_that_is_not_open_or_our_own_is_refused() {
         assert!(matches!(
             take_inherited_fd(2),
             Err(ProcessError::NotInherited(2))
@@ -163,5 +214,7 @@ mod tests {
             take_inherited_fd(1 << 20),
             Err(ProcessError::NotInherited(_))
         ));
+        let (own, _other) = region_socket_pair().unwrap();
+        assert!(take_inherited_fd(std::os::fd::AsRawFd::as_raw_fd(&own)).is_err());
     }
 }

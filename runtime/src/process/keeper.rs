@@ -1,128 +1,226 @@
-//! The keeper: one thread that starts children, waits for their end and reaps them.
+//! The thread that starts, watches and reaps all children of a `Worker` or of a daemon.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{bounded, unbounded, Receiver, Sender};
+use crossbeam_channel::{bounded, Sender};
 use parking_lot::{Condvar, Mutex};
-use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags};
+use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::io::{retry_on_intr, Errno};
 use rustix::process::{
-    pidfd_open, pidfd_send_signal, waitid, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions,
+    kill_process_group, pidfd_open, pidfd_send_signal, waitid, Pid, PidfdFlags, Signal, WaitId,
+    WaitIdOptions,
 };
 
-use super::spawn::{spawn, ChildSpec};
-use super::ProcessError;
+use super::fds::occupy_standard_numbers;
+use super::spawn::spawn;
+use super::{ChildSpec, ExitInfo, ProcessError};
 
-/// How long the keeper itself may take to answer a request: it only ever spawns and polls.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// Called once, on the keeper's thread, when a child has ended: must be brief.
+pub type OnExit = Box<dyn FnOnce(ExitInfo) + Send>;
 
-/// How a child ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExitInfo {
-    /// Its process id.
-    pub pid: u32,
-    /// Its exit status, when it exited.
-    pub code: Option<i32>,
-    /// The signal that ended it, otherwise.
-    pub signal: Option<i32>,
-}
+/// The keeper looks around at least so often, even if nobody rings.
+const RECHECK: Duration = Duration::from_secs(60);
+/// Of the time that stopping may take, children have at most this much to end after SIGTERM.
+const TERM_GRACE_MAX: Duration = Duration::from_secs(2);
+/// A keeper that is dropped without `stop` gives its children this long.
+const DROP_BOUND: Duration = Duration::from_secs(2);
 
-impl std::fmt::Display for ExitInfo {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.code, self.signal) {
-            (Some(0), _) => f.write_str("ended with status 0"),
-            (Some(code), _) => write!(f, "exited with status {code}"),
-            (None, Some(9)) => f.write_str("was killed by signal 9 (SIGKILL; out of memory?)"),
-            (None, Some(11)) => {
-                f.write_str("was killed by signal 11 (SIGSEGV: a fault in native code)")
-            }
-            (None, Some(signal)) => write!(f, "was killed by signal {signal}"),
-            (None, None) => f.write_str("ended in an unknown way"),
-        }
-    }
-}
-
-/// What the keeper and the handles of one child share.
-#[derive(Debug)]
-struct Shared {
-    pid: u32,
+struct ChildState {
+    name: String,
+    pid: Pid,
     pidfd: OwnedFd,
-    leads_group: bool,
-    /// Set once, when it was reaped; from then on nothing is signalled.
+    is_group: bool,
+    /// Set when it was reaped; while it is `None` the pid is ours.
     exit: Mutex<Option<ExitInfo>>,
     ended: Condvar,
 }
 
-impl Shared {
-    fn signal(&self, signal: Signal, group: bool) {
-        let exit = self.exit.lock();
-        if exit.is_some() {
-            return;
+impl ChildState {
+    fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
+        match pidfd_send_signal(&self.pidfd, signal) {
+            // SRCH: it has ended, which is what most signals are for.
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(errno) => Err(ProcessError::os("pidfd_send_signal")(errno)),
         }
-        // Not reaped while the lock is held: neither the pid nor the group can have been given to others.
-        if group && self.leads_group {
-            if let Some(pid) = Pid::from_raw(self.pid.cast_signed()) {
-                let _ = rustix::process::kill_process_group(pid, signal);
+    }
+
+    /// Signals the group. The lock keeps the leader from being reaped meanwhile, so the number is still its own.
+    fn signal_group(&self, signal: Signal) {
+        let exit = self.exit.lock();
+        if exit.is_none() {
+            self.signal_group_locked(signal);
+        }
+    }
+
+    fn signal_group_locked(&self, signal: Signal) {
+        let sent = if self.is_group {
+            kill_process_group(self.pid, signal)
+        } else {
+            pidfd_send_signal(&self.pidfd, signal)
+        };
+        if let Err(errno) = sent {
+            if errno != Errno::SRCH {
+                tracing::warn!(child = %self.name, %errno, "signal could not be sent");
             }
         }
-        let _ = pidfd_send_signal(&self.pidfd, signal);
+    }
+
+    /// Reaps it if it has ended; the information is set once. True when it has ended.
+    fn reap(&self) -> Option<ExitInfo> {
+        let mut exit = self.exit.lock();
+        let look = || {
+            waitid(
+                WaitId::PidFd(self.pidfd.as_fd()),
+                WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT,
+            )
+        };
+        let pid = self.pid.as_raw_nonzero().get().unsigned_abs();
+        let info = match retry_on_intr(look) {
+            Ok(None) => return None,
+            Ok(Some(status)) => {
+                // It is a zombie still, so the group's number is ours: end what it left in its group, then reap.
+                self.signal_group_locked(Signal::KILL);
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+                let _ = retry_on_intr(|| waitid(WaitId::PidFd(self.pidfd.as_fd()), options));
+                ExitInfo {
+                    pid,
+                    code: status.exit_status(),
+                    signal: status.terminating_signal(),
+                }
+            }
+            // CHILD: somebody else in this process reaped it. That it has ended is certain only if the pidfd says so.
+            Err(_) if self.has_ended() => ExitInfo {
+                pid,
+                code: None,
+                signal: None,
+            },
+            Err(_) => return None,
+        };
+        *exit = Some(info);
+        self.ended.notify_all();
+        Some(info)
+    }
+
+    fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        retry_on_intr(|| {
+            poll(
+                &mut fds,
+                Some(&Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 0,
+                }),
+            )
+        })
+        .is_ok_and(|ready| ready > 0)
     }
 }
 
-/// One child. Clones are the same child; dropping a handle does nothing to it, the keeper owns it.
-#[derive(Clone, Debug)]
-pub struct ChildHandle(Arc<Shared>);
+/// A child that was started. Dropping it changes nothing: the keeper watches on.
+#[derive(Clone)]
+pub struct ChildHandle(Arc<ChildState>);
 
 impl ChildHandle {
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.0.pid
+        self.0.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Asks it to end: SIGTERM to it and, when it leads one, its group.
-    pub fn terminate(&self) {
-        self.0.signal(Signal::TERM, true);
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
     }
 
-    /// Ends it by force, with its group.
+    /// Sends a signal to it, through its pidfd: never to another process. No error when it has ended.
+    ///
+    /// # Errors
+    /// [`ProcessError::Os`].
+    pub fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
+        self.0.signal(signal)
+    }
+
+    /// Sends SIGKILL to it and to its group, unless it has ended.
     pub fn kill_group(&self) {
-        self.0.signal(Signal::KILL, true);
+        self.0.signal_group(Signal::KILL);
     }
 
-    /// Waits for its end; `None` when `deadline` passes first.
+    /// Asks it to end: SIGTERM to it and to its group, unless it has ended.
+    pub fn terminate(&self) {
+        self.0.signal_group(Signal::TERM);
+    }
+
+    /// How it ended, if it has.
+    #[must_use]
+    pub fn exit(&self) -> Option<ExitInfo> {
+        *self.0.exit.lock()
+    }
+
+    /// Waits until it has ended and was reaped; `None` at `deadline`.
     #[must_use]
     pub fn wait_exit(&self, deadline: Instant) -> Option<ExitInfo> {
         let mut exit = self.0.exit.lock();
         while exit.is_none() {
             if self.0.ended.wait_until(&mut exit, deadline).timed_out() {
-                break;
+                return *exit;
             }
         }
-        exit.clone()
+        *exit
     }
 }
 
-type OnExit = Box<dyn FnOnce(ExitInfo) + Send>;
-
-enum Request {
-    Spawn(
-        Box<ChildSpec>,
-        OnExit,
-        Sender<Result<ChildHandle, ProcessError>>,
-    ),
-    Stop,
+impl std::fmt::Debug for ChildHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChildHandle")
+            .field("name", &self.0.name)
+            .field("pid", &self.pid())
+            .finish()
+    }
 }
 
-/// Owns children and the one thread that starts and reaps them.
-#[derive(Debug)]
+enum Request {
+    Spawn {
+        spec: Box<ChildSpec>,
+        on_exit: OnExit,
+        reply: Sender<Result<ChildHandle, ProcessError>>,
+    },
+    Stop {
+        deadline: Instant,
+        reply: Sender<Vec<String>>,
+    },
+}
+
+struct Shared {
+    requests: Mutex<VecDeque<Request>>,
+    bell: OwnedFd,
+}
+
+impl Shared {
+    fn post(&self, request: Request) -> Result<(), ProcessError> {
+        self.requests.lock().push_back(request);
+        retry_on_intr(|| rustix::io::write(&self.bell, &1_u64.to_ne_bytes()))
+            .map(drop)
+            .or_else(|errno| {
+                if errno == Errno::AGAIN {
+                    Ok(())
+                } else {
+                    Err(errno)
+                }
+            })
+            .map_err(ProcessError::os("write(eventfd)"))
+    }
+}
+
+/// Starts children and watches them, in one thread that lives as long as this value.
 pub struct Keeper {
-    requests: Sender<Request>,
-    wake: Arc<OwnedFd>,
-    children: Arc<Mutex<HashMap<u32, ChildHandle>>>,
+    shared: Arc<Shared>,
+    /// `None` once it was stopped.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -132,87 +230,74 @@ impl Keeper {
     /// # Errors
     /// [`ProcessError::Os`].
     pub fn start() -> Result<Self, ProcessError> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        occupy_standard_numbers();
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(ProcessError::os("eventfd"))?;
-        let wake = Arc::new(wake);
-        let (requests, incoming) = unbounded();
-        let children = Arc::new(Mutex::new(HashMap::new()));
-        let mut work = Loop {
-            incoming,
-            wake: Arc::clone(&wake),
-            children: Arc::clone(&children),
-            on_exit: HashMap::new(),
-        };
+        let shared = Arc::new(Shared {
+            requests: Mutex::new(VecDeque::new()),
+            bell,
+        });
+        let watched = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("echelon-keeper".into())
-            .spawn(move || work.run())
+            .spawn(move || {
+                Watch {
+                    shared: watched,
+                    children: Vec::new(),
+                }
+                .run()
+            })
             .map_err(|source| ProcessError::Os {
                 call: "thread",
                 source,
             })?;
         Ok(Self {
-            requests,
-            wake,
-            children,
+            shared,
             thread: Mutex::new(Some(thread)),
         })
     }
 
-    /// Starts a child. `on_exit` runs on the keeper's thread after it was reaped; it must not block.
+    /// Starts a child. `on_exit` is called once, when it has ended and was reaped.
     ///
     /// # Errors
-    /// [`ProcessError::Spawn`], [`ProcessError::Stopped`].
+    /// [`ProcessError::Spawn`] with what the system says of the program, [`ProcessError::Stopped`] after
+    /// [`Keeper::stop`], [`ProcessError::Os`].
     pub fn spawn(&self, spec: ChildSpec, on_exit: OnExit) -> Result<ChildHandle, ProcessError> {
-        let (answer, answered) = bounded(1);
-        self.requests
-            .send(Request::Spawn(Box::new(spec), on_exit, answer))
-            .map_err(|_| ProcessError::Stopped)?;
-        self.ring();
-        answered
-            .recv_timeout(ANSWER_WITHIN)
-            .map_err(|_| ProcessError::Stopped)?
+        let (reply, answer) = bounded(1);
+        {
+            // Held so that the thread cannot be stopped between the look and the request.
+            let thread = self.thread.lock();
+            if thread.is_none() {
+                return Err(ProcessError::Stopped);
+            }
+            self.shared.post(Request::Spawn {
+                spec: Box::new(spec),
+                on_exit,
+                reply,
+            })?;
+        }
+        // fork and exec are not ours to bound; the thread answers or ends, and both wake us.
+        answer.recv().unwrap_or(Err(ProcessError::Stopped))
     }
 
-    fn ring(&self) {
-        // A full counter means that it is readable already.
-        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
-    }
-
-    /// Ends every child that is left (SIGTERM, then SIGKILL to its group when half of the time has passed), reaps them all and
-    /// joins the thread. Idempotent.
+    /// Ends all children: SIGTERM to each, a bounded wait, SIGKILL to the groups, and reaps them. Ends the thread. Idempotent.
     ///
     /// # Errors
-    /// [`ProcessError::Survivors`]; the thread goes on then, and a later call tries again.
+    /// [`ProcessError::Survivors`] naming those that were not gone at `deadline`; a later call tries again.
     pub fn stop(&self, deadline: Instant) -> Result<(), ProcessError> {
-        let left: Vec<ChildHandle> = self.children.lock().values().cloned().collect();
-        for child in &left {
-            child.terminate();
+        // Held throughout: who wants to start a child meanwhile waits, and is then told.
+        let mut thread = self.thread.lock();
+        if thread.is_none() {
+            return Ok(());
         }
-        let now = Instant::now();
-        let half = now + deadline.saturating_duration_since(now) / 2;
-        let mut survivors = Vec::new();
-        for child in &left {
-            if child.wait_exit(half).is_none() {
-                child.kill_group();
-            }
+        let (reply, answer) = bounded(1);
+        self.shared.post(Request::Stop { deadline, reply })?;
+        let names = answer.recv().unwrap_or_default();
+        if !names.is_empty() {
+            return Err(ProcessError::Survivors(names));
         }
-        for child in &left {
-            if child
-                .wait_exit(deadline.max(Instant::now() + Duration::from_secs(1)))
-                .is_none()
-            {
-                survivors.push(format!("pid {}", child.pid()));
-            }
-        }
-        if !survivors.is_empty() {
-            return Err(ProcessError::Survivors(survivors));
-        }
-        let _ = self.requests.send(Request::Stop);
-        self.ring();
-        if let Some(thread) = self.thread.lock().take() {
-            if thread.join().is_err() {
-                tracing::error!("the keeper's thread panicked");
-            }
+        if thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the keeper's thread panicked");
         }
         Ok(())
     }
@@ -220,130 +305,143 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        if let Err(error) = self.stop(Instant::now() + Duration::from_secs(2)) {
-            tracing::error!(%error, "children are left");
+        if let Err(error) = self.stop(Instant::now() + DROP_BOUND) {
+            tracing::error!(%error, "children could not be ended");
         }
     }
 }
 
-/// The thread's own state.
-struct Loop {
-    incoming: Receiver<Request>,
-    wake: Arc<OwnedFd>,
-    children: Arc<Mutex<HashMap<u32, ChildHandle>>>,
-    on_exit: HashMap<u32, OnExit>,
+impl std::fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keeper").finish_non_exhaustive()
+    }
 }
 
-impl Loop {
-    fn run(&mut self) {
+/// The thread's own side.
+struct Watch {
+    shared: Arc<Shared>,
+    children: Vec<(Arc<ChildState>, Option<OnExit>)>,
+}
+
+impl Watch {
+    fn run(mut self) {
         loop {
-            while let Ok(request) = self.incoming.try_recv() {
+            self.wait(Instant::now() + RECHECK);
+            self.reap();
+            let requests = std::mem::take(&mut *self.shared.requests.lock());
+            for request in requests {
                 match request {
-                    Request::Stop => return,
-                    Request::Spawn(spec, on_exit, answer) => {
-                        // The asker may have given up; the child is owned by us either way.
-                        let _ = answer.send(self.start(*spec, on_exit));
+                    Request::Spawn {
+                        spec,
+                        on_exit,
+                        reply,
+                    } => {
+                        let started = self.spawn(*spec, on_exit);
+                        // Whoever asked waits for it, or has gone and does not care.
+                        let _ = reply.send(started);
+                    }
+                    Request::Stop { deadline, reply } => {
+                        let survivors = self.end_all(deadline);
+                        let is_done = survivors.is_empty();
+                        let _ = reply.send(survivors);
+                        if is_done {
+                            return;
+                        }
                     }
                 }
             }
-            self.wait();
         }
     }
 
-    fn start(&mut self, spec: ChildSpec, on_exit: OnExit) -> Result<ChildHandle, ProcessError> {
-        let leads_group = spec.new_session;
-        let pid = spawn(spec)?;
-        let raw = Pid::from_raw(pid.cast_signed()).ok_or(ProcessError::Stopped)?;
-        let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
+    fn spawn(&mut self, spec: ChildSpec, on_exit: OnExit) -> Result<ChildHandle, ProcessError> {
+        let (name, is_group) = (spec.name.clone(), spec.new_session);
+        let raw = spawn(spec)?;
+        let bad_pid = || ProcessError::os("fork")(Errno::RANGE);
+        let pid = i32::try_from(raw)
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(bad_pid)?;
+        // Nobody but this thread reaps it, so the number is still its own.
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
             Err(errno) => {
-                // Without a pidfd it cannot be watched: end it and reap it here; it is our child, so the pid is still its own.
-                let _ = rustix::process::kill_process(raw, Signal::KILL);
-                let _ = waitid(WaitId::Pid(raw), WaitIdOptions::EXITED);
+                // Without a pidfd it cannot be watched: it is ended and reaped here, while the number is still its own.
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+                let _ = retry_on_intr(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
                 return Err(ProcessError::os("pidfd_open")(errno));
             }
         };
-        let shared = Shared {
+        let exit = Mutex::new(None);
+        let state = Arc::new(ChildState {
+            name,
             pid,
             pidfd,
-            leads_group,
-            exit: Mutex::new(None),
+            is_group,
+            exit,
             ended: Condvar::new(),
-        };
-        let handle = ChildHandle(Arc::new(shared));
-        self.children.lock().insert(pid, handle.clone());
-        self.on_exit.insert(pid, on_exit);
-        Ok(handle)
+        });
+        self.children.push((Arc::clone(&state), Some(on_exit)));
+        Ok(ChildHandle(state))
     }
 
-    /// Sleeps until a request comes or a child ends, and reaps those that have.
-    fn wait(&mut self) {
-        let handles: Vec<ChildHandle> = self.children.lock().values().cloned().collect();
-        let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
+    /// Sleeps until a child ends, somebody rings, or `until`.
+    fn wait(&self, until: Instant) {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = Timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(60),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        let mut fds = vec![PollFd::new(&self.shared.bell, PollFlags::IN)];
         fds.extend(
-            handles
+            self.children
                 .iter()
-                .map(|handle| PollFd::from_borrowed_fd(handle.0.pidfd.as_fd(), PollFlags::IN)),
+                .map(|(child, _)| PollFd::new(&child.pidfd, PollFlags::IN)),
         );
-        if let Err(errno) = poll(&mut fds, None) {
-            if errno != rustix::io::Errno::INTR {
-                tracing::error!(%errno, "poll for children failed");
-            }
-            return;
-        }
-        if !fds[0].revents().is_empty() {
-            let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
-        }
-        let ended: Vec<ChildHandle> = handles
-            .iter()
-            .zip(&fds[1..])
-            .filter(|(_, fd)| !fd.revents().is_empty())
-            .map(|(handle, _)| handle.clone())
-            .collect();
-        for handle in ended {
-            self.reap(&handle);
-        }
+        // An interrupted poll is a reason to look around.
+        let _ = poll(&mut fds, Some(&timeout));
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.shared.bell, &mut count);
     }
 
-    fn reap(&mut self, handle: &ChildHandle) {
-        let shared = &handle.0;
-        let mut exit = shared.exit.lock();
-        // The rest of its group goes with it; the leader is still a zombie, so the number is still the group's.
-        if shared.leads_group {
-            if let Some(pid) = Pid::from_raw(shared.pid.cast_signed()) {
-                let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+    fn reap(&mut self) {
+        self.children.retain_mut(|(child, on_exit)| {
+            let Some(info) = child.reap() else {
+                return true;
+            };
+            if let Some(on_exit) = on_exit.take() {
+                if catch_unwind(AssertUnwindSafe(|| on_exit(info))).is_err() {
+                    tracing::error!(child = %child.name, "what was to be done at its end panicked");
+                }
             }
+            false
+        });
+    }
+
+    /// All are told first, then all are waited for under one deadline. Returns who is left.
+    fn end_all(&mut self, deadline: Instant) -> Vec<String> {
+        for (child, _) in &self.children {
+            child.signal_group(Signal::TERM);
         }
-        let status = loop {
-            match waitid(
-                WaitId::PidFd(shared.pidfd.as_fd()),
-                WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
-            ) {
-                Err(rustix::io::Errno::INTR) => {}
-                other => break other,
+        let now = Instant::now();
+        let grace = (deadline.saturating_duration_since(now) / 2).min(TERM_GRACE_MAX);
+        self.drain(now + grace);
+        for (child, _) in &self.children {
+            child.signal_group(Signal::KILL);
+        }
+        self.drain(deadline);
+        self.children
+            .iter()
+            .map(|(child, _)| format!("{} (pid {})", child.name, child.pid.as_raw_nonzero()))
+            .collect()
+    }
+
+    fn drain(&mut self, until: Instant) {
+        loop {
+            self.reap();
+            if self.children.is_empty() || Instant::now() >= until {
+                return;
             }
-        };
-        let info = match status {
-            Ok(Some(status)) => ExitInfo {
-                pid: shared.pid,
-                code: status.exit_status(),
-                signal: status.terminating_signal(),
-            },
-            // Reaped elsewhere (ECHILD): it is gone, how is not known.
-            Err(rustix::io::Errno::CHILD) => ExitInfo {
-                pid: shared.pid,
-                code: None,
-                signal: None,
-            },
-            // No information is no death: looked at again at the next wake.
-            Ok(None) | Err(_) => return,
-        };
-        *exit = Some(info.clone());
-        shared.ended.notify_all();
-        drop(exit);
-        self.children.lock().remove(&shared.pid);
-        if let Some(on_exit) = self.on_exit.remove(&shared.pid) {
-            on_exit(info);
+            self.wait(until);
         }
     }
 }
@@ -351,87 +449,192 @@ impl Loop {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsString;
+    use std::os::fd::AsRawFd;
 
-    fn sh(script: &str) -> ChildSpec {
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    fn shell(script: &str) -> ChildSpec {
         ChildSpec {
+            name: "shell".into(),
             program: "/bin/sh".into(),
-            args: vec!["-c".into(), script.into()],
+            args: ["-c", script].map(OsString::from).into(),
             new_session: true,
             ..ChildSpec::default()
         }
     }
 
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(20)
+    fn nothing() -> OnExit {
+        Box::new(|_| {})
+    }
+
+    fn process_state(pid: u32) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit(") ").next()?.chars().next()
     }
 
     #[test]
-    fn an_exit_status_and_a_signal_are_told_apart() {
+    fn r_041_how_a_child_ended_is_known_at_once() {
         let keeper = Keeper::start().unwrap();
-        let (told, exits) = unbounded();
-        for script in ["exit 3", "kill -9 $$"] {
-            let told = told.clone();
-            let child = keeper
-                .spawn(sh(script), Box::new(move |info| told.send(info).unwrap()))
-                .unwrap();
-            let info = child.wait_exit(soon()).unwrap();
-            assert_eq!(exits.recv_timeout(Duration::from_secs(20)).unwrap(), info);
-            match script {
-                "exit 3" => assert_eq!((info.code, info.signal), (Some(3), None)),
-                _ => assert!(info.to_string().contains("signal 9")),
-            }
-            // a reaped child is not signalled any more.
-            child.kill_group();
-        }
-        keeper.stop(soon()).unwrap();
-        keeper.stop(soon()).unwrap();
-    }
-
-    #[test]
-    fn a_program_that_is_not_there_is_an_error_with_its_name() {
-        let keeper = Keeper::start().unwrap();
-        let spec = ChildSpec {
-            program: "/nowhere/echelon".into(),
-            ..ChildSpec::default()
-        };
-        let error = keeper.spawn(spec, Box::new(|_| ())).unwrap_err();
-        assert!(error.to_string().contains("/nowhere/echelon"), "{error}");
-    }
-
-    #[test]
-    fn r_038_stop_ends_a_child_that_ignores_sigterm_and_its_children() {
-        let keeper = Keeper::start().unwrap();
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let mut spec = sh("trap '' TERM; (trap '' TERM; sleep 1000) & echo ready; wait");
-        spec.stdout = Some(writer);
-        let child = keeper.spawn(spec, Box::new(|_| ())).unwrap();
-        let mut buffer = [0; 8];
-        assert!(rustix::io::read(&reader, &mut buffer).unwrap() > 0);
-        keeper
-            .stop(Instant::now() + Duration::from_millis(200))
+        let (tell, told) = bounded(1);
+        let child = keeper
+            .spawn(
+                shell("exit 7"),
+                Box::new(move |info| tell.send(info).unwrap()),
+            )
             .unwrap();
-        assert!(child.wait_exit(Instant::now()).is_some());
-        // The pipe's writers are all gone: so is the grandchild.
-        while rustix::io::read(&reader, &mut buffer).unwrap() > 0 {}
+        let info = child.wait_exit(soon()).unwrap();
+        assert_eq!(
+            (info.pid, info.code, info.signal),
+            (child.pid(), Some(7), None)
+        );
+        assert_eq!(told.recv_deadline(soon()).unwrap(), info);
+        let child = keeper.spawn(shell("kill -SEGV $$"), nothing()).unwrap();
+        assert_eq!(child.wait_exit(soon()).unwrap().signal, Some(libc::SIGSEGV));
+        assert_eq!(process_state(child.pid()), None, "reaped");
+        keeper.stop(soon()).unwrap();
     }
 
     #[test]
-    fn children_started_from_a_thread_that_ends_live_on() {
-        let keeper = Arc::new(Keeper::start().unwrap());
-        let of_thread = Arc::clone(&keeper);
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let child = std::thread::spawn(move || {
-            let mut spec = sh("read line < /dev/null; echo alive; sleep 1000");
-            spec.stdout = Some(writer);
-            of_thread.spawn(spec, Box::new(|_| ())).unwrap()
-        })
-        .join()
-        .unwrap();
-        let mut buffer = [0; 8];
-        assert!(rustix::io::read(&reader, &mut buffer).unwrap() > 0);
-        assert!(child
-            .wait_exit(Instant::now() + Duration::from_millis(50))
-            .is_none());
+    fn a_program_that_is_not_there_is_named() {
+        let keeper = Keeper::start().unwrap();
+        let error = keeper
+            .spawn(
+                ChildSpec {
+                    program: "/no/such/program".into(),
+                    ..ChildSpec::default()
+                },
+                nothing(),
+            )
+            .unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("/no/such/program") && text.contains("No such file"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn r_043_a_child_that_was_reaped_is_never_signalled() {
+        let keeper = Keeper::start().unwrap();
+        let child = keeper.spawn(shell("exit 0"), nothing()).unwrap();
+        child.wait_exit(soon()).unwrap();
+        child.signal(Signal::KILL).unwrap();
+        child.kill_group();
+        child.terminate();
+    }
+
+    #[test]
+    fn r_045_a_stopped_child_does_not_keep_the_others_and_is_killed() {
+        let keeper = Keeper::start().unwrap();
+        let stubborn = keeper
+            .spawn(shell("kill -STOP $$; exit 1"), nothing())
+            .unwrap();
+        let deaf = keeper
+            .spawn(shell("trap '' TERM; while :; do :; done"), nothing())
+            .unwrap();
+        let polite = keeper
+            .spawn(shell("exec cat /dev/zero >/dev/null"), nothing())
+            .unwrap();
         keeper.stop(soon()).unwrap();
+        for child in [&stubborn, &deaf, &polite] {
+            assert!(child.exit().is_some(), "{child:?}");
+        }
+        assert_eq!(polite.exit().unwrap().signal, Some(libc::SIGTERM));
+        let error = keeper.spawn(shell("exit 0"), nothing()).unwrap_err();
+        assert!(matches!(error, ProcessError::Stopped), "{error}");
+        keeper.stop(soon()).unwrap();
+    }
+
+    #[test]
+    fn what_a_child_leaves_in_its_group_ends_with_it() {
+        let keeper = Keeper::start().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut spec = shell("sleep 1000 & echo $!");
+        spec.stdout = Some(writer.into());
+        let child = keeper.spawn(spec, nothing()).unwrap();
+        child.wait_exit(soon()).unwrap();
+        // The grandchild holds the pipe's other end: end of file proves that it is gone.
+        let text = std::io::read_to_string(reader).unwrap();
+        assert!(text.trim().parse::<u32>().is_ok(), "{text}");
+    }
+
+    #[test]
+    fn a_child_gets_its_descriptors_null_input_and_no_others() {
+        let keeper = Keeper::start().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let (kept, _other_end) = std::io::pipe().unwrap();
+        let script = "ls -l /proc/self/fd; readlink /proc/self/fd/0; umask; cat /proc/self/status";
+        let mut spec = shell(script);
+        spec.stdout = Some(writer.into());
+        (spec.umask, spec.no_new_privileges) = (Some(0o077), true);
+        let number = kept.as_raw_fd();
+        spec.fds.push(number);
+        let secret = std::fs::File::open("/proc/self/status").unwrap();
+        let child = keeper.spawn(spec, nothing()).unwrap();
+        let text = std::io::read_to_string(reader).unwrap();
+        assert!(child.wait_exit(soon()).is_some());
+        assert!(text.contains(&format!(" {number} -> pipe:")), "{text}");
+        assert!(
+            !text.contains(&format!(" {} -> /proc", secret.as_raw_fd())),
+            "{text}"
+        );
+        assert!(text.contains("/dev/null") && text.contains("077"), "{text}");
+        let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(
+            line("NoNewPrivs").ends_with('1') && line("SigIgn").ends_with("0000"),
+            "{text}"
+        );
+        assert!(line("SigBlk").ends_with("0000000000000000"), "{text}");
+    }
+
+    #[test]
+    fn the_environment_is_what_was_said() {
+        let keeper = Keeper::start().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut spec = shell("env");
+        spec.stdout = Some(writer.into());
+        spec.clear_env = true;
+        spec.env = vec![("A_NAME".into(), "a value".into())];
+        keeper.spawn(spec, nothing()).unwrap();
+        let text = std::io::read_to_string(reader).unwrap();
+        assert!(
+            text.contains("A_NAME=a value") && !text.contains("HOME="),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_callback_that_panics_harms_nobody() {
+        let keeper = Keeper::start().unwrap();
+        let child = keeper
+            .spawn(shell("exit 0"), Box::new(|_| panic!("on purpose")))
+            .unwrap();
+        assert!(child.wait_exit(soon()).is_some());
+        let child = keeper.spawn(shell("exit 3"), nothing()).unwrap();
+        assert_eq!(child.wait_exit(soon()).unwrap().code, Some(3));
+    }
+
+    #[test]
+    fn section_15_8_a_child_outlives_the_thread_that_asked_for_it() {
+        let keeper = Arc::new(Keeper::start().unwrap());
+        let theirs = Arc::clone(&keeper);
+        let (_reader, writer) = std::io::pipe().unwrap();
+        let (input, mut output) = std::io::pipe().unwrap();
+        let mut spec = shell("read line </proc/self/fd/$0; exit 5");
+        spec.fds.push(input.as_raw_fd());
+        spec.args.push(input.as_raw_fd().to_string().into());
+        spec.stdout = Some(writer.into());
+        let child = std::thread::spawn(move || theirs.spawn(spec, nothing()).unwrap())
+            .join()
+            .unwrap();
+        std::io::Write::write_all(&mut output, b"go\n").unwrap();
+        assert_eq!(
+            child.wait_exit(soon()).unwrap().code,
+            Some(5),
+            "not killed by the end of the thread"
+        );
     }
 }

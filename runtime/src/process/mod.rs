@@ -3,8 +3,10 @@
 //! * A process that may have threads never forks without exec; between the two only async-signal-safe calls are made.
 //! * All children of a `Worker` or daemon are started by one thread, the [`Keeper`], because `PR_SET_PDEATHSIG` fires when the
 //!   *thread* that started a child ends (design §15.8).
+//! * When a child ends, its process group is killed before it is reaped: nothing that it left in its group outlives it.
 //! * A process is signalled through its pidfd only while it is ours and not yet reaped.
 
+mod exit;
 mod fds;
 mod keeper;
 mod spawn;
@@ -12,8 +14,9 @@ mod watch;
 
 use std::io;
 
+pub use exit::ExitInfo;
 pub use fds::{recv_fd, region_socket_pair, send_fd, take_inherited_fd};
-pub use keeper::{ChildHandle, ExitInfo, Keeper};
+pub use keeper::{ChildHandle, Keeper, OnExit};
 pub use spawn::ChildSpec;
 pub use watch::watch_parent;
 
@@ -46,7 +49,7 @@ pub enum ProcessError {
     #[error("descriptor {0} was not inherited; this program is started by an Echelon worker, not by hand")]
     NotInherited(i32),
     /// Children that outlived every signal.
-    #[error("still there after SIGKILL: {}", .0.join(", "))]
+    #[error("still there although they were sent SIGKILL: {}", .0.join(", "))]
     Survivors(Vec<String>),
 }
 

@@ -12,6 +12,8 @@ use super::ProcessError;
 /// How a child is started.
 #[derive(Debug, Default)]
 pub struct ChildSpec {
+    /// Name in messages; the program's name when empty.
+    pub name: String,
     /// What to execute; searched in PATH when it has no slash.
     pub program: PathBuf,
     /// Its arguments.
@@ -27,6 +29,10 @@ pub struct ChildSpec {
     pub fds: Vec<RawFd>,
     /// A session and process group of its own, so that the whole subtree can be ended and a terminal's Ctrl-C does not reach it.
     pub new_session: bool,
+    /// What files that it makes are not to allow, e.g. `0o077`; ours when `None`.
+    pub umask: Option<u32>,
+    /// It and its children can never gain privileges, by set-user-id programs for instance.
+    pub no_new_privileges: bool,
     /// Where its standard output goes; inherited when `None`.
     pub stdout: Option<OwnedFd>,
     /// Where its standard error goes; inherited when `None`.
@@ -59,11 +65,15 @@ impl ChildSpec {
 /// Starts the child. Must be called on the thread that lives as long as the child may.
 pub(super) fn spawn(mut spec: ChildSpec) -> Result<u32, ProcessError> {
     let mut command = spec.command();
-    let inherited = std::mem::take(&mut spec.fds);
-    let new_session = spec.new_session;
-    let parent = std::process::id();
-    let prepare = move || prepare_child(&inherited, new_session, parent);
-    // SAFETY: `prepare_child` runs between fork and exec in a copy of a process with threads. It makes system calls only, on
+    let prepare = Prepare {
+        inherited: std::mem::take(&mut spec.fds),
+        new_session: spec.new_session,
+        umask: spec.umask,
+        no_new_privileges: spec.no_new_privileges,
+        parent: std::process::id(),
+    };
+    let prepare = move || prepare.run();
+    // SAFETY: `Prepare::run` runs between fork and exec in a copy of a process with threads. It makes system calls only, on
     // values that were computed before the fork, and neither allocates nor takes a lock.
     unsafe { command.pre_exec(prepare) };
     let program = spec.program.display().to_string();
@@ -87,31 +97,47 @@ fn check(result: i32) -> io::Result<()> {
     Ok(())
 }
 
-fn prepare_child(inherited: &[i32], new_session: bool, parent: u32) -> io::Result<()> {
-    // SAFETY: plain system calls with constants and integers; async-signal-safe.
-    unsafe {
-        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
-        // The parent may have ended before the line above: then nobody would send the signal.
-        if libc::getppid().cast_unsigned() != parent {
-            libc::_exit(127);
+/// What happens in the child between fork and exec.
+struct Prepare {
+    inherited: Vec<RawFd>,
+    new_session: bool,
+    umask: Option<u32>,
+    no_new_privileges: bool,
+    parent: u32,
+}
+
+impl Prepare {
+    fn run(&self) -> io::Result<()> {
+        // SAFETY: plain system calls with constants and integers; async-signal-safe.
+        unsafe {
+            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
+            // The parent may have ended before the line above: then nobody would send the signal.
+            if libc::getppid().cast_unsigned() != self.parent {
+                libc::_exit(127);
+            }
+            if self.new_session {
+                check(libc::setsid())?;
+            }
+            if let Some(umask) = self.umask {
+                libc::umask(umask);
+            }
+            if self.no_new_privileges {
+                check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            }
+            for &fd in &self.inherited {
+                check(libc::fcntl(fd, libc::F_SETFD, 0))?;
+            }
+            // What a parent ignores would stay ignored across exec. KILL and STOP fail, which is no harm.
+            for signal in 1..32 {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            check(libc::sigprocmask(
+                libc::SIG_SETMASK,
+                &raw const none,
+                std::ptr::null_mut(),
+            ))
         }
-        if new_session {
-            check(libc::setsid())?;
-        }
-        libc::umask(0o077);
-        for &fd in inherited {
-            check(libc::fcntl(fd, libc::F_SETFD, 0))?;
-        }
-        // A parent may ignore SIGINT or SIGPIPE, and ignored signals stay ignored across exec.
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGPIPE, libc::SIGHUP] {
-            libc::signal(signal, libc::SIG_DFL);
-        }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        check(libc::sigprocmask(
-            libc::SIG_SETMASK,
-            &raw const none,
-            std::ptr::null_mut(),
-        ))
     }
 }
