@@ -1,0 +1,241 @@
+//! From a specification to two connected lanes, under one deadline: the daemon starts the session, then the command
+//! lane is connected and its HELLO read, then the health lane.
+
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use echelon_wire::bootstrap::{
+    frame_json, json_len, DaemonReply, Manifest, ManifestError, SessionPorts,
+};
+use echelon_wire::error::DecodeError;
+use echelon_wire::frame::{decode_frame, Features, FrameHeader};
+use echelon_wire::limits::HEADER_BYTES;
+use rustix::event::PollFlags;
+
+use super::handshake::{accept, HandshakeError};
+use super::spec::{host_address, RemoteWorkerSpec, SpecError};
+use crate::channel::{connect, Channel, ConnectError, PlainChannel, Step, Stop, Until};
+
+/// Why a remote worker did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The specification.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// Nobody listens at the daemon's address.
+    #[error(
+        "no daemon at {0}: connection refused; start one with `echelon-worker --host … --port …`"
+    )]
+    NoDaemon(SocketAddr),
+    /// A connection.
+    #[error("{what}: {source}")]
+    Connect {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        source: ConnectError,
+    },
+    /// A connection broke or ended.
+    #[error("{what}: {message}")]
+    Broken {
+        /// Which.
+        what: &'static str,
+        /// How.
+        message: String,
+    },
+    /// The start took too long.
+    #[error("{what}: no answer within what was left of the start's time; raise startup_timeout_s, or look at the daemon's log")]
+    Late {
+        /// Which step.
+        what: &'static str,
+    },
+    /// The start was called off.
+    #[error("the start was called off")]
+    Cancelled,
+    /// The daemon refused, or the session reported a failure.
+    #[error("the daemon could not start the session: {0}")]
+    Refused(String),
+    /// JSON that does not fit the contract.
+    #[error("the daemon's answer: {0}")]
+    Reply(#[from] ManifestError),
+    /// The daemon names a session on another host.
+    #[error("the daemon at {daemon} names a session at {got}; it must be on the daemon's own address or session_listen_host")]
+    Elsewhere {
+        /// The daemon.
+        daemon: SocketAddr,
+        /// What it named.
+        got: String,
+    },
+    /// A frame that does not decode.
+    #[error("the session's first frame: {0}")]
+    Frame(#[from] DecodeError),
+    /// A HELLO that does not fit.
+    #[error("the session's HELLO: {0}")]
+    Handshake(#[from] HandshakeError),
+    /// A thread could not be started.
+    #[error("thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Two lanes of a READY session.
+pub(super) struct Connected {
+    pub(super) command: PlainChannel,
+    pub(super) health: PlainChannel,
+    pub(super) features: Features,
+    pub(super) pid: u32,
+}
+
+/// Has the session started and connects to it. On failure the connections close, which ends a started session (its command
+/// lane sees the end, or nobody ever connects to it).
+pub(super) fn establish(
+    spec: &RemoteWorkerSpec,
+    manifest: &Manifest,
+    unacknowledged: Duration,
+    until: &Until,
+) -> Result<Connected, StartError> {
+    let daemon = spec.daemon_address()?;
+    let (ports, pid) = bootstrap(daemon, manifest, unacknowledged, until)?;
+    let command_at = session_address(spec, daemon, &ports.command_host, ports.command_port)?;
+    let health_at = session_address(spec, daemon, &ports.health_host, ports.health_port)?;
+    let dial = |what, at| {
+        connect(at, unacknowledged, until).map_err(|source| StartError::Connect { what, source })
+    };
+    let command = dial("the command lane", command_at)?;
+    let features = read_hello(&command, manifest, until)?;
+    let health = dial("the health lane", health_at)?;
+    Ok(Connected {
+        command,
+        health,
+        features,
+        pid,
+    })
+}
+
+fn bootstrap(
+    daemon: SocketAddr,
+    manifest: &Manifest,
+    unacknowledged: Duration,
+    until: &Until,
+) -> Result<(SessionPorts, u32), StartError> {
+    const WHAT: &str = "the daemon";
+    let channel = connect(daemon, unacknowledged, until).map_err(|source| {
+        if source.is_refused() {
+            StartError::NoDaemon(daemon)
+        } else {
+            StartError::Connect { what: WHAT, source }
+        }
+    })?;
+    write_all(&channel, &frame_json(manifest)?, WHAT, until)?;
+    let mut prefix = [0; 4];
+    read_exact(&channel, &mut prefix, WHAT, until)?;
+    // The length is checked against its limit before anything is allocated.
+    let mut json = vec![0; json_len(prefix)?];
+    read_exact(&channel, &mut json, WHAT, until)?;
+    match DaemonReply::from_json(&json)? {
+        DaemonReply::Ok { ports, pid } => Ok((ports, pid)),
+        DaemonReply::Err { error, .. } => Err(StartError::Refused(error)),
+    }
+}
+
+/// The session must be where the daemon is, or where we asked it to listen: a reply redirects nobody.
+fn session_address(
+    spec: &RemoteWorkerSpec,
+    daemon: SocketAddr,
+    host: &str,
+    port: u16,
+) -> Result<SocketAddr, StartError> {
+    let elsewhere = || StartError::Elsewhere {
+        daemon,
+        got: format!("{host}:{port}"),
+    };
+    let address = host_address(host).map(Into::into).ok_or_else(elsewhere)?;
+    let asked = spec
+        .session_listen_host
+        .as_deref()
+        .and_then(host_address)
+        .map(Into::into);
+    if address != daemon.ip() && Some(address) != asked {
+        return Err(elsewhere());
+    }
+    Ok(SocketAddr::new(address, port))
+}
+
+fn read_hello(
+    channel: &PlainChannel,
+    manifest: &Manifest,
+    until: &Until,
+) -> Result<Features, StartError> {
+    const WHAT: &str = "HELLO";
+    let mut header = [0; HEADER_BYTES];
+    read_exact(channel, &mut header, WHAT, until)?;
+    let len = FrameHeader::payload_len(&header)?;
+    let mut frame = vec![0; HEADER_BYTES + len];
+    frame[..HEADER_BYTES].copy_from_slice(&header);
+    read_exact(channel, &mut frame[HEADER_BYTES..], WHAT, until)?;
+    Ok(accept(manifest, &decode_frame(&frame)?)?)
+}
+
+fn stopped(stop: Stop, what: &'static str) -> StartError {
+    match stop {
+        Stop::Late => StartError::Late { what },
+        Stop::Cancelled => StartError::Cancelled,
+    }
+}
+
+fn broken(what: &'static str) -> impl Fn(std::io::Error) -> StartError {
+    move |error| StartError::Broken {
+        what,
+        message: error.to_string(),
+    }
+}
+
+fn read_exact(
+    channel: &PlainChannel,
+    mut into: &mut [u8],
+    what: &'static str,
+    until: &Until,
+) -> Result<(), StartError> {
+    while !into.is_empty() {
+        match channel.try_read(into).map_err(broken(what))? {
+            Step::Moved(count) => into = &mut into[count..],
+            Step::Blocked => until
+                .wait(channel.as_fd(), PollFlags::IN)
+                .map_err(|stop| stopped(stop, what))?,
+            Step::Ended => {
+                return Err(StartError::Broken {
+                    what,
+                    message: "the connection was closed before the answer".into(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_all(
+    channel: &PlainChannel,
+    mut bytes: &[u8],
+    what: &'static str,
+    until: &Until,
+) -> Result<(), StartError> {
+    while !bytes.is_empty() {
+        match channel
+            .try_write(&[IoSlice::new(bytes)])
+            .map_err(broken(what))?
+        {
+            Step::Moved(count) => bytes = &bytes[count..],
+            Step::Blocked => until
+                .wait(channel.as_fd(), PollFlags::OUT)
+                .map_err(|stop| stopped(stop, what))?,
+            Step::Ended => {
+                return Err(StartError::Broken {
+                    what,
+                    message: "the connection was closed".into(),
+                })
+            }
+        }
+    }
+    Ok(())
+}

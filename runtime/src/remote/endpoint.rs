@@ -1,0 +1,265 @@
+//! The remote endpoint: a session's two lanes behind the endpoint trait.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use echelon_wire::bootstrap::Manifest;
+use echelon_wire::buffer::{AddressSpace, RemoteTensorDesc};
+use echelon_wire::frame::{Features, FrameType};
+use echelon_wire::id::{BufferId, Generation, WorkerId};
+use echelon_wire::limits::MAX_INLINE_BYTES;
+use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
+
+use super::connect::{establish, StartError};
+use super::health::{HealthMonitor, HealthThread};
+use super::lane::{Lane, LaneThread, Ring};
+use super::requests::{encode, Expected};
+use super::spec::RemoteWorkerSpec;
+use super::state::{LaneConfig, Request};
+use crate::channel::{Channel, Until};
+use crate::endpoint::{
+    ControlRequest, Endpoint, EndpointEvent, EndpointGone, EndpointInfo, OutboundTask,
+    OutboundTensor, Place, SubmitError, Ticket,
+};
+use crate::memory::HostMemory;
+
+/// How long the threads of a lane that was shut down may take to end.
+const JOIN_WITHIN: Duration = Duration::from_secs(2);
+
+/// A remote session.
+pub struct RemoteEndpoint {
+    name: String,
+    worker: WorkerId,
+    session: u64,
+    pid: u32,
+    features: Features,
+    lane: Arc<Lane>,
+    thread: LaneThread,
+    health: HealthThread,
+    lost_told: bool,
+}
+
+impl RemoteEndpoint {
+    /// Has the daemon start a session and connects to it. `timeout` bounds answers, writes and health silence afterwards, `deadline`
+    /// the whole start; `ring` is called whenever there is an event.
+    ///
+    /// # Errors
+    /// [`StartError`]; connections and threads are gone then, and a session that had started ends by itself.
+    pub fn start(
+        spec: &RemoteWorkerSpec,
+        manifest: Manifest,
+        timeout: Duration,
+        ring: Ring,
+        deadline: Instant,
+    ) -> Result<Self, StartError> {
+        let connected = establish(spec, &manifest, timeout, &Until::new(deadline))?;
+        let name = format!("remote{}", manifest.worker_id);
+        let (session, worker) = (manifest.session(), manifest.worker());
+        let config = LaneConfig {
+            session,
+            worker,
+            features: connected.features,
+            timeout,
+            in_flight_limit: 1,
+        };
+        let command: Box<dyn Channel> = Box::new(connected.command);
+        let (lane, mut thread) =
+            Lane::start(command, config, &name, ring).map_err(StartError::Thread)?;
+        let monitor = HealthMonitor::new(session, worker, timeout, Instant::now());
+        let health: Arc<dyn Channel> = Arc::new(connected.health);
+        let health = match HealthThread::start(health, monitor, Arc::clone(&lane), &name) {
+            Ok(health) => health,
+            Err(error) => {
+                lane.lose("its health lane could not be watched");
+                thread.join(Instant::now() + JOIN_WITHIN);
+                return Err(StartError::Thread(error));
+            }
+        };
+        let (features, pid) = (connected.features, connected.pid);
+        Ok(Self {
+            name,
+            worker,
+            session: session.0,
+            pid,
+            features,
+            lane,
+            thread,
+            health,
+            lost_told: false,
+        })
+    }
+
+    /// The extensions in use.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    fn gone(&self, reason: String) -> EndpointGone {
+        EndpointGone {
+            name: self.name.clone(),
+            reason,
+        }
+    }
+
+    fn carrier(&self) -> Carrier {
+        if self.features.contains(Features::FLOAT64) {
+            Carrier::Extended
+        } else {
+            Carrier::Wire
+        }
+    }
+
+    fn payload(&self, task: &OutboundTask<'_>) -> Result<Vec<u8>, String> {
+        let mut inline = Vec::new();
+        let mut args = TaskArgsWire {
+            scalars: task.scalars.to_vec(),
+            ..TaskArgsWire::default()
+        };
+        for tensor in task.tensors {
+            args.sidecars.push(sidecar(tensor, &mut inline)?);
+            args.tensors.push(tensor.meta);
+        }
+        args.inline = inline.into();
+        let payload = TaskPayload {
+            digest: task.callable.digest,
+            config: task.config.clone(),
+            args,
+        };
+        payload
+            .to_bytes(self.carrier())
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// How a remote task names the bytes of one argument.
+fn sidecar(
+    tensor: &OutboundTensor,
+    inline: &mut Vec<u8>,
+) -> Result<Option<RemoteTensorDesc>, String> {
+    match &tensor.place {
+        Place::Empty => Ok(None),
+        Place::Remote(desc) => Ok(Some(desc.clone())),
+        Place::Inline(memory) => append_inline(memory, inline).map(Some),
+        Place::Shared { .. } => Err(
+            "local memory cannot be named in a remote task; use remote_malloc and orch.copy".into(),
+        ),
+    }
+}
+
+fn append_inline(memory: &HostMemory, inline: &mut Vec<u8>) -> Result<RemoteTensorDesc, String> {
+    let start = inline.len();
+    let end = start.saturating_add(memory.len());
+    if end > MAX_INLINE_BYTES as usize {
+        return Err(format!(
+            "{end} bytes of local arguments in one remote task, limit {MAX_INLINE_BYTES}; use remote_malloc and orch.copy"
+        ));
+    }
+    inline.resize(end, 0);
+    memory
+        .copy_out(0, &mut inline[start..])
+        .map_err(|error| error.to_string())?;
+    let nbytes = memory.len() as u64;
+    Ok(RemoteTensorDesc {
+        address_space: AddressSpace::HostInline,
+        owner_worker_id: WorkerId(0),
+        buffer_id: BufferId(0),
+        offset: 0,
+        nbytes,
+        remote_addr: 0,
+        rkey_or_token: 0,
+        generation: Generation(0),
+        inline_payload_offset: start as u64,
+        inline_payload_len: nbytes,
+        flags: 0,
+    })
+}
+
+impl Endpoint for RemoteEndpoint {
+    fn info(&self) -> EndpointInfo {
+        EndpointInfo {
+            name: self.name.clone(),
+            pid: self.pid,
+            capacity: 1,
+            shares_memory: false,
+            session: Some(self.session),
+        }
+    }
+
+    fn submit(&mut self, ticket: Ticket, task: &OutboundTask<'_>) -> Result<(), SubmitError> {
+        let payload = self.payload(task).map_err(SubmitError::Refused)?;
+        let request = Request {
+            ticket,
+            frame_type: FrameType::Task,
+            payload,
+            expected: Expected::Task,
+        };
+        self.lane
+            .send(request)
+            .map_err(|reason| self.gone(reason).into())
+    }
+
+    fn control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<(), EndpointGone> {
+        let request = match encode(self.worker, self.features, request) {
+            Ok(outgoing) => Request {
+                ticket,
+                frame_type: FrameType::Control,
+                payload: outgoing.payload,
+                expected: Expected::Control {
+                    name: outgoing.name,
+                    reply: outgoing.reply,
+                },
+            },
+            Err(failure) => {
+                return self
+                    .lane
+                    .answer(EndpointEvent::ControlDone {
+                        ticket,
+                        result: Err(failure),
+                    })
+                    .map_err(|r| self.gone(r));
+            }
+        };
+        self.lane.send(request).map_err(|reason| self.gone(reason))
+    }
+
+    fn poll_event(&mut self) -> Option<EndpointEvent> {
+        self.lane.poll_event(&mut self.lost_told)
+    }
+
+    fn kill(&mut self, reason: &str) {
+        self.health.expect_end();
+        self.lane.lose(reason);
+    }
+
+    fn begin_close(&mut self) {
+        self.health.expect_end();
+        self.lane.begin_close();
+    }
+
+    fn finish_close(&mut self, deadline: Instant) -> Result<(), String> {
+        self.begin_close();
+        // Both lanes end when the session has: then nothing of it is left.
+        let in_order = self.thread.join(deadline);
+        self.health.join(deadline);
+        if in_order {
+            return Ok(());
+        }
+        self.lane.lose("it was closed and did not end in time");
+        if self.thread.join(Instant::now() + JOIN_WITHIN) {
+            tracing::warn!(worker = %self.name, "the session did not end in time; its connections were closed, which ends it");
+            return Ok(());
+        }
+        Err(format!("the threads of {}", self.name))
+    }
+}
+
+impl Drop for RemoteEndpoint {
+    fn drop(&mut self) {
+        self.health.expect_end();
+        self.lane.lose("it was dropped");
+        if !self.thread.join(Instant::now() + JOIN_WITHIN) {
+            tracing::error!(worker = %self.name, "a lane's thread did not end");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The edge of the command lane: one thread that polls the socket, and a first write by whoever submits.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crossbeam_channel::{bounded, Receiver};
+use parking_lot::Mutex;
+use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags};
+
+use super::state::{LaneConfig, LaneError, LaneState, Request};
+use crate::channel::{timespec, Channel, Step};
+use crate::endpoint::EndpointEvent;
+
+/// Rings the worker's bell.
+pub(crate) type Ring = Arc<dyn Fn() + Send + Sync>;
+
+struct Inner {
+    state: LaneState,
+    /// Why it ended; set once. Closing in order is an end too.
+    lost: Option<String>,
+    /// We said SHUTDOWN: the other side closing is what we wait for.
+    closing: bool,
+}
+
+/// What the thread and the endpoint share.
+pub(crate) struct Lane {
+    channel: Box<dyn Channel>,
+    inner: Mutex<Inner>,
+    wake: OwnedFd,
+    ring: Ring,
+}
+
+/// The thread that serves a lane, joined by [`LaneThread::join`].
+pub(crate) struct LaneThread {
+    thread: Option<JoinHandle<()>>,
+    ended: Receiver<()>,
+}
+
+impl Lane {
+    /// Starts serving a lane whose HELLO was read.
+    pub(crate) fn start(
+        channel: Box<dyn Channel>,
+        config: LaneConfig,
+        name: &str,
+        ring: Ring,
+    ) -> std::io::Result<(Arc<Self>, LaneThread)> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let inner = Inner {
+            state: LaneState::new(config),
+            lost: None,
+            closing: false,
+        };
+        let lane = Arc::new(Self {
+            channel,
+            inner: Mutex::new(inner),
+            wake,
+            ring,
+        });
+        let of_thread = Arc::clone(&lane);
+        let (end, ended) = bounded(1);
+        let thread = std::thread::Builder::new()
+            .name(format!("echelon-{name}"))
+            .spawn(move || {
+                of_thread.serve();
+                let _ = end.send(());
+            })?;
+        Ok((
+            lane,
+            LaneThread {
+                thread: Some(thread),
+                ended,
+            },
+        ))
+    }
+
+    /// Queues a request; what the socket takes at once is written here, the rest by the thread. The reason when the lane has ended.
+    pub(crate) fn send(&self, request: Request) -> Result<(), String> {
+        let mut inner = self.inner.lock();
+        if let Some(reason) = &inner.lost {
+            return Err(reason.clone());
+        }
+        inner.state.enqueue(request, Instant::now());
+        let refused = !inner.state.events.is_empty();
+        let left = self.write(&mut inner);
+        drop(inner);
+        if left {
+            self.wake();
+        }
+        if refused {
+            (self.ring)();
+        }
+        Ok(())
+    }
+
+    /// Gives an answer that needed no frame.
+    pub(crate) fn answer(&self, event: EndpointEvent) -> Result<(), String> {
+        {
+            let mut inner = self.inner.lock();
+            if let Some(reason) = &inner.lost {
+                return Err(reason.clone());
+            }
+            inner.state.events.push_back(event);
+        }
+        (self.ring)();
+        Ok(())
+    }
+
+    /// The next event; `Lost` is given once, as the last.
+    pub(crate) fn poll_event(&self, lost_told: &mut bool) -> Option<EndpointEvent> {
+        if *lost_told {
+            return None;
+        }
+        let mut inner = self.inner.lock();
+        if let Some(event) = inner.state.events.pop_front() {
+            return Some(event);
+        }
+        let reason = inner.lost.clone()?;
+        *lost_told = true;
+        Some(EndpointEvent::Lost { reason })
+    }
+
+    /// Ends the lane with a reason; the first one counts. Answers that have arrived stay, later ones are never read.
+    pub(crate) fn lose(&self, reason: &str) {
+        {
+            let mut inner = self.inner.lock();
+            if inner.lost.is_some() {
+                return;
+            }
+            inner.lost = Some(reason.to_owned());
+        }
+        self.channel.shutdown();
+        self.wake();
+        (self.ring)();
+    }
+
+    /// Says SHUTDOWN, then that nothing more comes.
+    pub(crate) fn begin_close(&self) {
+        let mut inner = self.inner.lock();
+        if inner.lost.is_some() || inner.closing {
+            return;
+        }
+        inner.closing = true;
+        inner.state.shut_down(Instant::now());
+        let left = self.write(&mut inner);
+        drop(inner);
+        if left {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        // A full counter means that it is readable already.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Writes what the socket takes. True when the thread has to go on with it.
+    fn write(&self, inner: &mut Inner) -> bool {
+        loop {
+            let bytes = inner.state.unwritten();
+            if bytes.is_empty() {
+                if inner.closing {
+                    self.channel.finish_writing();
+                }
+                return false;
+            }
+            match self.channel.try_write(&[IoSlice::new(bytes)]) {
+                Ok(Step::Moved(count)) => inner.state.wrote(count, Instant::now()),
+                // A broken connection is found by the thread, which reads its reason.
+                Ok(Step::Blocked | Step::Ended) | Err(_) => return true,
+            }
+        }
+    }
+
+    /// Reads what is there.
+    fn read(&self, inner: &mut Inner) -> Result<bool, LaneError> {
+        let mut progressed = false;
+        loop {
+            match self.channel.try_read(inner.state.read_into()) {
+                Ok(Step::Moved(count)) => {
+                    inner.state.read(count, Instant::now())?;
+                    progressed = true;
+                }
+                Ok(Step::Blocked) => return Ok(progressed),
+                Ok(Step::Ended) => return Err(LaneError::Ended),
+                Err(error) => return Err(LaneError::Io(error.to_string())),
+            }
+        }
+    }
+
+    fn serve(&self) {
+        loop {
+            let mut inner = self.inner.lock();
+            if inner.lost.is_some() {
+                return;
+            }
+            let now = Instant::now();
+            let read = self.read(&mut inner);
+            let outcome = read.and_then(|progressed| {
+                let blocked = self.write(&mut inner);
+                inner.state.check_deadlines(now)?;
+                Ok((progressed, blocked))
+            });
+            let (progressed, blocked) = match outcome {
+                Ok(step) => step,
+                Err(error) => {
+                    let reason = if inner.closing {
+                        "it was closed".to_owned()
+                    } else {
+                        error.to_string()
+                    };
+                    drop(inner);
+                    self.lose(&reason);
+                    return;
+                }
+            };
+            let deadline = inner.state.next_deadline();
+            drop(inner);
+            if progressed {
+                (self.ring)();
+            }
+            self.wait(blocked, deadline);
+        }
+    }
+
+    fn wait(&self, blocked: bool, deadline: Option<Instant>) {
+        let flags = if blocked {
+            PollFlags::IN | PollFlags::OUT
+        } else {
+            PollFlags::IN
+        };
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.channel.as_fd(), flags),
+            PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
+        ];
+        let timeout =
+            deadline.map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
+        // An interrupted poll is a spurious wake: the loop looks at everything again.
+        let _ = poll(&mut fds, timeout.as_ref());
+        if !fds[1].revents().is_empty() {
+            let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        }
+    }
+}
+
+impl LaneThread {
+    /// Waits for the thread's end; false when `deadline` passes first.
+    pub(crate) fn join(&mut self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Some(thread) = self.thread.take() else {
+            return true;
+        };
+        if self.ended.recv_timeout(left).is_err() && !thread.is_finished() {
+            self.thread = Some(thread);
+            return false;
+        }
+        if thread.join().is_err() {
+            tracing::error!("a lane's thread panicked");
+        }
+        true
+    }
+}

@@ -1,0 +1,373 @@
+//! Controls into CONTROL frames, and replies back (slr3-v1 §5). Pure, but for the one copy of a payload out of pinned memory.
+
+use echelon_wire::callable::CallableKind;
+use echelon_wire::codec::{Decode, Encode, Writer};
+use echelon_wire::error::EncodeError;
+use echelon_wire::frame::control::buffer::{AllocCommand, AllocResult, CopyHeader, FreeCommand};
+use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand, PAYLOAD_VERSION};
+use echelon_wire::frame::control::transfer::{
+    ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport,
+};
+use echelon_wire::frame::{Control, ControlName, Features};
+use echelon_wire::id::WorkerId;
+use echelon_wire::limits::{MAX_COPY_FROM_BYTES, MAX_COPY_TO_BYTES};
+
+use crate::callable::CallableSource;
+use crate::endpoint::{
+    BufferKey, ControlFailure, ControlReply, ControlRequest, EndpointEvent, RegisterStep,
+    TaskFailure, TaskReport, Ticket,
+};
+use crate::memory::HostMemory;
+
+/// What is to come back for a request.
+pub(crate) enum Expected {
+    /// A completion.
+    Task,
+    /// A reply with this name.
+    Control { name: ControlName, reply: ReplyKind },
+}
+
+impl Expected {
+    pub(crate) fn is_control(&self) -> bool {
+        matches!(self, Self::Control { .. })
+    }
+
+    /// The event of a request that was never sent.
+    pub(crate) fn refused(&self, ticket: Ticket, message: String) -> EndpointEvent {
+        match self {
+            Self::Task => {
+                let report = TaskReport {
+                    failure: Some(TaskFailure { message }),
+                    ..TaskReport::default()
+                };
+                EndpointEvent::Done { ticket, report }
+            }
+            Self::Control { .. } => EndpointEvent::ControlDone {
+                ticket,
+                result: Err(ControlFailure::Refused(message)),
+            },
+        }
+    }
+}
+
+/// How the bytes of a successful reply are read.
+pub(crate) enum ReplyKind {
+    Empty,
+    Allocated { nbytes: u64 },
+    Copied { into: HostMemory },
+    Exported,
+    Imported,
+    Trace,
+}
+
+impl ReplyKind {
+    /// Reads and checks a result: whatever the parent relies on must be what it asked for (slr3-v1 §5).
+    pub(crate) fn decode(self, worker: WorkerId, result: &[u8]) -> Result<ControlReply, String> {
+        let text = |error: echelon_wire::error::DecodeError| error.to_string();
+        match self {
+            Self::Empty if result.is_empty() => Ok(ControlReply::Done),
+            Self::Empty => Err(format!(
+                "{} bytes of result where none belong",
+                result.len()
+            )),
+            Self::Allocated { nbytes } => {
+                let made = AllocResult::decode(result).map_err(text)?;
+                made.expect(worker, nbytes).map_err(text)?;
+                Ok(ControlReply::Allocated {
+                    buffer: BufferKey {
+                        buffer: made.buffer_id,
+                        generation: made.generation,
+                    },
+                    remote_addr: made.remote_addr,
+                    rkey: made.rkey_or_token,
+                })
+            }
+            Self::Copied { into } if into.len() == result.len() => {
+                into.copy_in(0, result).map_err(|error| error.to_string())?;
+                Ok(ControlReply::Done)
+            }
+            Self::Copied { into } => Err(format!(
+                "{} bytes came and {} were asked for",
+                result.len(),
+                into.len()
+            )),
+            Self::Exported => {
+                let made = ExportResult::decode(result).map_err(text)?;
+                if made.owner_worker_id != worker {
+                    return Err(format!("the export names worker {}", made.owner_worker_id));
+                }
+                Ok(ControlReply::Exported(Box::new(made.into_owned())))
+            }
+            Self::Imported => {
+                let made = ImportResult::decode(result).map_err(text)?;
+                if made.importer_worker_id != worker {
+                    return Err(format!(
+                        "the import names worker {}",
+                        made.importer_worker_id
+                    ));
+                }
+                Ok(ControlReply::Imported(Box::new(made.into_owned())))
+            }
+            Self::Trace => Ok(ControlReply::Trace(result.to_vec())),
+        }
+    }
+}
+
+/// A control as it is sent.
+pub(crate) struct Outgoing {
+    pub(crate) name: ControlName,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) reply: ReplyKind,
+}
+
+/// Encodes a control for the session of `worker`.
+pub(crate) fn encode(
+    worker: WorkerId,
+    features: Features,
+    request: ControlRequest,
+) -> Result<Outgoing, ControlFailure> {
+    use ControlName as N;
+    let refused = |error: EncodeError| ControlFailure::Refused(error.to_string());
+    let done = |name: ControlName, command: &dyn Encode| {
+        control(name, command, ReplyKind::Empty).map_err(refused)
+    };
+    match request {
+        ControlRequest::Register {
+            step,
+            callable,
+            registry,
+        } => {
+            let (digest, kind) = (callable.digest, callable.kind);
+            let digest_command = DigestCommand {
+                target_registry: registry,
+                callable_kind: kind,
+                digest,
+            };
+            match step {
+                RegisterStep::Commit => done(N::CommitRegisterCallable, &digest_command),
+                RegisterStep::Abort => done(N::AbortRegisterCallable, &digest_command),
+                RegisterStep::Prepare => {
+                    let CallableSource::Import(target) = &callable.source else {
+                        return Err(serialized(&callable.name));
+                    };
+                    let payload = target.to_string().into_bytes();
+                    let command = RegisterCommand {
+                        target_registry: registry,
+                        callable_kind: CallableKind::PythonImport,
+                        digest,
+                        payload_version: PAYLOAD_VERSION,
+                        payload: payload.into(),
+                    };
+                    done(N::PrepareRegisterCallable, &command)
+                }
+            }
+        }
+        ControlRequest::Unregister {
+            digest,
+            kind,
+            registry,
+        } => done(
+            N::UnregisterCallable,
+            &DigestCommand {
+                target_registry: registry,
+                callable_kind: kind,
+                digest,
+            },
+        ),
+        ControlRequest::Alloc { nbytes } => control(
+            N::AllocRemoteBuffer,
+            &AllocCommand { nbytes },
+            ReplyKind::Allocated { nbytes },
+        )
+        .map_err(refused),
+        ControlRequest::Free { buffer } => done(
+            N::FreeRemoteBuffer,
+            &FreeCommand {
+                worker_id: worker,
+                buffer_id: buffer.buffer,
+                generation: buffer.generation,
+            },
+        ),
+        ControlRequest::CopyTo {
+            buffer,
+            offset,
+            source,
+        } => copy_to(worker, buffer, offset, &source),
+        ControlRequest::CopyFrom {
+            buffer,
+            offset,
+            destination,
+        } => copy_from(worker, buffer, offset, destination),
+        ControlRequest::CollectTrace if features.contains(Features::TIMED_COMPLETION) => {
+            Ok(Outgoing {
+                name: N::CollectTrace,
+                payload: wrap(N::CollectTrace, &[]).map_err(refused)?,
+                reply: ReplyKind::Trace,
+            })
+        }
+        ControlRequest::CollectTrace => Err(unsupported(
+            "a timeline",
+            "the session knows version 1 only",
+        )),
+        ControlRequest::DropRegion { .. } => Err(unsupported(
+            "a region of shared memory",
+            "use a remote buffer",
+        )),
+        transfer => encode_transfer(worker, transfer).map_err(refused),
+    }
+}
+
+fn encode_transfer(worker: WorkerId, request: ControlRequest) -> Result<Outgoing, EncodeError> {
+    match request {
+        ControlRequest::Export {
+            buffer,
+            offset,
+            nbytes,
+            access,
+        } => {
+            let command = ExportRequest {
+                owner_worker_id: worker,
+                buffer_id: buffer.buffer,
+                generation: buffer.generation,
+                offset,
+                nbytes,
+                access_flags: access,
+                transport_profile: "sim".into(),
+            };
+            control(ControlName::ExportBuffer, &command, ReplyKind::Exported)
+        }
+        ControlRequest::Import { export, access } => {
+            let command = ImportRequest {
+                importer_worker_id: worker,
+                requested_access_flags: access,
+                export: *export,
+            };
+            control(ControlName::ImportBuffer, &command, ReplyKind::Imported)
+        }
+        ControlRequest::ReleaseImport {
+            owner,
+            buffer,
+            import,
+        } => {
+            let command = ReleaseImport {
+                importer_worker_id: worker,
+                owner_worker_id: owner,
+                buffer_id: buffer.buffer,
+                generation: buffer.generation,
+                import_id: import,
+            };
+            control(ControlName::ReleaseImport, &command, ReplyKind::Empty)
+        }
+        // Every other request is taken by `encode`.
+        _ => control(ControlName::CollectTrace, &Nothing, ReplyKind::Trace),
+    }
+}
+
+/// A command without bytes.
+struct Nothing;
+
+impl Encode for Nothing {
+    fn encode(&self, _writer: &mut Writer) -> Result<(), EncodeError> {
+        Ok(())
+    }
+}
+
+fn copy_to(
+    worker: WorkerId,
+    buffer: BufferKey,
+    offset: u64,
+    source: &HostMemory,
+) -> Result<Outgoing, ControlFailure> {
+    let size = source.len() as u64;
+    if size > MAX_COPY_TO_BYTES {
+        return Err(too_large(size, MAX_COPY_TO_BYTES));
+    }
+    let header = CopyHeader {
+        worker_id: worker,
+        buffer_id: buffer.buffer,
+        generation: buffer.generation,
+        offset,
+        size,
+    };
+    let mut writer = Writer::with_capacity(64 + source.len());
+    // The head of the whole CONTROL payload: the data follows without another copy.
+    header
+        .encode_copy_to_head(&mut writer)
+        .map_err(|error| ControlFailure::Refused(error.to_string()))?;
+    let mut payload = writer.into_bytes();
+    let start = payload.len();
+    payload.resize(start + source.len(), 0);
+    source
+        .copy_out(0, &mut payload[start..])
+        .map_err(|error| ControlFailure::Refused(error.to_string()))?;
+    Ok(Outgoing {
+        name: ControlName::CopyToRemote,
+        payload,
+        reply: ReplyKind::Empty,
+    })
+}
+
+fn copy_from(
+    worker: WorkerId,
+    buffer: BufferKey,
+    offset: u64,
+    into: HostMemory,
+) -> Result<Outgoing, ControlFailure> {
+    let size = into.len() as u64;
+    if size > MAX_COPY_FROM_BYTES {
+        return Err(too_large(size, MAX_COPY_FROM_BYTES));
+    }
+    let header = CopyHeader {
+        worker_id: worker,
+        buffer_id: buffer.buffer,
+        generation: buffer.generation,
+        offset,
+        size,
+    };
+    control(
+        ControlName::CopyFromRemote,
+        &header,
+        ReplyKind::Copied { into },
+    )
+    .map_err(|error| ControlFailure::Refused(error.to_string()))
+}
+
+fn control(
+    name: ControlName,
+    command: &dyn Encode,
+    reply: ReplyKind,
+) -> Result<Outgoing, EncodeError> {
+    let mut bytes = Writer::with_capacity(64);
+    command.encode(&mut bytes)?;
+    Ok(Outgoing {
+        name,
+        payload: wrap(name, bytes.as_bytes())?,
+        reply,
+    })
+}
+
+fn wrap(name: ControlName, command: &[u8]) -> Result<Vec<u8>, EncodeError> {
+    let mut writer = Writer::with_capacity(16 + command.len());
+    Control::new(name, command).encode(&mut writer)?;
+    Ok(writer.into_bytes())
+}
+
+fn too_large(size: u64, limit: u64) -> ControlFailure {
+    ControlFailure::Refused(format!(
+        "a copy of {size} bytes in one command, limit {limit}; split it"
+    ))
+}
+
+fn serialized(name: &str) -> ControlFailure {
+    ControlFailure::Refused(format!(
+        "{name} has no import path, and this session takes import paths only"
+    ))
+}
+
+fn unsupported(what: &'static str, hint: &'static str) -> ControlFailure {
+    ControlFailure::Unsupported {
+        what,
+        worker: "the session".into(),
+        hint,
+    }
+}
