@@ -293,7 +293,7 @@ pub(crate) fn check_kinds(
     any_remote: bool,
 ) -> Result<(), Error> {
     for (index, arg) in tensors.iter().enumerate() {
-        let remote = matches!(arg.source, ArgSource::Remote { .. });
+        let remote = matches!(arg.source, ArgSource::Remote { .. } | ArgSource::Inline(_));
         if remote && !any_remote {
             return Err(Error::wrong_type(
                 "args",
