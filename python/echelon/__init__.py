@@ -1,0 +1,95 @@
+"""Echelon: a hierarchical distributed task runtime.
+
+A script is the parent. It submits small tasks with tensor arguments; Echelon infers their order from the tensors and
+runs them on local worker processes and on remote sessions.
+
+    import echelon as ec
+
+    def double(args):
+        args.tensor(0).numpy()[:] *= 2
+
+    def main(orch, args, config):
+        a = ec.TaskArgs()
+        a.add_tensor(array, ec.TensorArgType.INOUT)
+        orch.submit_sub(handle, a)
+
+    with ec.Worker(num_sub_workers=2) as w:
+        handle = w.register(double)
+        w.run(main)
+
+Importing this package starts nothing and imports neither numpy nor cloudpickle.
+"""
+
+from . import errors, session
+from ._core import (
+    CallableHandle,
+    CallConfig,
+    Orchestrator,
+    RemoteBufferExport,
+    RemoteBufferHandle,
+    RemoteCallable,
+    RemoteTensorRef,
+    RemoteWorkerSpec,
+    RunReport,
+    TaskArgs,
+    TaskHandle,
+    Tensor,
+    Worker,
+    __version__,
+)
+from ._enums import AccessFlags, AddressSpace, DataType, TensorArgType
+from .errors import (
+    CloseError,
+    EchelonError,
+    EchelonTimeout,
+    EndpointLost,
+    HandleError,
+    LifecycleError,
+    NotEligibleError,
+    RegistrationError,
+    RemoteError,
+    ResourceExhausted,
+    RunError,
+    StartupError,
+    TaskError,
+    TaskFailure,
+)
+from .local_cluster import LocalCluster
+
+__all__ = [
+    "AccessFlags",
+    "AddressSpace",
+    "CallConfig",
+    "CallableHandle",
+    "CloseError",
+    "DataType",
+    "EchelonError",
+    "EchelonTimeout",
+    "EndpointLost",
+    "HandleError",
+    "LifecycleError",
+    "LocalCluster",
+    "NotEligibleError",
+    "Orchestrator",
+    "RegistrationError",
+    "RemoteBufferExport",
+    "RemoteBufferHandle",
+    "RemoteCallable",
+    "RemoteError",
+    "RemoteTensorRef",
+    "RemoteWorkerSpec",
+    "ResourceExhausted",
+    "RunError",
+    "RunReport",
+    "StartupError",
+    "TaskArgs",
+    "TaskError",
+    "TaskFailure",
+    "TaskHandle",
+    "Tensor",
+    "TensorArgType",
+    "Worker",
+    "__version__",
+    "errors",
+    "session",
+]

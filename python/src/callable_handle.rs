@@ -1,0 +1,52 @@
+//! `CallableHandle`: a registered callable.
+
+use echelon_runtime::worker::CallableHandle;
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+/// A callable registered with `Worker.register`. It has no public constructor and cannot be pickled.
+#[pyclass(frozen, module = "echelon._core", name = "CallableHandle")]
+pub(crate) struct PyCallableHandle(pub(crate) CallableHandle);
+
+#[pymethods]
+impl PyCallableHandle {
+    /// `"sha256:"` and 64 hexadecimal digits: the identity of the callable on every host.
+    #[getter]
+    fn hashid(&self) -> String {
+        self.0.hashid()
+    }
+
+    /// The 32 bytes behind the hashid.
+    #[getter]
+    fn digest<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, self.0.digest().as_bytes())
+    }
+
+    /// `"PYTHON_IMPORT"`, `"PYTHON_SERIALIZED"` or `"CHIP_CALLABLE"`.
+    #[getter]
+    fn kind(&self) -> &'static str {
+        self.0.kind().name()
+    }
+
+    /// `module:qualname`.
+    #[getter]
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "<CallableHandle {} {}>",
+            self.0.name(),
+            self.0.kind().name()
+        )
+    }
+
+    fn __reduce_ex__(&self, _protocol: &Bound<'_, PyAny>) -> PyResult<()> {
+        Err(PyTypeError::new_err(
+            "a CallableHandle cannot be pickled: it belongs to the Worker that made it; in a session use \
+             ec.session.get_inner_handle(hashid)",
+        ))
+    }
+}

@@ -1,0 +1,97 @@
+//! From Rust errors to the exception tree of `echelon.errors`; the one mapping.
+
+use echelon_runtime::error::{Error, FailureKind, RunError, TaskFailureInfo};
+use echelon_runtime::memory::MemoryError;
+use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyList, PyModule};
+
+use crate::gil;
+
+static ERRORS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+
+/// The exception of an error.
+pub(crate) fn to_py(py: Python<'_>, error: Error) -> PyErr {
+    let text = error.to_string();
+    match error {
+        Error::Argument { .. } => PyValueError::new_err(text),
+        Error::Type { .. } => PyTypeError::new_err(text),
+        Error::Lifecycle { .. } => named(py, "LifecycleError", &text),
+        Error::NotEligible { .. } => named(py, "NotEligibleError", &text),
+        Error::Resource { .. } => named(py, "ResourceExhausted", &text),
+        Error::Handle { .. } => named(py, "HandleError", &text),
+        Error::Registration { .. } => named(py, "RegistrationError", &text),
+        Error::Startup { .. } | Error::Process(_) => named(py, "StartupError", &text),
+        Error::Remote { .. } => named(py, "RemoteError", &text),
+        Error::EndpointLost { .. } => named(py, "EndpointLost", &text),
+        Error::Run(run) => run_error(py, &run, &text).unwrap_or_else(|raised| raised),
+        Error::Timeout { .. } => named(py, "EchelonTimeout", &text),
+        Error::Interrupted => {
+            gil::take_raised().unwrap_or_else(|| PyKeyboardInterrupt::new_err(()))
+        }
+        Error::Close { .. } => named(py, "CloseError", &text),
+        Error::Memory(cause) => match *cause {
+            MemoryError::Exhausted { .. } | MemoryError::NoSpace { .. } => {
+                named(py, "ResourceExhausted", &text)
+            }
+            _ => named(py, "EchelonError", &text),
+        },
+        // The enum is open: a variant that this file does not know is still one of ours.
+        _ => named(py, "EchelonError", &text),
+    }
+}
+
+/// An exception of `echelon.errors` by name.
+pub(crate) fn named(py: Python<'_>, class: &str, text: &str) -> PyErr {
+    match class_of(py, class).and_then(|class| class.call1((text,))) {
+        Ok(instance) => PyErr::from_value(instance),
+        Err(raised) => raised,
+    }
+}
+
+/// A `LifecycleError`.
+pub(crate) fn lifecycle(py: Python<'_>, text: &str) -> PyErr {
+    named(py, "LifecycleError", text)
+}
+
+fn class_of<'py>(py: Python<'py>, class: &str) -> PyResult<Bound<'py, PyAny>> {
+    let module = ERRORS.get_or_try_init(py, || py.import("echelon.errors").map(Bound::unbind))?;
+    module.bind(py).getattr(class)
+}
+
+fn run_error(py: Python<'_>, run: &RunError, text: &str) -> PyResult<PyErr> {
+    let class = match run.failures.first().map(|root| root.kind) {
+        Some(FailureKind::EndpointLost) => "EndpointLost",
+        Some(FailureKind::Failed) => "TaskError",
+        None => "RunError",
+    };
+    let failures = PyList::empty(py);
+    for failure in &run.failures {
+        failures.append(task_failure(py, failure)?)?;
+    }
+    let details = PyDict::new(py);
+    details.set_item("failures", failures)?;
+    details.set_item("skipped", run.skipped)?;
+    details.set_item("cancelled", run.cancelled)?;
+    details.set_item("undefined_ranges", &run.undefined_ranges)?;
+    let instance = class_of(py, class)?.call((text,), Some(&details))?;
+    Ok(PyErr::from_value(instance))
+}
+
+fn task_failure<'py>(py: Python<'py>, failure: &TaskFailureInfo) -> PyResult<Bound<'py, PyAny>> {
+    let outcome = match failure.kind {
+        FailureKind::Failed => "failed",
+        FailureKind::EndpointLost => "endpoint_lost",
+    };
+    class_of(py, "TaskFailure")?.call1((
+        outcome,
+        &failure.callable,
+        failure.worker_id,
+        &failure.worker,
+        &failure.host,
+        failure.sequence,
+        &failure.message,
+        failure.hint(),
+    ))
+}

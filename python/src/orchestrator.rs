@@ -1,0 +1,239 @@
+//! `Orchestrator`: what an orchestration function submits with.
+
+use echelon_runtime::args::TaskArgs;
+use echelon_runtime::memory::HostMemory;
+use echelon_runtime::worker::{CopySide, Orchestrator};
+use parking_lot::Mutex;
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+
+use crate::call_config::PyCallConfig;
+use crate::callable_handle::PyCallableHandle;
+use crate::remote_tensor_ref::{Backing, PyRemoteTensorRef};
+use crate::scope::PyScope;
+use crate::task_args::PyTaskArgs;
+use crate::task_handle::PyTaskHandle;
+use crate::tensor::PyTensor;
+use crate::{buffer, convert, error, gil};
+
+/// The submitting side of one run: the first argument of an orchestration function, valid until that function returns.
+///
+/// Tasks order themselves by the tensors that they name: the result is that of running them one by one in submit order.
+/// May be used from several threads.
+#[pyclass(frozen, module = "echelon._core", name = "Orchestrator")]
+pub(crate) struct PyOrchestrator(Mutex<Option<Orchestrator>>);
+
+impl PyOrchestrator {
+    pub(crate) fn new(orchestrator: Orchestrator) -> Self {
+        Self(Mutex::new(Some(orchestrator)))
+    }
+
+    /// The function has returned: what kept the object cannot submit any more, and keeps no engine alive.
+    pub(crate) fn end(&self) {
+        let ended = self.0.lock().take();
+        drop(ended);
+    }
+
+    pub(crate) fn inner(&self, py: Python<'_>) -> PyResult<Orchestrator> {
+        let inner = self.0.lock().clone();
+        inner.ok_or_else(|| {
+            error::lifecycle(
+                py,
+                "the orchestration function of this run has returned; submit from within it",
+            )
+        })
+    }
+}
+
+#[pymethods]
+impl PyOrchestrator {
+    /// Submits a task to one next-level worker.
+    ///
+    /// Args:
+    ///     handle: what to call, as `fn(orch, args, config)`.
+    ///     args: its arguments; a snapshot is taken.
+    ///     config: a `CallConfig`; the default one when absent.
+    ///     worker: id of the worker, or -1 for any eligible one.
+    ///
+    /// Raises NotEligibleError with each worker's reason, HandleError, ResourceExhausted when a limit is reached and nothing
+    /// is running that could make room, TypeError for memory that cannot go there.
+    #[pyo3(signature = (handle, args, config=None, *, worker=-1),
+           text_signature = "($self, handle, args, config=None, *, worker=-1)")]
+    fn submit_next_level(
+        &self,
+        py: Python<'_>,
+        handle: &PyCallableHandle,
+        args: &PyTaskArgs,
+        config: Option<&PyCallConfig>,
+        worker: i32,
+    ) -> PyResult<PyTaskHandle> {
+        let orchestrator = self.inner(py)?;
+        let args = args.snapshot(py)?;
+        let config = config.cloned().unwrap_or_default().0;
+        let worker = (worker != -1).then_some(worker);
+        gil::blocking(py, || {
+            orchestrator.submit_next_level(&handle.0, args, config, worker)
+        })
+        .map(PyTaskHandle)
+    }
+
+    /// Submits a gang: one member for each entry of `args_list`, at once on distinct next-level workers.
+    ///
+    /// Args:
+    ///     args_list: one `TaskArgs` a member, at least one.
+    ///     workers: one worker id a member, or `None` for any eligible ones.
+    ///
+    /// Raises as `submit_next_level`; also when members touch the same bytes and one writes, or there are too few workers.
+    #[pyo3(signature = (handle, args_list, config=None, *, workers=None))]
+    fn submit_next_level_group(
+        &self,
+        py: Python<'_>,
+        handle: &PyCallableHandle,
+        args_list: &Bound<'_, PyAny>,
+        config: Option<&PyCallConfig>,
+        workers: Option<Vec<i32>>,
+    ) -> PyResult<PyTaskHandle> {
+        let orchestrator = self.inner(py)?;
+        let args = snapshots(args_list)?;
+        let config = config.cloned().unwrap_or_default().0;
+        gil::blocking(py, || {
+            orchestrator.submit_next_level_group(&handle.0, args, config, workers)
+        })
+        .map(PyTaskHandle)
+    }
+
+    /// Submits a task to a sub worker.
+    ///
+    /// Args:
+    ///     handle: what to call, as `fn(args)`.
+    ///     args: its arguments, none when absent; a snapshot is taken.
+    ///
+    /// Raises as `submit_next_level`; TypeError for a RemoteTensorRef.
+    #[pyo3(signature = (handle, args=None))]
+    fn submit_sub(
+        &self,
+        py: Python<'_>,
+        handle: &PyCallableHandle,
+        args: Option<&PyTaskArgs>,
+    ) -> PyResult<PyTaskHandle> {
+        let orchestrator = self.inner(py)?;
+        let args = args.map_or_else(|| Ok(TaskArgs::new()), |args| args.snapshot(py))?;
+        gil::blocking(py, || orchestrator.submit_sub(&handle.0, args)).map(PyTaskHandle)
+    }
+
+    /// Submits one member for each entry of `args_list` to sub workers; they may run in waves.
+    ///
+    /// Raises as `submit_sub`.
+    fn submit_sub_group(
+        &self,
+        py: Python<'_>,
+        handle: &PyCallableHandle,
+        args_list: &Bound<'_, PyAny>,
+    ) -> PyResult<PyTaskHandle> {
+        let orchestrator = self.inner(py)?;
+        let args = snapshots(args_list)?;
+        gil::blocking(py, || orchestrator.submit_sub_group(&handle.0, args)).map(PyTaskHandle)
+    }
+
+    /// Allocates a tensor in shared memory; its contents are undefined.
+    ///
+    /// Inside `with orch.scope():` it may be submitted until the scope ends, else until the run ends. The memory is reused
+    /// when neither a task nor a view of it is left.
+    ///
+    /// Raises ResourceExhausted when the worker's memory_limit is reached and nothing running could give some back.
+    fn alloc(
+        &self,
+        py: Python<'_>,
+        shape: &Bound<'_, PyAny>,
+        dtype: &Bound<'_, PyAny>,
+    ) -> PyResult<PyTensor> {
+        let orchestrator = self.inner(py)?;
+        let meta = convert::meta(
+            &convert::shape_from_py(shape)?,
+            convert::dtype_from_py(dtype)?,
+        )?;
+        let tensor = gil::blocking(py, || orchestrator.alloc(meta))?;
+        PyTensor::new(py, tensor)
+    }
+
+    /// A context manager that bounds the use of the memory that is allocated inside it.
+    fn scope(slf: Py<Self>) -> PyScope {
+        PyScope(slf)
+    }
+
+    /// Submits a copy as a node of the graph; both sides have one size.
+    ///
+    /// Args:
+    ///     dst: a `Tensor`, a `RemoteTensorRef` or a writable array.
+    ///     src: the same, or inline bytes.
+    ///
+    /// Raises ValueError when the sizes differ or `dst` is read-only, HandleError, TypeError.
+    fn copy(
+        &self,
+        py: Python<'_>,
+        dst: &Bound<'_, PyAny>,
+        src: &Bound<'_, PyAny>,
+    ) -> PyResult<PyTaskHandle> {
+        let orchestrator = self.inner(py)?;
+        let dst = copy_side("dst", dst)?;
+        let src = copy_side("src", src)?;
+        gil::blocking(py, || orchestrator.copy(dst, src)).map(PyTaskHandle)
+    }
+
+    fn __repr__(&self) -> &'static str {
+        if self.0.lock().is_some() {
+            "<Orchestrator>"
+        } else {
+            "<Orchestrator of an ended run>"
+        }
+    }
+}
+
+fn snapshots(args_list: &Bound<'_, PyAny>) -> PyResult<Vec<TaskArgs>> {
+    let py = args_list.py();
+    let items = args_list.try_iter().map_err(|_| {
+        PyTypeError::new_err(format!(
+            "args_list must be a sequence of TaskArgs, not {}",
+            convert::type_name(args_list)
+        ))
+    })?;
+    items
+        .map(|item| {
+            let item = item?;
+            let args = item.cast::<PyTaskArgs>().map_err(|_| {
+                PyTypeError::new_err(format!(
+                    "args_list must hold TaskArgs, not {}",
+                    convert::type_name(&item)
+                ))
+            })?;
+            args.get().snapshot(py)
+        })
+        .collect()
+}
+
+fn copy_side(what: &str, object: &Bound<'_, PyAny>) -> PyResult<CopySide> {
+    if let Ok(tensor) = object.cast::<PyTensor>() {
+        return Ok(CopySide::Tensor(tensor.get().inner().clone()));
+    }
+    if let Ok(reference) = object.cast::<PyRemoteTensorRef>() {
+        let reference = reference.get();
+        let meta = reference.meta;
+        return Ok(match &reference.backing {
+            Backing::Remote { buffer, offset } => CopySide::Remote {
+                buffer: buffer.clone(),
+                offset: *offset,
+                meta,
+            },
+            Backing::Inline(bytes) => CopySide::Host {
+                memory: HostMemory::from_bytes(bytes.clone()),
+                meta,
+            },
+        });
+    }
+    let host = buffer::pin(what, &buffer::exporter(object)?)?;
+    let meta = host.meta(what, None)?;
+    Ok(CopySide::Host {
+        memory: host.memory,
+        meta,
+    })
+}

@@ -1,0 +1,48 @@
+//! The main functions of the processes that Echelon starts: local children, sessions, the daemon.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use echelon_runtime::child::{Child, ChildArgs, ChildError};
+use echelon_runtime::worker::Worker;
+use pyo3::prelude::*;
+
+use crate::host::PyHost;
+use crate::{gil, worker_options};
+
+/// Serves as a local worker until the parent ends it; returns the exit status. Started by the runtime.
+#[pyfunction]
+pub(crate) fn child_main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<i32> {
+    let inner = Worker::builder()
+        .child_program(worker_options::child_program(py)?)
+        .child_env(worker_options::child_env(py)?);
+    let served = gil::detached(py, || -> Result<(), ChildError> {
+        let args = ChildArgs::parse(argv)?;
+        Child::attach(args, Arc::new(PyHost), inner)?.serve()
+    });
+    match served {
+        Ok(()) => Ok(0),
+        Err(cause) => failed(py, "echelon child", &cause),
+    }
+}
+
+/// Runs one session; returns the exit status. Started by the daemon.
+#[pyfunction]
+pub(crate) fn session_main(_py: Python<'_>, argv: Vec<String>) -> i32 {
+    drop(argv);
+    2
+}
+
+/// Runs the daemon until SIGTERM or SIGINT; returns the exit status.
+#[pyfunction]
+pub(crate) fn daemon_main(_py: Python<'_>, argv: Vec<String>) -> i32 {
+    drop(argv);
+    2
+}
+
+/// Says on standard error why the process ends.
+fn failed(py: Python<'_>, who: &str, cause: &dyn std::fmt::Display) -> PyResult<i32> {
+    let stderr = py.import("sys")?.getattr("stderr")?;
+    stderr.call_method1("write", (format!("{who}: {cause}\n"),))?;
+    Ok(1)
+}

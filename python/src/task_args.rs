@@ -1,0 +1,381 @@
+//! `TaskArgs`: what a task is given, on both ends.
+
+use std::mem;
+
+use echelon_runtime::args::TaskArgs;
+use echelon_runtime::tensor::{Tag, TaskView, Tensor};
+use echelon_wire::tensor::DataType;
+use parking_lot::Mutex;
+use pyo3::exceptions::{PyIndexError, PyTypeError};
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::remote_tensor_ref::{Backing, PyRemoteTensorRef};
+use crate::tensor::PyTensor;
+use crate::{buffer, convert};
+
+/// The two lives of arguments.
+enum Side {
+    /// Being put together, with the Python objects in order.
+    Building {
+        args: TaskArgs,
+        objects: Vec<Py<PyAny>>,
+    },
+    /// Received by a callable.
+    Received(TaskView),
+}
+
+/// The arguments of one task: tensors with tags, and scalars.
+///
+/// A submit takes a snapshot: the object may be changed and submitted again. A callable receives one too, as `args`, and may
+/// hand it on to tasks of its own.
+#[pyclass(frozen, module = "echelon._core", name = "TaskArgs")]
+pub(crate) struct PyTaskArgs(Mutex<Side>);
+
+impl PyTaskArgs {
+    /// What a callable receives.
+    pub(crate) fn received(view: TaskView) -> Self {
+        Self(Mutex::new(Side::Received(view)))
+    }
+
+    /// The arguments to submit.
+    pub(crate) fn snapshot(&self, py: Python<'_>) -> PyResult<TaskArgs> {
+        match &*self.0.lock() {
+            Side::Building { args, .. } => Ok(args.clone()),
+            Side::Received(view) => forward(py, view),
+        }
+    }
+
+    fn tensor_count(&self) -> usize {
+        match &*self.0.lock() {
+            Side::Building { args, .. } => args.tensors().len(),
+            Side::Received(view) => view.tensors.len(),
+        }
+    }
+
+    fn scalar_values(&self) -> Vec<u64> {
+        match &*self.0.lock() {
+            Side::Building { args, .. } => args.scalars().to_vec(),
+            Side::Received(view) => view.scalars.clone(),
+        }
+    }
+
+    fn tag_at(&self, index: usize) -> Option<Tag> {
+        match &*self.0.lock() {
+            Side::Building { args, .. } => args.tensors().get(index).map(|arg| arg.tag),
+            Side::Received(view) => view.tags.get(index).copied().flatten(),
+        }
+    }
+
+    fn add_any(
+        &self,
+        py: Python<'_>,
+        x: &Bound<'_, PyAny>,
+        tag: Tag,
+        dtype: Option<DataType>,
+    ) -> PyResult<()> {
+        let object = x.clone().unbind();
+        if let Ok(tensor) = x.cast::<PyTensor>() {
+            refuse_dtype(dtype)?;
+            let tensor = tensor.get().inner();
+            self.edit(py, |args, objects| {
+                args.add_tensor(tensor, tag)?;
+                objects.push(object);
+                Ok(())
+            })
+        } else if let Ok(reference) = x.cast::<PyRemoteTensorRef>() {
+            refuse_dtype(dtype)?;
+            let reference = reference.get();
+            self.edit(py, |args, objects| {
+                match &reference.backing {
+                    Backing::Remote { buffer, offset } => {
+                        args.add_remote(buffer, *offset, reference.meta, tag)?
+                    }
+                    Backing::Inline(bytes) => {
+                        args.add_inline(bytes.clone(), reference.meta, tag)?
+                    }
+                };
+                objects.push(object);
+                Ok(())
+            })
+        } else {
+            let host = buffer::pin("tensor", &buffer::exporter(x)?)?;
+            let meta = host.meta("tensor", dtype)?;
+            let memory = host.memory;
+            self.edit(py, |args, objects| {
+                args.add_host(memory, meta, tag)?;
+                objects.push(object);
+                Ok(())
+            })
+        }
+    }
+
+    /// Changes the arguments. `change` runs under the lock and must not call into Python.
+    fn edit<R>(
+        &self,
+        py: Python<'_>,
+        change: impl FnOnce(
+            &mut TaskArgs,
+            &mut Vec<Py<PyAny>>,
+        ) -> Result<R, echelon_runtime::error::Error>,
+    ) -> PyResult<R> {
+        let result = {
+            let mut side = self.0.lock();
+            match &mut *side {
+                Side::Building { args, objects } => Some(change(args, objects)),
+                Side::Received(_) => None,
+            }
+        };
+        match result {
+            Some(result) => result.map_err(convert::raise(py)),
+            None => Err(PyTypeError::new_err(
+                "these arguments were received by a callable and cannot be changed; make a new TaskArgs",
+            )),
+        }
+    }
+}
+
+#[pymethods]
+impl PyTaskArgs {
+    #[new]
+    fn new() -> Self {
+        Self(Mutex::new(Side::Building {
+            args: TaskArgs::new(),
+            objects: Vec::new(),
+        }))
+    }
+
+    /// Arguments in one expression: `TaskArgs.of((a, INPUT), (b, OUTPUT), scalars=(3, 4))`.
+    #[staticmethod]
+    #[pyo3(signature = (*tensors, scalars=None))]
+    fn of(
+        py: Python<'_>,
+        tensors: &Bound<'_, PyTuple>,
+        scalars: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Py<Self>> {
+        let args = Bound::new(py, Self::new())?;
+        for (index, pair) in tensors.iter().enumerate() {
+            let (tensor, tag) = pair
+                .extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()
+                .map_err(|_| {
+                    PyTypeError::new_err(format!(
+                        "argument {index} must be a pair (tensor, TensorArgType), not {}",
+                        convert::type_name(&pair)
+                    ))
+                })?;
+            Self::add_tensor(&args, &tensor, &tag, None)?;
+        }
+        if let Some(scalars) = scalars {
+            for scalar in scalars.try_iter()? {
+                Self::add_scalar(&args, &scalar?)?;
+            }
+        }
+        Ok(args.unbind())
+    }
+
+    /// Adds a tensor; returns the object itself.
+    ///
+    /// Args:
+    ///     x: a `Tensor`, a `RemoteTensorRef`, or anything C-contiguous with the buffer protocol, such as a numpy array. An
+    ///         array is read when the task becomes ready, and written back before tasks that depend on it start.
+    ///     tag: a `TensorArgType`: how the task uses it.
+    ///     dtype: another element type of the same size for an array, such as BFLOAT16 for uint16.
+    ///
+    /// Raises TypeError for another kind of object, ValueError for memory that is not contiguous or is read-only and
+    /// written by the task, HandleError for a released handle or one without the access.
+    #[pyo3(signature = (x, tag, *, dtype=None))]
+    fn add_tensor<'py>(
+        slf: &Bound<'py, Self>,
+        x: &Bound<'py, PyAny>,
+        tag: &Bound<'py, PyAny>,
+        dtype: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, Self>> {
+        let py = slf.py();
+        let tag = convert::tag_from_py(tag)?;
+        let dtype = dtype.map(convert::dtype_from_py).transpose()?;
+        let added = slf.get().add_any(py, x, tag, dtype);
+        if added.is_err() {
+            // A refused array is pinned no longer.
+            buffer::drain(py);
+        }
+        added.map(|()| slf.clone())
+    }
+
+    /// Adds a scalar of 64 bits; returns the object itself.
+    ///
+    /// Args:
+    ///     value: an int from 0 to 2^64-1. A negative one down to -2^63 is sent as its two's complement, and a worker's
+    ///         `args.scalar(i)` gives the unsigned number.
+    ///
+    /// Raises TypeError for another type, ValueError outside the range.
+    fn add_scalar<'py>(
+        slf: &Bound<'py, Self>,
+        value: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, Self>> {
+        let value = convert::scalar_from_py(value)?;
+        slf.get()
+            .edit(slf.py(), |args, _| args.add_scalar(value).map(|_| ()))?;
+        Ok(slf.clone())
+    }
+
+    /// Tensor argument `index`: in a callable a `Tensor`, where arguments are put together the object that was added.
+    ///
+    /// Raises IndexError.
+    fn tensor<'py>(&self, py: Python<'py>, index: isize) -> PyResult<Bound<'py, PyAny>> {
+        let count = self.tensor_count();
+        let index = position("tensor", index, count)?;
+        enum Found {
+            Object(Py<PyAny>),
+            Tensor(Tensor),
+        }
+        let found = match &*self.0.lock() {
+            Side::Building { objects, .. } => objects
+                .get(index)
+                .map(|object| Found::Object(object.clone_ref(py))),
+            Side::Received(view) => view.tensors.get(index).cloned().map(Found::Tensor),
+        };
+        match found {
+            Some(Found::Object(object)) => Ok(object.into_bound(py)),
+            Some(Found::Tensor(tensor)) => {
+                Ok(Bound::new(py, PyTensor::new(py, tensor)?)?.into_any())
+            }
+            None => Err(out_of_range("tensor", index as isize, count)),
+        }
+    }
+
+    /// Scalar argument `index`, 0 to 2^64-1.
+    ///
+    /// Raises IndexError.
+    fn scalar(&self, index: isize) -> PyResult<u64> {
+        let scalars = self.scalar_values();
+        let at = position("scalar", index, scalars.len())?;
+        scalars
+            .get(at)
+            .copied()
+            .ok_or_else(|| out_of_range("scalar", index, scalars.len()))
+    }
+
+    /// `TensorArgType` of tensor `index`; `None` when the parent's protocol did not transmit it.
+    ///
+    /// Raises IndexError.
+    fn tag<'py>(&self, py: Python<'py>, index: isize) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let index = position("tensor", index, self.tensor_count())?;
+        self.tag_at(index)
+            .map(|tag| convert::tag_to_py(py, tag))
+            .transpose()
+    }
+
+    /// Number of tensors.
+    #[getter]
+    fn num_tensors(&self) -> usize {
+        self.tensor_count()
+    }
+
+    /// Number of scalars.
+    #[getter]
+    fn num_scalars(&self) -> usize {
+        match &*self.0.lock() {
+            Side::Building { args, .. } => args.scalars().len(),
+            Side::Received(view) => view.scalars.len(),
+        }
+    }
+
+    /// All scalars.
+    #[getter]
+    fn scalars<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, self.scalar_values())
+    }
+
+    /// All tensors, as `tensor(i)` gives them.
+    #[getter]
+    fn tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let count = self.tensor_count() as isize;
+        let all = (0..count)
+            .map(|index| self.tensor(py, index))
+            .collect::<PyResult<Vec<_>>>()?;
+        PyTuple::new(py, all)
+    }
+
+    /// Number of tensors and scalars together.
+    fn __len__(&self) -> usize {
+        self.tensor_count() + self.num_scalars()
+    }
+
+    /// True, also when empty.
+    fn __bool__(&self) -> bool {
+        true
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "<TaskArgs {} tensors, {} scalars>",
+            self.tensor_count(),
+            self.num_scalars()
+        )
+    }
+
+    fn __reduce_ex__(&self, _protocol: &Bound<'_, PyAny>) -> PyResult<()> {
+        Err(PyTypeError::new_err(
+            "TaskArgs cannot be pickled: they name memory of this process; submit them",
+        ))
+    }
+
+    fn __clear__(&self) {
+        let objects = match &mut *self.0.lock() {
+            Side::Building { objects, .. } => mem::take(objects),
+            Side::Received(_) => Vec::new(),
+        };
+        drop(objects);
+    }
+
+    fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
+        // The collector must not wait; a lock that is taken just hides the references this time.
+        if let Some(side) = self.0.try_lock() {
+            if let Side::Building { objects, .. } = &*side {
+                for object in objects {
+                    visit.call(object)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refuse_dtype(dtype: Option<DataType>) -> PyResult<()> {
+    if dtype.is_some() {
+        return Err(PyTypeError::new_err(
+            "dtype applies to arrays only: this object has one",
+        ));
+    }
+    Ok(())
+}
+
+fn position(what: &str, index: isize, count: usize) -> PyResult<usize> {
+    usize::try_from(index)
+        .ok()
+        .filter(|index| *index < count)
+        .ok_or_else(|| out_of_range(what, index, count))
+}
+
+fn out_of_range(what: &str, index: isize, count: usize) -> PyErr {
+    PyIndexError::new_err(format!(
+        "{what} {index} does not exist: the task has {count} {what}s"
+    ))
+}
+
+/// Received arguments as arguments of another task, with the tags they came with.
+fn forward(py: Python<'_>, view: &TaskView) -> PyResult<TaskArgs> {
+    let mut args = TaskArgs::new();
+    for (index, tensor) in view.tensors.iter().enumerate() {
+        let Some(tag) = view.tags.get(index).copied().flatten() else {
+            return Err(PyTypeError::new_err(format!(
+                "the parent's protocol did not transmit the tag of tensor {index}; make a TaskArgs and add args.tensor({index}) with one"
+            )));
+        };
+        args.add_tensor(tensor, tag).map_err(convert::raise(py))?;
+    }
+    for scalar in &view.scalars {
+        args.add_scalar(*scalar).map_err(convert::raise(py))?;
+    }
+    Ok(args)
+}
