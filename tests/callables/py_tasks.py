@@ -1,0 +1,129 @@
+"""Sub and orchestration callables of the tests of the Python package; importable by children and sessions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+
+def double(args):
+    """Doubles tensor 0 in place."""
+    view = args.tensor(0).numpy()
+    view *= 2
+
+
+def add_scalar(args):
+    """Adds scalar 0 to tensor 0."""
+    view = args.tensor(0).numpy()
+    view += args.scalar(0)
+
+
+def copy_into(args):
+    """Tensor 1 becomes tensor 0."""
+    args.tensor(1).numpy()[...] = args.tensor(0).numpy()
+
+
+def fill(args):
+    """Fills tensor 0, an OUTPUT, with scalar 0."""
+    args.tensor(0).numpy()[...] = args.scalar(0)
+
+
+def noop(args):
+    """Does nothing."""
+
+
+def fail(args):
+    """Raises with a cause."""
+    try:
+        raise KeyError("inner cause")
+    except KeyError as cause:
+        raise ValueError("ärger: the task is broken") from cause
+
+
+def half_then_fail(args):
+    """Writes tensor 0 and raises."""
+    args.tensor(0).numpy()[...] = 99
+    raise RuntimeError("after writing")
+
+
+def write_input(args):
+    """Tries to write an INPUT."""
+    args.tensor(0).numpy()[...] = 1
+
+
+def die(args):
+    """Ends the process without a word."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def forever(args):
+    """Runs until it is killed; the file named by the bytes of tensor 0 says that it has begun."""
+    path = bytes(memoryview(args.tensor(0))).rstrip(b"\0").decode()
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    while True:
+        time.sleep(0.05)
+
+
+def wait_for_file(args):
+    """Returns when the file named by the bytes of tensor 0 exists."""
+    path = bytes(memoryview(args.tensor(0))).rstrip(b"\0").decode()
+    deadline = time.monotonic() + 60
+    while not os.path.exists(path):
+        if time.monotonic() > deadline:
+            raise TimeoutError(path)
+        time.sleep(0.002)
+
+
+def report_process(args):
+    """Writes what the child sees of its surroundings into the file named by tensor 0."""
+    import json
+
+    path = bytes(memoryview(args.tensor(0))).rstrip(b"\0").decode()
+    main = sys.modules["__main__"]
+    seen = {
+        "pid": os.getpid(),
+        "cwd": os.getcwd(),
+        "path": sys.path,
+        "main": getattr(main, "__file__", None),
+        "marker": getattr(main, "MARKER", None),
+        "environment": sorted(name for name in os.environ if name.startswith("ECHELON_SYS")),
+        "stdin": os.readlink("/proc/self/fd/0"),
+    }
+    with open(path, "w") as file:
+        json.dump(seen, file)
+
+
+class Group:
+    """A namespace, for qualified names with dots."""
+
+    @staticmethod
+    def double(args):
+        """As `double`."""
+        double(args)
+
+
+def orch_double(orch, args, config):
+    """Orchestration callable: doubles tensor 0 in its own process."""
+    double(args)
+
+
+def orch_forward(orch, args, config):
+    """Orchestration callable: hands tensor 0 on to a sub worker that started earlier."""
+    import echelon as ec
+
+    inner = ec.TaskArgs()
+    inner.add_tensor(args.tensor(0), ec.TensorArgType.INOUT)
+    orch.submit_sub(ec.session.get_inner_handle("py_tasks:double"), inner)
+
+
+def orch_fail(orch, args, config):
+    """Orchestration callable that raises."""
+    raise ValueError("remote trouble")
+
+
+def orch_sum(orch, args, config):
+    """Orchestration callable: tensor 1 becomes the sum of tensor 0 plus block_dim of the configuration."""
+    args.tensor(1).numpy()[...] = args.tensor(0).numpy().sum() + config.block_dim

@@ -1,0 +1,439 @@
+"""Runs on local sub workers: tensors in and out, failures, lives, with real child processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import echelon as ec
+import numpy as np
+import pytest
+
+INPUT, OUTPUT, INOUT = ec.TensorArgType.INPUT, ec.TensorArgType.OUTPUT, ec.TensorArgType.INOUT
+EXISTING, NO_DEP = ec.TensorArgType.OUTPUT_EXISTING, ec.TensorArgType.NO_DEP
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch, callables_path):
+    monkeypatch.syspath_prepend(str(callables_path))
+
+
+@pytest.fixture
+def tasks(importable):
+    import py_tasks
+
+    return py_tasks
+
+
+def path_bytes(path: Path) -> np.ndarray:
+    return np.frombuffer(str(path).encode(), np.uint8)
+
+
+def run_one(worker, handle, *tensors, scalars=()):
+    return worker.run(
+        lambda orch, args, config: orch.submit_sub(handle, ec.TaskArgs.of(*tensors, scalars=scalars))
+    )
+
+
+def test_a_numpy_array_goes_in_and_out(tasks):
+    x = np.arange(6.0).reshape(2, 3)
+    with ec.Worker(num_sub_workers=1) as worker:
+        report = run_one(worker, worker.register(tasks.double), (x, INOUT))
+    assert x.tolist() == [[0, 2, 4], [6, 8, 10]]
+    assert report.counts == {"completed": 1, "failed": 0, "lost": 0, "skipped": 0, "cancelled": 0}
+    assert report.tasks_per_worker == {"local/sub0": 1}
+
+
+@pytest.mark.parametrize(
+    "member", [m for m in ec.DataType if m.name not in ("BOOL", "BFLOAT16")], ids=lambda m: m.name
+)
+def test_every_element_type_keeps_its_type_and_shape(member, tasks):
+    x, y = np.ones((2, 0 + 3), member.numpy), np.zeros((2, 3), member.numpy)
+    with ec.Worker(num_sub_workers=1) as worker:
+        run_one(worker, worker.register(tasks.copy_into), (x, INPUT), (y, OUTPUT))
+    assert (y == 1).all()
+
+
+def test_memory_of_a_scope_is_shared_without_a_copy(tasks):
+    with ec.Worker(num_sub_workers=2) as worker:
+        double, add = worker.register(tasks.double), worker.register(tasks.add_scalar)
+
+        def graph(orch, args, config):
+            with orch.scope():
+                t = orch.alloc((4, 4), ec.DataType.FLOAT64)
+                assert (t.shape, t.dtype, t.nbytes, len(t), t.ndim) == (
+                    (4, 4),
+                    ec.DataType.FLOAT64,
+                    128,
+                    4,
+                    2,
+                )
+                t.numpy()[...] = 3
+                orch.submit_sub(double, ec.TaskArgs.of((t, INOUT)))
+                orch.submit_sub(add, ec.TaskArgs.of((t, INOUT), scalars=(1,)))
+                kept.append(t.numpy())
+
+        kept: list[np.ndarray] = []
+        worker.run(graph)
+        assert (kept[0] == 7).all()
+        kept.clear()
+
+
+def test_the_order_follows_from_the_tensors(tasks):
+    """Tasks on overlapping slices of one array run in submit order, whatever worker they are on."""
+    x = np.zeros(64)
+    with ec.Worker(num_sub_workers=2) as worker:
+        double, add = worker.register(tasks.double), worker.register(tasks.add_scalar)
+
+        def graph(orch, args, config):
+            for step in range(20):
+                part = x[:48] if step % 2 else x[16:]
+                orch.submit_sub(add, ec.TaskArgs.of((part, INOUT), scalars=(1,)))
+                orch.submit_sub(double, ec.TaskArgs.of((part, INOUT)))
+
+        worker.run(graph)
+    expected = np.zeros(64)
+    for step in range(20):
+        part = expected[:48] if step % 2 else expected[16:]
+        part += 1
+        part *= 2
+    assert x.tolist() == expected.tolist()
+
+
+def test_an_input_is_read_only_in_the_worker(tasks):
+    x = np.zeros(3)
+    with ec.Worker(num_sub_workers=1) as worker, pytest.raises(ec.TaskError, match="read-only"):
+        run_one(worker, worker.register(tasks.write_input), (x, INPUT))
+    assert x.tolist() == [0, 0, 0]
+
+
+def test_a_failure_carries_everything_and_the_worker_goes_on(tasks):
+    x = np.zeros(3)
+    with ec.Worker(num_sub_workers=1) as worker:
+        fail, double = worker.register(tasks.fail), worker.register(tasks.double)
+
+        def graph(orch, args, config):
+            orch.submit_sub(fail, ec.TaskArgs.of((x, OUTPUT)))
+            orch.submit_sub(double, ec.TaskArgs.of((x, INOUT)))
+
+        with pytest.raises(ec.TaskError) as caught:
+            worker.run(graph)
+        error = caught.value
+        assert (error.callable, error.worker, error.sequence) == ("py_tasks:fail", "local/sub0", 1)
+        assert (error.worker_id, error.host, error.skipped) == (None, None, 1)
+        for text in (
+            "Traceback",
+            "ärger: the task is broken",
+            "KeyError: 'inner cause'",
+            "direct cause",
+            "py_tasks.py",
+        ):
+            assert text in error.remote_traceback
+            assert text in str(error)
+        assert [f.outcome for f in error.failures] == ["failed"]
+        assert error.hint
+        assert x.tolist() == [0, 0, 0]
+        run_one(worker, double, (x, INOUT))
+
+
+def test_what_a_failed_task_wrote_is_not_copied_back(tasks):
+    x = np.zeros(3)
+    with ec.Worker(num_sub_workers=1) as worker, pytest.raises(ec.TaskError, match="after writing"):
+        run_one(worker, worker.register(tasks.half_then_fail), (x, INOUT))
+    assert x.tolist() == [0, 0, 0]
+
+
+def test_a_child_that_dies_is_named_and_replaced(tasks):
+    with ec.Worker(num_sub_workers=1) as worker:
+        die, noop = worker.register(tasks.die), worker.register(tasks.noop)
+        with pytest.raises(ec.EndpointLost, match="signal 9") as caught:
+            run_one(worker, die)
+        assert caught.value.failures[0].outcome == "endpoint_lost"
+        assert caught.value.worker.startswith("local/sub")
+        assert run_one(worker, noop).counts["completed"] == 1
+
+
+def test_an_exception_of_the_function_passes_unchanged(tasks):
+    class Mine(BaseException):
+        pass
+
+    raised = Mine()
+    with ec.Worker(num_sub_workers=1) as worker:
+        noop = worker.register(tasks.noop)
+
+        def graph(orch, args, config):
+            orch.submit_sub(noop)
+            raise raised
+
+        with pytest.raises(Mine) as caught:
+            worker.run(graph)
+        assert caught.value is raised
+        assert run_one(worker, noop).counts["completed"] == 1
+
+
+def test_run_hands_on_arguments_and_configuration(tasks):
+    seen = []
+    with ec.Worker(num_sub_workers=0) as worker:
+        worker.run(
+            lambda orch, args, config: seen.append((args, config)), {"a": 1}, ec.CallConfig(block_dim=3)
+        )
+        worker.run(lambda orch, args, config: seen.append((args, config)))
+    assert seen == [({"a": 1}, ec.CallConfig(block_dim=3)), (None, ec.CallConfig())]
+    with pytest.raises(TypeError, match="fn must be callable"):
+        ec.Worker().run(3)
+
+
+def test_an_orchestrator_ends_with_its_function(tasks):
+    kept = []
+    with ec.Worker(num_sub_workers=1) as worker:
+        noop = worker.register(tasks.noop)
+        worker.run(lambda orch, args, config: kept.append(orch))
+        with pytest.raises(ec.LifecycleError, match="has returned"):
+            kept[0].submit_sub(noop)
+
+
+def test_lambdas_closures_and_nested_functions_are_serialized():
+    offset = 5
+
+    def add_offset(args):
+        args.tensor(0).numpy()[...] += offset
+
+    x = np.zeros(2)
+    with ec.Worker(num_sub_workers=1) as worker:
+        first = worker.register(add_offset)
+        second = worker.register(lambda args: args.tensor(0).numpy().__imul__(2))
+        assert (first.kind, second.kind) == ("PYTHON_SERIALIZED", "PYTHON_SERIALIZED")
+        assert first.hashid != second.hashid
+        run_one(worker, first, (x, INOUT))
+        run_one(worker, second, (x, INOUT))
+    assert x.tolist() == [10, 10]
+
+
+def test_module_functions_go_by_import_path(tasks):
+    with ec.Worker(num_sub_workers=1) as worker:
+        handle = worker.register(tasks.Group.double)
+        assert (handle.kind, handle.name) == ("PYTHON_IMPORT", "py_tasks:Group.double")
+        assert handle.hashid == "sha256:" + handle.digest.hex()
+        x = np.ones(1)
+        run_one(worker, handle, (x, INOUT))
+        assert x[0] == 2
+
+
+def test_what_cannot_be_serialized_is_a_type_error_that_says_what():
+    lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"cannot be serialized.*lock"):
+        ec.Worker().register(lambda args: lock)
+    with pytest.raises(TypeError, match="takes a function"):
+        ec.Worker().register(3)
+
+
+def test_a_callable_that_a_child_cannot_import_fails_the_registration(tasks):
+    """All or nothing, with the child's traceback; the worker stays usable."""
+    tasks.only_here = lambda args: None
+    tasks.only_here.__module__, tasks.only_here.__qualname__ = "py_tasks", "only_here"
+    try:
+        with ec.Worker(num_sub_workers=2) as worker:
+            with pytest.raises(ec.RegistrationError, match="only_here") as caught:
+                worker.register(tasks.only_here)
+            assert "AttributeError" in str(caught.value)
+            run_one(worker, worker.register(tasks.noop))
+    finally:
+        del tasks.only_here
+
+
+def test_unregistered_and_foreign_handles_are_refused(tasks):
+    with ec.Worker(num_sub_workers=1) as worker, ec.Worker(num_sub_workers=1) as other:
+        handle = worker.register(tasks.noop)
+        worker.unregister(handle)
+        with pytest.raises(ec.HandleError, match="unregistered"):
+            run_one(worker, handle)
+        with pytest.raises(ec.HandleError, match="already"):
+            worker.unregister(handle)
+        with pytest.raises(ec.HandleError, match="another Worker"):
+            run_one(worker, other.register(tasks.noop))
+
+
+def test_children_get_path_and_folder_and_never_run_main(tasks, tmp_path, monkeypatch):
+    """Design §15.10"""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path / "somewhere"))
+    out = tmp_path / "seen.json"
+    with ec.Worker(num_sub_workers=1) as worker:
+        run_one(worker, worker.register(tasks.report_process), (path_bytes(out), INPUT))
+    seen = json.loads(out.read_text())
+    assert seen["cwd"] == str(tmp_path)
+    assert seen["path"] == sys.path
+    assert seen["pid"] != os.getpid()
+    assert seen["marker"] is None
+    assert seen["environment"] == []
+    assert seen["stdin"] == "/dev/null"
+
+
+SCRIPT = """
+import numpy as np
+import echelon as ec
+MARKER = 1
+FACTOR = 3
+def scale(args):
+    args.tensor(0).numpy()[...] *= FACTOR
+x = np.ones(2)
+with ec.Worker(num_sub_workers=1) as w:
+    h = w.register(scale)
+    w.run(lambda orch, a, c: orch.submit_sub(h, ec.TaskArgs.of((x, ec.TensorArgType.INOUT))))
+print(h.kind, x.tolist())
+"""
+
+
+@pytest.mark.parametrize("how", ["stdin", "file", "-c"])
+def test_scripts_need_no_main_guard(how, tmp_path):
+    """Functions of `__main__` work from a file, from standard input (as in a notebook) and from -c."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    arguments = {"stdin": ["-"], "file": [str(tmp_path / "script.py")], "-c": ["-c", SCRIPT]}[how]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        input=SCRIPT.encode() if how == "stdin" else b"",
+        stdout=subprocess.PIPE,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert done.stdout.decode() == "PYTHON_SERIALIZED [3.0, 3.0]\n"
+
+
+def test_groups_run_every_member(tasks):
+    x = np.zeros(5)
+    with ec.Worker(num_sub_workers=2) as worker:
+        fill = worker.register(tasks.fill)
+
+        def graph(orch, args, config):
+            members = [ec.TaskArgs.of((x[i : i + 1], OUTPUT), scalars=(i,)) for i in range(5)]
+            handle = orch.submit_sub_group(fill, members)
+            assert handle.sequence == 1
+
+        worker.run(graph)
+        assert x.tolist() == [0, 1, 2, 3, 4]
+        with pytest.raises(ValueError, match="at least one"):
+            worker.run(lambda orch, a, c: orch.submit_sub_group(fill, []))
+        with pytest.raises(TypeError, match="must hold TaskArgs"):
+            worker.run(lambda orch, a, c: orch.submit_sub_group(fill, [x]))
+
+
+def test_a_submit_takes_a_snapshot(tasks):
+    x = np.zeros(1)
+    with ec.Worker(num_sub_workers=1) as worker:
+        add = worker.register(tasks.add_scalar)
+
+        def graph(orch, args, config):
+            args = ec.TaskArgs.of((x, INOUT), scalars=(1,))
+            orch.submit_sub(add, args)
+            args.add_scalar(7)
+            orch.submit_sub(add, args)
+
+        worker.run(graph)
+    assert x[0] == 2
+
+
+def test_a_local_child_runs_orchestration_callables_with_workers_of_its_own(tasks):
+    x, y = np.ones(4), np.zeros(4)
+    with ec.Worker(level=4, num_sub_workers=0) as worker:
+        pass
+    worker = ec.Worker(level=4)
+    child = worker.add_worker(ec.Worker(level=3, num_sub_workers=1))
+    assert child == 0
+    forward = worker.register(tasks.orch_forward)
+    total = worker.register(tasks.orch_sum)
+    worker.register(tasks.double, workers=[child], inner=True)
+    with worker:
+
+        def graph(orch, args, config):
+            orch.submit_next_level(forward, ec.TaskArgs.of((x, INOUT)), worker=child)
+            orch.submit_next_level(total, ec.TaskArgs.of((x, INPUT), (y, OUTPUT)), ec.CallConfig(block_dim=2))
+
+        report = worker.run(graph)
+    assert x.tolist() == [2] * 4
+    assert y.tolist() == [10] * 4
+    assert sum(report.tasks_per_worker.values()) == 3
+
+
+def test_a_given_away_worker_is_used_no_more(tasks):
+    """Design §15.22"""
+    parent, child = ec.Worker(level=4), ec.Worker(level=3)
+    parent.add_worker(child)
+    assert child.state == "given"
+    with pytest.raises(ec.LifecycleError, match="part of another worker"):
+        child.init()
+    with pytest.raises(ValueError, match="level"):
+        parent.add_worker(ec.Worker(level=4))
+
+
+def test_life_cycle(tasks):
+    worker = ec.Worker(num_sub_workers=1)
+    assert worker.state == "new"
+    worker.close()
+    with pytest.raises(ec.LifecycleError):
+        worker.run(lambda orch, a, c: None)
+    worker = ec.Worker(num_sub_workers=1)
+    handle = worker.register(tasks.noop)
+    run_one(worker, handle)  # the first run inits
+    assert worker.state == "ready"
+    with pytest.raises(ec.LifecycleError):
+        worker.init()
+    assert worker.progress() == {"submitted": 1, "finished": 1}
+    assert [info["name"] for info in worker.workers()] == ["local/sub0"]
+    worker.close()
+    worker.close()
+    assert worker.state == "closed"
+
+
+def test_the_timeline_has_every_task_and_opens_as_json(tasks, tmp_path):
+    x = np.zeros(2)
+    with ec.Worker(num_sub_workers=1) as worker:
+        double = worker.register(tasks.double)
+
+        def graph(orch, args, config):
+            for _ in range(3):
+                orch.submit_sub(double, ec.TaskArgs.of((x, INOUT)))
+
+        report = worker.run(graph)
+    assert [event["task"] for event in report.timeline] == [1, 2, 3]
+    for event in report.timeline:
+        assert event["name"] == "py_tasks:double" and event["outcome"] == "completed"
+        assert event["submit_ns"] <= event["ready_ns"] <= event["start_ns"] <= event["end_ns"]
+    assert report.timeline[1]["deps"] == [1]
+    report.write_timeline(tmp_path / "timeline.json")
+    assert json.loads((tmp_path / "timeline.json").read_text())["traceEvents"]
+    with pytest.raises(OSError):
+        report.write_timeline(tmp_path / "no" / "folder.json")
+
+
+def test_memory_beyond_the_limit_is_an_error_and_not_a_crash(tasks):
+    with ec.Worker(num_sub_workers=1, memory_limit=1 << 20) as worker:
+        with pytest.raises(ec.ResourceExhausted, match="memory"):
+            worker.run(lambda orch, a, c: orch.alloc((1 << 21,), "uint8"))
+        worker.run(lambda orch, a, c: orch.alloc((1 << 10,), "uint8"))
+
+
+def test_a_remote_reference_cannot_go_to_a_sub_worker(tasks):
+    """R-088"""
+    with ec.Worker(num_sub_workers=1) as worker:
+        noop = worker.register(tasks.noop)
+        ref = ec.RemoteTensorRef.host_inline(b"\x01", shape=(1,), dtype="uint8")
+        with pytest.raises(TypeError):
+            run_one(worker, noop, (ref, INPUT))
+
+
+def test_arrays_may_be_freed_while_their_tasks_wait(tasks):
+    """The pin holds the array, not the script."""
+    y = np.zeros(1000)
+    with ec.Worker(num_sub_workers=1) as worker:
+        copy = worker.register(tasks.copy_into)
+
+        def graph(orch, args, config):
+            for value in range(20):
+                orch.submit_sub(copy, ec.TaskArgs.of((np.full(1000, value, float), INPUT), (y, OUTPUT)))
+
+        worker.run(graph)
+    assert (y == 19).all()
