@@ -68,8 +68,9 @@ class Watchdog:
                     self._report(*armed)
 
     def _report(self, test: str, limit_s: float) -> None:
-        self.fired_count += 1
         print(f"\n{test} has run for {limit_s:g} s, its limit", file=self._stream)
         print(procfs.format_tree(os.getpid()), file=self._stream, flush=True)
         faulthandler.dump_traceback(file=self._stream, all_threads=True)
         self._stream.flush()
+        # Last: whoever waits for the count may end what the report speaks of.
+        self.fired_count += 1

@@ -1,66 +1,24 @@
-//! Placeholder: the signatures that `worker` uses; the real one replaces this file.
-#![allow(missing_docs, clippy::all)]
-use crate::endpoint::*;
-use echelon_wire::bootstrap::{CallableEntry, Manifest};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-#[derive(Clone, Debug)]
-pub struct RemoteWorkerSpec {
-    /// host:port
-    pub endpoint: String,
-    pub platform: String,
-    pub transport: String,
-    pub runtime: String,
-    pub device_ids: Vec<i64>,
-    pub num_sub_workers: u32,
-    pub session_listen_host: Option<String>,
-    pub allow_wildcard_session_bind: bool,
-    pub name: Option<String>,
-}
-impl RemoteWorkerSpec {
-    pub fn validate(&self) -> Result<(), crate::process::ProcessError> {
-        Ok(())
-    }
-    pub fn manifest(
-        &self,
-        _s: u64,
-        _i: i32,
-        _l: u32,
-        _t: Duration,
-        _a: Vec<CallableEntry>,
-        _b: Vec<CallableEntry>,
-    ) -> Manifest {
-        unreachable!()
-    }
-}
-pub struct RemoteEndpoint;
-impl RemoteEndpoint {
-    pub fn start(
-        _s: &RemoteWorkerSpec,
-        _m: Manifest,
-        _t: Duration,
-        _r: Arc<dyn Fn() + Send + Sync>,
-        _d: Instant,
-    ) -> Result<Self, crate::process::ProcessError> {
-        Err(crate::process::ProcessError::Stopped)
-    }
-}
-impl Endpoint for RemoteEndpoint {
-    fn info(&self) -> EndpointInfo {
-        unreachable!()
-    }
-    fn submit(&mut self, _t: Ticket, _k: &OutboundTask<'_>) -> Result<(), SubmitError> {
-        unreachable!()
-    }
-    fn control(&mut self, _t: Ticket, _r: ControlRequest) -> Result<(), EndpointGone> {
-        unreachable!()
-    }
-    fn poll_event(&mut self) -> Option<EndpointEvent> {
-        None
-    }
-    fn kill(&mut self, _r: &str) {}
-    fn begin_close(&mut self) {}
-    fn finish_close(&mut self, _d: Instant) -> Result<(), String> {
-        Ok(())
-    }
-}
+//! Remote workers as the parent sees them: a session behind a command lane and a health lane (slr3-v1).
+//!
+//! * `spec` says which worker, `connect` has the daemon start its session, `handshake` checks HELLO;
+//! * `state` is the command lane as pure code: one ordered queue, what is in flight, the bytes between;
+//! * `lane` is its edge: one thread that polls, and a first write by whoever submits;
+//! * `health` is the other lane: it alone decides about liveness, and its verdict wakes every waiter;
+//! * `endpoint` puts them behind the [`crate::endpoint::Endpoint`] trait, `requests` turns controls into frames and back.
+
+mod connect;
+mod endpoint;
+mod handshake;
+mod health;
+mod lane;
+mod requests;
+mod spec;
+mod state;
+
+pub use connect::StartError;
+pub use endpoint::RemoteEndpoint;
+pub use health::{HealthMonitor, Verdict};
+pub use spec::{RemoteWorkerSpec, SpecError};
+
+/// Extensions that this parent can use; offered in the manifest.
+pub(crate) const OFFERED: [&str; 2] = ["timed_completion", "float64"];
