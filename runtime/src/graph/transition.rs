@@ -5,7 +5,7 @@ use super::id::{EndpointId, RunId, TaskId};
 use super::node::{MemberResult, Outcome};
 use super::poison::{Poison, Root};
 use super::scheduler::Scheduler;
-use super::task::{Phase, Work};
+use super::task::{Phase, Task, Work};
 
 impl Scheduler {
     /// Follows every consequence of a change, without recursion: places that came free, tasks left without an endpoint,
@@ -87,15 +87,14 @@ impl Scheduler {
     /// A member in flight ended and its place is free.
     pub(super) fn member_done(&mut self, id: TaskId, result: MemberResult, out: &mut Vec<Action>) {
         self.record(id, result);
-        // Before the task's successors become ready: what waits for the place is older.
+        // First of all the endpoint gets its next member: what comes after may take the driver longer.
         self.place(out);
         self.finish_if_over(id, out);
     }
 
     pub(super) fn copy_done(&mut self, id: TaskId, result: MemberResult, out: &mut Vec<Action>) {
-        let running = |task: &&mut super::task::Task| {
-            matches!(task.work, Work::Copy) && task.phase == Phase::Running
-        };
+        let running =
+            |task: &&mut Task| matches!(task.work, Work::Copy) && task.phase == Phase::Running;
         match self.tasks.get_mut(id).filter(running) {
             Some(_) => {
                 self.record(id, result);
@@ -119,8 +118,7 @@ impl Scheduler {
     }
 
     pub(super) fn cancel(&mut self, run: RunId, out: &mut Vec<Action>) {
-        let of_run =
-            |(id, task): (TaskId, &super::task::Task)| (task.run == run).then_some((task.seq, id));
+        let of_run = |(id, task): (TaskId, &Task)| (task.run == run).then_some((task.seq, id));
         let mut ids: Vec<_> = self.tasks.iter().filter_map(of_run).collect();
         ids.sort_unstable();
         // All are withdrawn before any place is offered again, or one of them could still be started.

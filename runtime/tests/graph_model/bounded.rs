@@ -61,22 +61,23 @@ fn r_228_memory_is_bounded_by_unfinished_tasks() {
                 .unwrap();
             submitted += 1;
         }
-        let (task, member, endpoint) = flights.swap_remove(match flights.len() {
-            0 => {
-                finished += collect(&mut out, &mut flights);
-                continue;
-            }
-            len => numbers.below(len),
-        });
-        scheduler.handle(
-            Event::MemberDone {
-                task,
-                member,
-                endpoint,
-                result: MemberResult::Completed,
-            },
-            &mut out,
+        finished += collect(&mut out, &mut flights);
+        assert!(
+            !flights.is_empty() || finished == TASKS,
+            "tasks are left and nothing runs"
         );
+        if flights.is_empty() {
+            break;
+        }
+        let (task, member, endpoint) = flights.swap_remove(numbers.below(flights.len()));
+        let result = MemberResult::Completed;
+        let done = Event::MemberDone {
+            task,
+            member,
+            endpoint,
+            result,
+        };
+        scheduler.handle(done, &mut out);
         finished += collect(&mut out, &mut flights);
         if finished % 8 == 0 {
             // Two accesses a task have four ends; between two neighbouring ends lies at most one interval.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use echelon_runtime::graph::*;
 use proptest::prelude::*;
 
-use super::memory::{bytes, conflict};
+use super::memory::{bytes, conflict, reads, writes};
 use super::program::access;
 use super::world::World;
 
@@ -21,10 +21,7 @@ struct Model(BTreeMap<(Space, usize), Byte>);
 
 impl Model {
     fn submit(&mut self, task: usize, accesses: &[Access]) -> BTreeSet<usize> {
-        let (reads, writes) = (
-            bytes(accesses, AccessMode::reads),
-            bytes(accesses, AccessMode::writes),
-        );
+        let (reads, writes) = (bytes(accesses, reads), bytes(accesses, writes));
         let mut before = BTreeSet::new();
         for byte in reads.iter().chain(&writes) {
             before.extend(self.0.entry(*byte).or_default().writer);

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use echelon_runtime::graph::*;
 
-use super::memory::{bytes, conflict, gather};
+use super::memory::{bytes, conflict, gather, reads, writes};
 use super::world::{Flight, World};
 
 impl World {
     /// Nobody may have changed what a running task reads and does not write itself.
     pub(crate) fn check_inputs(&self, accesses: &[Access], inputs: &[u8]) {
-        let written = bytes(accesses, AccessMode::writes);
-        for (byte, &value) in bytes(accesses, AccessMode::reads).iter().zip(inputs) {
+        let written = bytes(accesses, writes);
+        for (byte, &value) in bytes(accesses, reads).iter().zip(inputs) {
             if written.binary_search(byte).is_err() {
                 assert_eq!(
                     self.memory[&byte.0][byte.1], value,
@@ -118,8 +118,8 @@ impl World {
             "{task} starts after its end"
         );
         self.records[task].inputs = Some(gather(&self.memory, &accesses));
-        let read = bytes(&accesses, AccessMode::reads);
-        for byte in bytes(&accesses, AccessMode::writes) {
+        let read = bytes(&accesses, reads);
+        for byte in bytes(&accesses, writes) {
             if read.binary_search(&byte).is_err() {
                 self.memory.get_mut(&byte.0).unwrap()[byte.1] ^= 0xa5;
             }

@@ -44,17 +44,27 @@ pub(crate) fn bytes(accesses: &[Access], of: impl Fn(AccessMode) -> bool) -> Vec
     bytes
 }
 
+/// Whether the old contents matter; said here again, so that a wrong answer of the crate shows.
+pub(crate) fn reads(mode: AccessMode) -> bool {
+    matches!(mode, AccessMode::Read | AccessMode::ReadWrite)
+}
+
+/// Whether the contents change.
+pub(crate) fn writes(mode: AccessMode) -> bool {
+    matches!(mode, AccessMode::Write | AccessMode::ReadWrite)
+}
+
 pub(crate) fn conflict(a: &[Access], b: &[Access]) -> bool {
     a.iter().any(|x| {
         let touches = |y: &&Access| x.space == y.space && x.start.max(y.start) < x.end.min(y.end);
         b.iter()
             .filter(touches)
-            .any(|y| x.mode.writes() || y.mode.writes())
+            .any(|y| writes(x.mode) || writes(y.mode))
     })
 }
 
 pub(crate) fn gather(memory: &Memory, accesses: &[Access]) -> Vec<u8> {
-    bytes(accesses, AccessMode::reads)
+    bytes(accesses, reads)
         .iter()
         .map(|(space, i)| memory[space][*i])
         .collect()
@@ -65,7 +75,7 @@ pub(crate) fn scatter(memory: &mut Memory, accesses: &[Access], inputs: &[u8], s
     let mut state = inputs.iter().fold(salt as u64 + 1, |s, &b| {
         (s ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
     });
-    for (space, i) in bytes(accesses, AccessMode::writes) {
+    for (space, i) in bytes(accesses, writes) {
         state = state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);

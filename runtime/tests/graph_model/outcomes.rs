@@ -112,18 +112,25 @@ fn r_082_a_writer_that_failed_earlier_poisons_later_readers() {
 /// Of several failed producers the first submitted is named, whichever failed first.
 #[test]
 fn the_cause_does_not_depend_on_the_order_of_failures() {
-    let mut world = world();
-    let first = submit(&mut world, &[writes(0, 1)]);
-    let second = submit(&mut world, &[writes(1, 2)]);
-    let reader = submit(&mut world, &[reads(0, 2)]);
-    end(&mut world, second, MemberResult::Failed);
-    assert_eq!(
-        world.outcome(reader),
-        None,
-        "it keeps its place until the other has ended too"
-    );
-    end(&mut world, first, MemberResult::Failed);
-    assert_eq!(world.records[reader].cause, Some(first));
+    for swapped in [false, true] {
+        let mut world = world();
+        let first = submit(&mut world, &[writes(0, 1)]);
+        let second = submit(&mut world, &[writes(1, 2)]);
+        let reader = submit(&mut world, &[reads(0, 2)]);
+        let (one, other) = if swapped {
+            (second, first)
+        } else {
+            (first, second)
+        };
+        end(&mut world, one, MemberResult::Failed);
+        assert_eq!(
+            world.outcome(reader),
+            None,
+            "it keeps its place until both have ended"
+        );
+        end(&mut world, other, MemberResult::Failed);
+        assert_eq!(world.records[reader].cause, Some(first));
+    }
 }
 
 #[test]
@@ -192,6 +199,25 @@ fn a_cancel_ends_what_has_not_started_at_once() {
     compare(&world);
 }
 
+/// A cancelled task that outlives its run in the order of accesses leaves no poison behind.
+#[test]
+fn a_cancelled_task_of_a_run_that_is_over_poisons_nobody() {
+    let mut world = world();
+    let other = RunId(2);
+    let slow = submit_as(&mut world, other, on(1), &[reads(0, 4)]);
+    submit(&mut world, &[writes(0, 4)]);
+    let before = submit_as(&mut world, other, on(1), &[reads(0, 1)]);
+    world.cancel(RUN);
+    world.end_run(RUN);
+    let after = submit_as(&mut world, other, on(1), &[reads(3, 4)]);
+    assert!(world.records[after].inputs.is_none(), "the order stays");
+    complete(&mut world, &[slow]);
+    assert_eq!(world.outcome(before), Some(Outcome::Skipped));
+    complete(&mut world, &[after]);
+    assert_eq!(world.scheduler.stats().intervals, 0);
+    compare(&world);
+}
+
 /// Design: when an endpoint is lost, started → EndpointLost, unstarted readers of a lost producer → Skipped, other
 /// unstarted → EndpointLost.
 #[test]
@@ -251,6 +277,20 @@ fn r_084_late_and_duplicate_reports_are_ignored_and_counted() {
     assert_eq!(world.outcome(lost), Some(Outcome::EndpointLost));
     assert_eq!(world.outcome(copy), Some(Outcome::Failed));
     assert_eq!(world.scheduler.stats().late_reports, 5);
+}
+
+/// a second report is not taken for the task that has the place in the table now.
+#[test]
+fn r_084_a_late_report_does_not_end_the_next_task_in_the_slot() {
+    let mut world = World::new(1, &[1]);
+    let first = submit_as(&mut world, RUN, NodeKind::Copy, &[writes(0, 4)]);
+    complete(&mut world, &[first]);
+    let second = submit_as(&mut world, RUN, NodeKind::Copy, &[writes(0, 4)]);
+    let (old, new) = (world.records[first].id, world.records[second].id);
+    assert_eq!((old.slot, old.generation + 1), (new.slot, new.generation));
+    world.report_again(world.reported[0]);
+    assert_eq!(world.outcome(second), None);
+    complete(&mut world, &[second]);
 }
 
 /// A report for a member that runs, but from another endpoint or for another member, is not taken for it.

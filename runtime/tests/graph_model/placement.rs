@@ -171,3 +171,73 @@ fn an_endpoint_that_grows_or_returns_takes_what_waits() {
     );
     world.drain(|_| 0);
 }
+
+/// The endpoint is busy again before anybody looks after the task that ended there, and what has waited goes before
+/// what becomes ready.
+#[test]
+fn a_free_place_is_given_away_first() {
+    let (mut scheduler, mut out) = (Scheduler::new(10), Vec::new());
+    let (endpoint, run) = (EndpointId(0), RunId(1));
+    scheduler.handle(
+        Event::EndpointAdded {
+            endpoint,
+            capacity: 1,
+        },
+        &mut out,
+    );
+    let mut submit = |mode: Option<AccessMode>| {
+        let access = |mode| Access {
+            space: Space::Host,
+            start: 0,
+            end: 1,
+            mode,
+        };
+        let kind = NodeKind::Single {
+            eligible: Eligible::one(endpoint),
+        };
+        let accesses = mode.map(access).into_iter().collect();
+        scheduler
+            .submit(
+                NodeSpec {
+                    run,
+                    kind,
+                    accesses,
+                    prefer: None,
+                },
+                &mut out,
+            )
+            .unwrap()
+    };
+    let first = submit(Some(AccessMode::Write));
+    submit(Some(AccessMode::Read));
+    let waiting = submit(None);
+    out.clear();
+    let result = MemberResult::Completed;
+    scheduler.handle(
+        Event::MemberDone {
+            task: first,
+            member: 0,
+            endpoint,
+            result,
+        },
+        &mut out,
+    );
+    let outcome = Outcome::Completed;
+    let finished = Action::Finished {
+        task: first,
+        run,
+        outcome,
+        cause: None,
+    };
+    assert_eq!(
+        out,
+        [
+            Action::Dispatch {
+                task: waiting,
+                member: 0,
+                endpoint
+            },
+            finished
+        ]
+    );
+}

@@ -95,7 +95,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         20 => spec().prop_map(Step::Submit),
         14 => (any::<usize>(), result()).prop_map(|(at, result)| Step::Report(at, result)),
-        1 => any::<usize>().prop_map(Step::ReportAgain),
+        3 => any::<usize>().prop_map(Step::ReportAgain),
         1 => endpoint().prop_map(Step::Lose),
         1 => (endpoint(), 1u32..4).prop_map(|(id, capacity)| Step::Add(id, capacity)),
         1 => (0..RUNS).prop_map(Step::Cancel),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use echelon_runtime::graph::*;
 
-use super::memory::{bytes, gather, memory, scatter, Memory};
+use super::memory::{bytes, gather, memory, reads, scatter, writes, Memory};
 use super::world::{Mark, World};
 
 /// The sequential machine.
@@ -75,7 +75,7 @@ impl Sequential {
     fn step(&mut self, world: &World, task: usize) {
         let record = &world.records[task];
         let accesses = &record.spec.accesses;
-        let reads = bytes(accesses, AccessMode::reads);
+        let reads = bytes(accesses, reads);
         let root = reads
             .iter()
             .filter_map(|byte| self.undefined.get(byte))
@@ -110,7 +110,7 @@ impl Sequential {
             }
             Outcome::Failed | Outcome::EndpointLost | Outcome::Cancelled => Some(task),
         };
-        for byte in bytes(accesses, AccessMode::writes) {
+        for byte in bytes(accesses, writes) {
             self.unknown.remove(&byte);
             match poison {
                 Some(root) => self.undefined.insert(byte, (record.spec.run, root)),
