@@ -14,40 +14,73 @@ use crate::trace::{now_ns, TraceEvent};
 /// Bytes a step: under what one COPY control takes, and short enough to let a task in between.
 pub(crate) const COPY_STEP_BYTES: u64 = 8 << 20;
 
+/// A range of a buffer at its owner.
+#[derive(Clone)]
+pub(crate) struct RemoteRange {
+    pub(crate) endpoint: EndpointId,
+    pub(crate) key: BufferKey,
+    pub(crate) offset: u64,
+    pub(crate) nbytes: u64,
+}
+
+impl RemoteRange {
+    /// The control that writes `source` at `done` bytes into the range.
+    pub(crate) fn write(&self, done: u64, source: HostMemory) -> (EndpointId, ControlRequest) {
+        let offset = self.offset + done;
+        (
+            self.endpoint,
+            ControlRequest::CopyTo {
+                buffer: self.key,
+                offset,
+                source,
+            },
+        )
+    }
+
+    /// The control that reads from `done` bytes into the range into `destination`.
+    pub(crate) fn read(&self, done: u64, destination: HostMemory) -> (EndpointId, ControlRequest) {
+        let offset = self.offset + done;
+        (
+            self.endpoint,
+            ControlRequest::CopyFrom {
+                buffer: self.key,
+                offset,
+                destination,
+            },
+        )
+    }
+}
+
 /// One side of a copy.
 #[derive(Clone)]
 pub(crate) enum CopySide {
     /// Local memory, pinned.
     Local(HostMemory),
-    /// A range of a buffer at its owner: an import is copied where its bytes are.
-    Remote {
-        endpoint: EndpointId,
-        key: BufferKey,
-        offset: u64,
-        nbytes: u64,
-    },
+    /// An import is copied where its bytes are.
+    Remote(RemoteRange),
 }
 
 impl CopySide {
     /// The owner's side of `nbytes` at `offset` of a handle.
     pub(crate) fn of_buffer(buffer: &RemoteBuffer, offset: u64, nbytes: u64) -> Self {
         let facts = buffer.facts();
-        let endpoint = facts
+        let owner = facts
             .import
             .as_ref()
-            .map_or(facts.endpoint, |(_, owner)| owner.facts().endpoint);
-        Self::Remote {
+            .map(|(_, owner)| owner.facts().endpoint);
+        let endpoint = owner.unwrap_or(facts.endpoint);
+        Self::Remote(RemoteRange {
             endpoint,
             key: facts.key,
             offset: facts.base + offset,
             nbytes,
-        }
+        })
     }
 
     fn nbytes(&self) -> u64 {
         match self {
             Self::Local(memory) => memory.len() as u64,
-            Self::Remote { nbytes, .. } => *nbytes,
+            Self::Remote(range) => range.nbytes,
         }
     }
 }
@@ -92,83 +125,22 @@ impl CopyJob {
                 self.done = src.len() as u64;
                 None
             }
-            (
-                CopySide::Remote {
-                    endpoint,
-                    key,
-                    offset,
-                    ..
-                },
-                CopySide::Local(src),
-            ) => {
-                let source = part(src, self.done, step).map_err(text)?;
-                Some((
-                    *endpoint,
-                    ControlRequest::CopyTo {
-                        buffer: *key,
-                        offset: offset + self.done,
-                        source,
-                    },
-                ))
+            (CopySide::Remote(dst), CopySide::Local(src)) => {
+                Some(dst.write(self.done, part(src, self.done, step).map_err(text)?))
             }
-            (
-                CopySide::Local(dst),
-                CopySide::Remote {
-                    endpoint,
-                    key,
-                    offset,
-                    ..
-                },
-            ) => {
-                let destination = part(dst, self.done, step).map_err(text)?;
-                Some((
-                    *endpoint,
-                    ControlRequest::CopyFrom {
-                        buffer: *key,
-                        offset: offset + self.done,
-                        destination,
-                    },
-                ))
+            (CopySide::Local(dst), CopySide::Remote(src)) => {
+                Some(src.read(self.done, part(dst, self.done, step).map_err(text)?))
             }
-            (
-                CopySide::Remote {
-                    endpoint: to,
-                    key: dst,
-                    offset: at,
-                    ..
-                },
-                CopySide::Remote {
-                    endpoint,
-                    key,
-                    offset,
-                    ..
-                },
-            ) => {
-                match self.between.clone() {
-                    Some(source) => Some((
-                        *to,
-                        ControlRequest::CopyTo {
-                            buffer: *dst,
-                            offset: at + self.done,
-                            source,
-                        },
-                    )),
-                    None => {
-                        // At most one step, 8 MiB.
-                        let destination = HostMemory::from_vec(vec![0; step as usize]);
-                        self.between = Some(destination.clone());
-                        self.reading = true;
-                        Some((
-                            *endpoint,
-                            ControlRequest::CopyFrom {
-                                buffer: *key,
-                                offset: offset + self.done,
-                                destination,
-                            },
-                        ))
-                    }
+            (CopySide::Remote(dst), CopySide::Remote(src)) => match self.between.clone() {
+                Some(source) => Some(dst.write(self.done, source)),
+                None => {
+                    // At most one step, 8 MiB.
+                    let destination = HostMemory::from_vec(vec![0; step as usize]);
+                    self.between = Some(destination.clone());
+                    self.reading = true;
+                    Some(src.read(self.done, destination))
                 }
-            }
+            },
         })
     }
 

@@ -53,7 +53,8 @@ impl RemoteEndpoint {
         deadline: Instant,
     ) -> Result<Self, StartError> {
         let connected = establish(spec, &manifest, timeout, &Until::new(deadline))?;
-        let name = format!("remote{}", manifest.worker_id);
+        let unnamed = || format!("remote{}", manifest.worker_id);
+        let name = spec.name.clone().unwrap_or_else(unnamed);
         let (session, worker) = (manifest.session(), manifest.worker());
         let config = LaneConfig {
             session,
@@ -121,6 +122,7 @@ impl RemoteEndpoint {
             args.tensors.push(tensor.meta);
         }
         args.inline = inline.into();
+        args.check_extents().map_err(|error| error.to_string())?;
         let payload = TaskPayload {
             digest: task.callable.digest,
             config: task.config.clone(),

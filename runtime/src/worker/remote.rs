@@ -195,8 +195,7 @@ impl Worker {
         let nbytes = host.len() as u64;
         buffer.check_range(what, offset, nbytes)?;
         let _pin = Pinned::take(&engine, buffer, what)?;
-        let CopySide::Remote { endpoint, key, .. } = CopySide::of_buffer(buffer, offset, nbytes)
-        else {
+        let CopySide::Remote(range) = CopySide::of_buffer(buffer, offset, nbytes) else {
             return Ok(());
         };
         let mut done = 0;
@@ -204,18 +203,10 @@ impl Worker {
             let step = (nbytes - done).min(COPY_STEP_BYTES);
             // Offsets within this process's memory fit `usize`.
             let part = host.slice(done as usize, step as usize)?;
-            let request = if to {
-                ControlRequest::CopyTo {
-                    buffer: key,
-                    offset: offset + done,
-                    source: part,
-                }
+            let (endpoint, request) = if to {
+                range.write(done, part)
             } else {
-                ControlRequest::CopyFrom {
-                    buffer: key,
-                    offset: offset + done,
-                    destination: part,
-                }
+                range.read(done, part)
             };
             engine.control(endpoint, what, request, None)?;
             done += step;

@@ -1,0 +1,233 @@
+//! The local endpoint: a child process behind a mailbox.
+
+mod records;
+mod start;
+
+use std::collections::{HashSet, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+pub use start::LocalSpec;
+
+use super::{
+    ControlReply, ControlRequest, Endpoint, EndpointEvent, EndpointGone, EndpointInfo,
+    OutboundTask, SubmitError, Ticket,
+};
+use crate::child::records::TASK;
+use crate::mailbox::{Bell, MailboxError, ParentSide, RecordHead};
+use crate::process::{ChildHandle, ExitInfo};
+
+/// Tasks in a child's queue, the running one included: enough to hide the way back, few enough to leave work for others.
+const CAPACITY: u32 = 2;
+
+/// How long a child that was killed may take to be reaped.
+const REAP_WITHIN: Duration = Duration::from_secs(2);
+
+/// One child process and its mailbox.
+pub struct LocalEndpoint {
+    name: String,
+    side: ParentSide,
+    bell: Arc<Bell>,
+    child: ChildHandle,
+    /// Put there by the keeper when the child has ended.
+    exit: Arc<Mutex<Option<ExitInfo>>>,
+    /// The child's primary watch on us, and the way of descriptors to it.
+    socket: OwnedFd,
+    /// Regions that the child has, or whose descriptors are on their way.
+    sent: HashSet<u64>,
+    /// Records that wait for room in the ring.
+    waiting: VecDeque<(RecordHead, Vec<u8>)>,
+    /// Answers that need nothing from the child.
+    answers: VecDeque<EndpointEvent>,
+    payload: Vec<u8>,
+    ready: bool,
+    ready_by: Instant,
+    ready_within: Duration,
+    /// Why it was ended from this side, if it was.
+    killed: Option<String>,
+    lost: Option<String>,
+    lost_told: bool,
+    runtime_below: bool,
+}
+
+impl LocalEndpoint {
+    fn gone(&self) -> Option<EndpointGone> {
+        let reason = self.lost.clone().or_else(|| self.killed.clone())?;
+        Some(EndpointGone {
+            name: self.name.clone(),
+            reason,
+        })
+    }
+
+    /// Puts a record into the ring, or into the queue when there is no room: order is kept.
+    fn post(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), MailboxError> {
+        if self.waiting.is_empty() && self.side.send(head, payload)? {
+            return Ok(());
+        }
+        if payload.len() as u64 > self.side.payload_max() {
+            return Err(MailboxError::RecordTooLarge {
+                len: payload.len() as u64,
+                limit: self.side.payload_max(),
+            });
+        }
+        self.waiting.push_back((head, payload.to_vec()));
+        Ok(())
+    }
+
+    fn post_waiting(&mut self) -> Result<(), MailboxError> {
+        while let Some((head, payload)) = self.waiting.front() {
+            if !self.side.send(*head, payload)? {
+                break;
+            }
+            self.waiting.pop_front();
+        }
+        Ok(())
+    }
+
+    /// What to report when nothing more comes.
+    fn end_reason(&mut self) -> Option<String> {
+        if let Some(info) = self.exit.lock().clone() {
+            let pid = self.child.pid();
+            let why = match &self.killed {
+                Some(reason) => format!("child pid {pid} was ended: {reason}"),
+                None if self.ready => format!("child pid {pid} {info}"),
+                None => format!(
+                    "child pid {pid} {info} before it was ready; its last output is on stderr"
+                ),
+            };
+            return Some(why);
+        }
+        if !self.ready && Instant::now() >= self.ready_by && self.killed.is_none() {
+            self.kill(&format!("it was not ready within {:?}", self.ready_within));
+        }
+        None
+    }
+
+    /// The next record of the child as an event; faults of the mailbox end the child.
+    fn next_record(&mut self) -> Option<EndpointEvent> {
+        loop {
+            let mut payload = std::mem::take(&mut self.payload);
+            let received = self.side.receive(&mut payload);
+            self.payload = payload;
+            let event = match received {
+                Ok(Some(head)) => self.event_of(head),
+                Ok(None) => return None,
+                Err(error) => Err(error.to_string()),
+            };
+            match event {
+                Ok(Some(event)) => return Some(event),
+                Ok(None) => {}
+                Err(fault) => {
+                    self.kill(&format!("its mailbox is corrupt: {fault}"));
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+impl Endpoint for LocalEndpoint {
+    fn info(&self) -> EndpointInfo {
+        EndpointInfo {
+            name: self.name.clone(),
+            pid: self.child.pid(),
+            capacity: CAPACITY,
+            shares_memory: true,
+            session: None,
+        }
+    }
+
+    fn submit(&mut self, ticket: Ticket, task: &OutboundTask<'_>) -> Result<(), SubmitError> {
+        if let Some(gone) = self.gone() {
+            return Err(gone.into());
+        }
+        let payload = self.encode(task).map_err(SubmitError::Refused)?;
+        self.post(
+            RecordHead {
+                kind: TASK,
+                ticket: ticket.0,
+            },
+            &payload,
+        )
+        .map_err(|error| SubmitError::Refused(error.to_string()))
+    }
+
+    fn control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<(), EndpointGone> {
+        if let Some(gone) = self.gone() {
+            return Err(gone);
+        }
+        let result = match self.send_control(ticket, request) {
+            Ok(false) => return Ok(()),
+            Ok(true) => Ok(ControlReply::Done),
+            Err(failure) => Err(failure),
+        };
+        self.answers
+            .push_back(EndpointEvent::ControlDone { ticket, result });
+        self.bell.ring();
+        Ok(())
+    }
+
+    fn poll_event(&mut self) -> Option<EndpointEvent> {
+        if self.lost_told {
+            return None;
+        }
+        if let Some(answer) = self.answers.pop_front() {
+            return Some(answer);
+        }
+        if self.killed.is_none() {
+            if let Err(error) = self.post_waiting() {
+                self.kill(&format!("its mailbox is corrupt: {error}"));
+            }
+        }
+        // The exit is looked at before the ring is drained: what the child said before it ended still counts.
+        let ended = self.end_reason();
+        if let Some(event) = self.next_record() {
+            return Some(event);
+        }
+        let reason = ended?;
+        self.side.recover(&self.bell);
+        self.lost = Some(reason.clone());
+        self.lost_told = true;
+        Some(EndpointEvent::Lost { reason })
+    }
+
+    fn kill(&mut self, reason: &str) {
+        if self.killed.is_none() {
+            self.killed = Some(reason.to_owned());
+            self.child.kill_group();
+        }
+    }
+
+    fn begin_close(&mut self) {
+        self.side.request_shutdown();
+    }
+
+    fn finish_close(&mut self, deadline: Instant) -> Result<(), String> {
+        self.side.request_shutdown();
+        let now = Instant::now();
+        // Most of the time is for the child to end by itself; the rest is for force.
+        let cooperative = now + deadline.saturating_duration_since(now).mul_f64(0.7);
+        let mut ended = self.child.wait_exit(cooperative).is_some();
+        if !ended {
+            self.kill("it did not end when it was told to");
+            ended = self
+                .child
+                .wait_exit(deadline.max(Instant::now() + REAP_WITHIN))
+                .is_some();
+        }
+        if !ended {
+            return Err(format!(
+                "{} (pid {}) cannot be ended, not even by SIGKILL",
+                self.name,
+                self.child.pid()
+            ));
+        }
+        self.side.recover(&self.bell);
+        self.killed
+            .get_or_insert_with(|| "it was closed".to_owned());
+        Ok(())
+    }
+}

@@ -1,0 +1,197 @@
+//! Tasks and controls into records for the child, and its records into events.
+
+use echelon_wire::buffer::{LocalFlags, RemoteTensorDesc};
+use echelon_wire::callable::RegistryTarget;
+use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
+
+use super::LocalEndpoint;
+use crate::callable::Callable;
+use crate::child::records::{self, Answer, Done, Install, Remove};
+use crate::child::regions::region_message;
+use crate::endpoint::{
+    ControlFailure, ControlReply, ControlRequest, EndpointEvent, OutboundTask, OutboundTensor,
+    Place, RegisterStep, TaskFailure, TaskReport, Ticket,
+};
+use crate::mailbox::RecordHead;
+use crate::memory::SharedRegion;
+use crate::process::send_fd;
+use crate::tensor::Tag;
+
+impl LocalEndpoint {
+    /// Sends the descriptor of a region that the child does not have yet.
+    fn share(&mut self, region: &SharedRegion) -> Result<(), String> {
+        if self.sent.contains(&region.id()) {
+            return Ok(());
+        }
+        let sent = send_fd(&self.socket, &region_message(region), region.fd())
+            .map_err(|error| format!("memory could not be shared with {}: {error}", self.name))?;
+        if !sent {
+            return Err(format!(
+                "{} takes no memory; submit fewer new buffers at a time",
+                self.name
+            ));
+        }
+        self.sent.insert(region.id());
+        Ok(())
+    }
+
+    fn describe(&mut self, tensor: &OutboundTensor) -> Result<RemoteTensorDesc, String> {
+        let Place::Shared { region, offset, .. } = &tensor.place else {
+            return Err(format!(
+                "{} sees shared memory only; use orch.copy",
+                self.name
+            ));
+        };
+        self.share(region)?;
+        let flags = LocalFlags {
+            tag: Some(tensor.tag as u8),
+            read_only: tensor.tag == Tag::Input,
+        };
+        let nbytes = tensor.meta.nbytes().unwrap_or(0);
+        RemoteTensorDesc::local_shared(region.id(), *offset, nbytes, flags)
+            .map_err(|error| error.to_string())
+    }
+
+    pub(super) fn encode(&mut self, task: &OutboundTask<'_>) -> Result<Vec<u8>, String> {
+        let mut args = TaskArgsWire {
+            scalars: task.scalars.to_vec(),
+            ..TaskArgsWire::default()
+        };
+        for tensor in task.tensors {
+            args.tensors.push(tensor.meta);
+            args.sidecars.push(Some(self.describe(tensor)?));
+        }
+        let payload = TaskPayload {
+            digest: task.callable.digest,
+            config: task.config.clone(),
+            args,
+        };
+        payload
+            .to_bytes(Carrier::Mailbox)
+            .map_err(|error| error.to_string())
+    }
+
+    fn install(
+        &mut self,
+        ticket: Ticket,
+        callable: &Callable,
+        inner: bool,
+    ) -> Result<(), ControlFailure> {
+        let refused = |text: String| ControlFailure::Refused(text);
+        let (kind, payload) = callable
+            .payload()
+            .map_err(|error| refused(error.to_string()))?;
+        let install = Install {
+            inner,
+            digest: callable.digest,
+            kind,
+            name: &callable.name,
+            payload: &payload,
+        };
+        let bytes = install
+            .encode()
+            .map_err(|error| refused(error.to_string()))?;
+        self.request(ticket, records::INSTALL, &bytes)
+    }
+
+    fn request(&mut self, ticket: Ticket, kind: u32, payload: &[u8]) -> Result<(), ControlFailure> {
+        self.post(
+            RecordHead {
+                kind,
+                ticket: ticket.0,
+            },
+            payload,
+        )
+        .map_err(|error| ControlFailure::Refused(error.to_string()))
+    }
+
+    /// Sends what a control needs; `Ok(true)` when there is nothing to ask the child.
+    pub(super) fn send_control(
+        &mut self,
+        ticket: Ticket,
+        request: ControlRequest,
+    ) -> Result<bool, ControlFailure> {
+        let inner = |registry: RegistryTarget| registry == RegistryTarget::InnerL3Worker;
+        match request {
+            ControlRequest::Register {
+                step: RegisterStep::Prepare,
+                callable,
+                registry,
+            } => {
+                self.install(ticket, &callable, inner(registry))?;
+            }
+            ControlRequest::Register {
+                step: RegisterStep::Commit,
+                ..
+            } => return Ok(true),
+            ControlRequest::Register {
+                step: RegisterStep::Abort,
+                callable,
+                registry,
+            } => {
+                let remove = Remove {
+                    inner: inner(registry),
+                    digest: callable.digest,
+                };
+                self.request(ticket, records::REMOVE, &remove.encode())?;
+            }
+            ControlRequest::Unregister {
+                digest, registry, ..
+            } => {
+                let remove = Remove {
+                    inner: inner(registry),
+                    digest,
+                };
+                self.request(ticket, records::REMOVE, &remove.encode())?;
+            }
+            ControlRequest::DropRegion { region } => {
+                self.sent.remove(&region);
+                self.request(ticket, records::DROP_REGION, &region.to_le_bytes())?;
+            }
+            ControlRequest::CollectTrace if self.runtime_below => {
+                self.request(ticket, records::COLLECT_TRACE, &[])?;
+            }
+            _ => {
+                return Err(ControlFailure::Unsupported {
+                    what: "a remote buffer",
+                    worker: self.name.clone(),
+                    hint: "memory is shared with local workers: use orch.alloc",
+                });
+            }
+        }
+        Ok(false)
+    }
+
+    pub(super) fn event_of(&mut self, head: RecordHead) -> Result<Option<EndpointEvent>, String> {
+        let ticket = Ticket(head.ticket);
+        let text = |error: echelon_wire::error::DecodeError| error.to_string();
+        match head.kind {
+            records::READY => {
+                self.ready = true;
+                Ok(None)
+            }
+            records::DONE => {
+                let done = Done::decode(&self.payload).map_err(text)?;
+                let failure = done.failure.map(|message| TaskFailure {
+                    message: message.to_owned(),
+                });
+                let report = TaskReport {
+                    failure,
+                    start_ns: Some(done.start_ns),
+                    end_ns: Some(done.end_ns),
+                };
+                Ok(Some(EndpointEvent::Done { ticket, report }))
+            }
+            records::ANSWER => {
+                let answer = Answer::decode(&self.payload).map_err(text)?;
+                let result = match answer.0 {
+                    Ok([]) => Ok(ControlReply::Done),
+                    Ok(json) => Ok(ControlReply::Trace(json.to_vec())),
+                    Err(message) => Err(ControlFailure::Refused(message.to_owned())),
+                };
+                Ok(Some(EndpointEvent::ControlDone { ticket, result }))
+            }
+            kind => Err(format!("record of unknown kind {kind}")),
+        }
+    }
+}

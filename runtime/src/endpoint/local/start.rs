@@ -1,0 +1,126 @@
+//! Starting a child: what it inherits and how it is told.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::LocalEndpoint;
+use crate::child::command_line;
+use crate::error::Error;
+use crate::mailbox::{layout, Bell, Mailbox};
+use crate::memory::SharedRegion;
+use crate::process::{region_socket_pair, ChildSpec, ExitInfo, Keeper};
+use crate::worker::ChildProgram;
+
+/// What a local child is started with.
+pub struct LocalSpec {
+    /// Name in messages.
+    pub name: String,
+    /// What to execute.
+    pub program: ChildProgram,
+    /// Environment on top of this process's.
+    pub env: Vec<(OsString, OsString)>,
+    /// Regions that the child inherits.
+    pub regions: Vec<Arc<SharedRegion>>,
+    /// The plan of a child with a runtime of its own, as JSON of `LevelPlan`.
+    pub plan: Option<Vec<u8>>,
+    /// How long it may take to say READY.
+    pub ready_within: Duration,
+}
+
+impl LocalEndpoint {
+    /// Starts the child. It comes up on its own; what is submitted meanwhile waits in its mailbox.
+    ///
+    /// # Errors
+    /// [`Error`] of memory or process start; nothing is left then.
+    pub fn start(spec: LocalSpec, keeper: &Arc<Keeper>, bell: Arc<Bell>) -> Result<Self, Error> {
+        let os = |what: &'static str, error: &dyn std::fmt::Display| Error::Startup {
+            worker: spec.name.clone(),
+            message: format!("{what}: {error}"),
+        };
+        let mailbox = Mailbox::create(layout::TASK_RING_BYTES, layout::COMPLETION_RING_BYTES);
+        let side = mailbox
+            .and_then(Mailbox::into_parent_side)
+            .map_err(|error| os("mailbox", &error))?;
+        let (socket, of_child) = region_socket_pair()?;
+        let plan = spec.plan.as_deref().map(plan_file).transpose()?;
+        let mut fds = vec![side.fd(), bell.fd(), of_child.as_fd()];
+        fds.extend(spec.regions.iter().map(|region| region.fd()));
+        fds.extend(plan.as_ref().map(AsFd::as_fd));
+        let (program, mut args) =
+            program_of(&spec.program).ok_or_else(|| os("start", &"no child_program is set"))?;
+        let plan_fd = plan.as_ref().map(AsFd::as_fd);
+        args.extend(command_line(
+            side.fd(),
+            bell.fd(),
+            of_child.as_fd(),
+            &spec.regions,
+            plan_fd,
+        ));
+        let exit = Arc::new(Mutex::new(None));
+        let (of_keeper, ring) = (Arc::clone(&exit), Arc::clone(&bell));
+        let on_exit = Box::new(move |info: ExitInfo| {
+            *of_keeper.lock() = Some(info);
+            ring.ring();
+        });
+        let child_spec = ChildSpec {
+            name: spec.name.clone(),
+            program,
+            args: args.into_iter().map(OsString::from).collect(),
+            env: spec.env.clone(),
+            fds: fds.iter().map(AsRawFd::as_raw_fd).collect(),
+            new_session: true,
+            ..ChildSpec::default()
+        };
+        let child = keeper.spawn(child_spec, on_exit)?;
+        let sent = spec.regions.iter().map(|region| region.id()).collect();
+        Ok(Self {
+            side,
+            bell,
+            child,
+            exit,
+            socket,
+            sent,
+            waiting: VecDeque::new(),
+            answers: VecDeque::new(),
+            payload: Vec::new(),
+            ready: false,
+            ready_by: Instant::now() + spec.ready_within,
+            ready_within: spec.ready_within,
+            killed: None,
+            lost: None,
+            lost_told: false,
+            runtime_below: spec.plan.is_some(),
+            name: spec.name,
+        })
+    }
+}
+
+/// The plan in a file without a name, ready to be read from its start.
+fn plan_file(json: &[u8]) -> Result<OwnedFd, Error> {
+    let region_error = |error: std::io::Error| Error::Startup {
+        worker: "a local child".into(),
+        message: error.to_string(),
+    };
+    let fd = rustix::fs::memfd_create("echelon-plan", rustix::fs::MemfdFlags::CLOEXEC)
+        .map_err(|error| region_error(error.into()))?;
+    let mut file = std::fs::File::from(fd);
+    std::io::Write::write_all(&mut file, json).map_err(region_error)?;
+    std::io::Seek::rewind(&mut file).map_err(region_error)?;
+    Ok(file.into())
+}
+
+fn program_of(program: &ChildProgram) -> Option<(std::path::PathBuf, Vec<String>)> {
+    match program {
+        ChildProgram::Python { executable } => Some((
+            executable.clone(),
+            vec!["-m".into(), "echelon._child".into()],
+        )),
+        ChildProgram::Custom { program, args } => Some((program.clone(), args.clone())),
+        ChildProgram::None => None,
+    }
+}
