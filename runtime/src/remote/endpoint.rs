@@ -53,8 +53,7 @@ impl RemoteEndpoint {
         deadline: Instant,
     ) -> Result<Self, StartError> {
         let connected = establish(spec, &manifest, timeout, &Until::new(deadline))?;
-        let unnamed = || format!("remote{}", manifest.worker_id);
-        let name = spec.name.clone().unwrap_or_else(unnamed);
+        let name = format!("remote{}", manifest.worker_id);
         let (session, worker) = (manifest.session(), manifest.worker());
         let config = LaneConfig {
             session,

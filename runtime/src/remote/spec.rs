@@ -29,8 +29,6 @@ pub struct RemoteWorkerSpec {
     pub session_listen_host: Option<String>,
     /// Allow the session to listen on every address of its host.
     pub allow_wildcard_session_bind: bool,
-    /// Name in messages and timelines; `remote` and its id when `None`.
-    pub name: Option<String>,
 }
 
 impl Default for RemoteWorkerSpec {
@@ -44,7 +42,6 @@ impl Default for RemoteWorkerSpec {
             num_sub_workers: 0,
             session_listen_host: None,
             allow_wildcard_session_bind: false,
-            name: None,
         }
     }
 }
