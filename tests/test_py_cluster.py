@@ -178,7 +178,7 @@ def test_handles_are_opaque(cluster):
     }
     for thing in (buffer, export, imported):
         for forge in (pickle.dumps, copy.copy, copy.deepcopy):
-            with pytest.raises(TypeError, match="cannot be (copied|pickled)"):
+            with pytest.raises(TypeError, match=r"cannot be (copied|pickled)"):
                 forge(thing)
         with pytest.raises(AttributeError):
             thing.nbytes = 1
@@ -303,7 +303,7 @@ def test_wrong_arguments_of_a_cluster_start_nothing(arguments):
 def test_a_daemon_that_is_not_there_is_a_startup_error():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        endpoint = "127.0.0.1:{}".format(unused.getsockname()[1])
+        endpoint = f"127.0.0.1:{unused.getsockname()[1]}"
     worker = ec.Worker(startup_timeout_s=10)
     worker.add_remote_worker(ec.RemoteWorkerSpec(endpoint=endpoint, platform="cpu"))
     with pytest.raises(ec.StartupError, match=endpoint):

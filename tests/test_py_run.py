@@ -140,6 +140,14 @@ def test_a_failure_carries_everything_and_the_worker_goes_on(tasks):
         run_one(worker, double, (x, INOUT))
 
 
+def test_the_traceback_shows_where_it_was_raised(tasks):
+    with ec.Worker(num_sub_workers=1) as worker, pytest.raises(ec.TaskError) as caught:
+        run_one(worker, worker.register(tasks.fail_plainly))
+    text = caught.value.remote_traceback
+    assert text.startswith("Traceback (most recent call last):\n")
+    assert 'raise LookupError("plain")' in text and "in fail_plainly" in text
+
+
 def test_what_a_failed_task_wrote_is_not_copied_back(tasks):
     x = np.zeros(3)
     with ec.Worker(num_sub_workers=1) as worker, pytest.raises(ec.TaskError, match="after writing"):

@@ -86,9 +86,11 @@ fn check_callable(py: Python<'_>, object: Py<PyAny>) -> PyResult<Py<PyAny>> {
 
 /// The text of an exception with its traceback, causes and notes, as Python prints it.
 fn traceback_text(py: Python<'_>, raised: &PyErr) -> String {
+    // Before Python 3.12 a caught exception has its traceback beside it, not in it.
+    let parts = (raised.get_type(py), raised.value(py), raised.traceback(py));
     let formatted = py
         .import("traceback")
-        .and_then(|module| module.call_method1("format_exception", (raised.value(py),)))
+        .and_then(|module| module.call_method1("format_exception", parts))
         .and_then(|lines| lines.extract::<Vec<String>>());
     match formatted {
         Ok(lines) => lines.concat(),
@@ -110,7 +112,7 @@ impl PyCallable {
     ) -> Result<(), String> {
         gil::attached(|py| match call(py, self.0.bind(py)) {
             Ok(()) => Ok(()),
-            Err(raised) => Err(failure_text(py, raised)),
+            Err(raised) => Err(failure_text(py, &raised)),
         })
     }
 }
@@ -143,13 +145,15 @@ impl HostedCallable for PyCallable {
 
 /// The text of what a callable raised. The exception, its frames and the tensors in them are freed before this returns, so
 /// that the memory of a failed task is not held by its traceback.
-fn failure_text(py: Python<'_>, raised: PyErr) -> String {
-    let text = traceback_text(py, &raised);
-    let value = raised.into_value(py).into_bound(py);
-    let cleared = py.import("traceback").and_then(|module| {
-        let traceback = value.getattr("__traceback__")?;
-        module.call_method1("clear_frames", (traceback,))
-    });
+fn failure_text(py: Python<'_>, raised: &PyErr) -> String {
+    let text = traceback_text(py, raised);
+    let cleared = match raised.traceback(py) {
+        Some(traceback) => py
+            .import("traceback")
+            .and_then(|module| module.call_method1("clear_frames", (traceback,)))
+            .map(drop),
+        None => Ok(()),
+    };
     if let Err(cause) = cleared {
         cause.write_unraisable(py, None);
     }

@@ -42,6 +42,11 @@ def fail(args):
         raise ValueError("ärger: the task is broken") from cause
 
 
+def fail_plainly(args):
+    """Raises, with nothing chained."""
+    raise LookupError("plain")
+
+
 def half_then_fail(args):
     """Writes tensor 0 and raises."""
     args.tensor(0).numpy()[...] = 99
