@@ -336,6 +336,7 @@ class RemoteWorkerSpec:
         num_sub_workers: int = 0,
         session_listen_host: str | None = None,
         allow_wildcard_session_bind: bool = False,
+        name: str | None = None,
     ) -> Self: ...
     @property
     def endpoint(self) -> str: ...
@@ -353,6 +354,8 @@ class RemoteWorkerSpec:
     def session_listen_host(self) -> str | None: ...
     @property
     def allow_wildcard_session_bind(self) -> bool: ...
+    @property
+    def name(self) -> str | None: ...
 
 @final
 class TaskHandle:
