@@ -336,7 +336,6 @@ class RemoteWorkerSpec:
         num_sub_workers: int = 0,
         session_listen_host: str | None = None,
         allow_wildcard_session_bind: bool = False,
-        name: str | None = None,
     ) -> Self: ...
     @property
     def endpoint(self) -> str: ...
@@ -354,8 +353,6 @@ class RemoteWorkerSpec:
     def session_listen_host(self) -> str | None: ...
     @property
     def allow_wildcard_session_bind(self) -> bool: ...
-    @property
-    def name(self) -> str | None: ...
 
 @final
 class TaskHandle:

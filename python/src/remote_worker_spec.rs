@@ -15,7 +15,6 @@ use pyo3::prelude::*;
 ///     num_sub_workers: Python processes inside the session, 0 or more.
 ///     session_listen_host: address on which the session listens; `None` lets the daemon choose.
 ///     allow_wildcard_session_bind: lets the session listen on all addresses.
-///     name: name in messages and timelines, `remote0`, `remote1`… where none is given.
 ///
 /// Raises ValueError for an endpoint or another value that cannot be.
 #[pyclass(frozen, module = "echelon._core", name = "RemoteWorkerSpec")]
@@ -27,7 +26,7 @@ impl PyRemoteWorkerSpec {
     #[new]
     #[pyo3(signature = (endpoint, platform="cpu", *, transport="sim", runtime="tensormap_and_ringbuffer",
                         device_ids=None, num_sub_workers=0, session_listen_host=None,
-                        allow_wildcard_session_bind=false, name=None))]
+                        allow_wildcard_session_bind=false))]
     #[expect(
         clippy::too_many_arguments,
         reason = "one for each field, most of them keywords"
@@ -41,7 +40,6 @@ impl PyRemoteWorkerSpec {
         num_sub_workers: u32,
         session_listen_host: Option<String>,
         allow_wildcard_session_bind: bool,
-        name: Option<String>,
     ) -> PyResult<Self> {
         let spec = RemoteWorkerSpec {
             endpoint,
@@ -52,7 +50,6 @@ impl PyRemoteWorkerSpec {
             num_sub_workers,
             session_listen_host,
             allow_wildcard_session_bind,
-            name,
         };
         spec.validate()
             .map_err(|error| PyValueError::new_err(error.to_string()))?;
@@ -105,12 +102,6 @@ impl PyRemoteWorkerSpec {
     #[getter]
     fn allow_wildcard_session_bind(&self) -> bool {
         self.0.allow_wildcard_session_bind
-    }
-
-    /// Name in messages and timelines.
-    #[getter]
-    fn name(&self) -> Option<&str> {
-        self.0.name.as_deref()
     }
 
     fn __repr__(&self) -> String {
