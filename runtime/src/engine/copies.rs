@@ -2,6 +2,8 @@
 //!
 //! Two remote sides go through the parent (design §15.19). A copy takes no task slot of any endpoint.
 
+use echelon_wire::limits::{MAX_COPY_FROM_BYTES, MAX_COPY_TO_BYTES};
+
 use super::record::{Flight, Work};
 use super::Core;
 use crate::buffer::RemoteBuffer;
@@ -11,8 +13,14 @@ use crate::graph::{EndpointId, Event, MemberResult, TaskId};
 use crate::memory::HostMemory;
 use crate::trace::{now_ns, TraceEvent};
 
-/// Bytes a step: under what one COPY control takes, and short enough to let a task in between.
-pub(crate) const COPY_STEP_BYTES: u64 = 8 << 20;
+/// Most bytes a step moves: what one COPY control takes (slr3-v1 §5, design §15.19).
+pub(crate) fn step_limit(to_remote: bool) -> u64 {
+    if to_remote {
+        MAX_COPY_TO_BYTES
+    } else {
+        MAX_COPY_FROM_BYTES
+    }
+}
 
 /// A range of a buffer at its owner.
 #[derive(Clone)]
@@ -111,13 +119,18 @@ impl CopyJob {
         }
     }
 
+    /// Most bytes of a step; a copy between two remote sides is bound by its second half.
+    fn limit(&self) -> u64 {
+        step_limit(matches!(self.dst, CopySide::Remote(_)))
+    }
+
     /// The next control and where it goes; `None` when all bytes have arrived.
     fn next(&mut self) -> Result<Option<(EndpointId, ControlRequest)>, String> {
         let left = self.src.nbytes() - self.done;
         if left == 0 {
             return Ok(None);
         }
-        let step = left.min(COPY_STEP_BYTES);
+        let step = left.min(self.limit());
         let text = |error: crate::memory::MemoryError| error.to_string();
         Ok(match (&self.dst, &self.src) {
             (CopySide::Local(dst), CopySide::Local(src)) => {
@@ -134,7 +147,7 @@ impl CopyJob {
             (CopySide::Remote(dst), CopySide::Remote(src)) => match self.between.clone() {
                 Some(source) => Some(dst.write(self.done, source)),
                 None => {
-                    // At most one step, 8 MiB.
+                    // At most one step, 16 MiB.
                     let destination = HostMemory::from_vec(vec![0; step as usize]);
                     self.between = Some(destination.clone());
                     self.reading = true;
@@ -149,7 +162,7 @@ impl CopyJob {
         if std::mem::take(&mut self.reading) {
             return;
         }
-        self.done += (self.src.nbytes() - self.done).min(COPY_STEP_BYTES);
+        self.done += (self.src.nbytes() - self.done).min(self.limit());
         self.between = None;
     }
 }

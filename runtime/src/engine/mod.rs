@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
-pub(crate) use copies::{CopyJob, CopySide, COPY_STEP_BYTES};
+pub(crate) use copies::{step_limit, CopyJob, CopySide};
 pub(crate) use drive::{Driver, WaitEnd};
 pub(crate) use finish::release_request;
 pub(crate) use record::{EndpointRole, EndpointSlot, Flight, RunState, TaskRecord};

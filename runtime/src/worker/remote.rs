@@ -8,7 +8,7 @@ use crate::buffer::{
     access_name, buffer_key, BufferFacts, ExportFacts, RemoteBuffer, RemoteExport,
 };
 use crate::endpoint::{ControlReply, ControlRequest};
-use crate::engine::{CopySide, Engine, COPY_STEP_BYTES};
+use crate::engine::{step_limit, CopySide, Engine};
 use crate::error::Error;
 use crate::graph::EndpointId;
 use crate::memory::HostMemory;
@@ -200,7 +200,7 @@ impl Worker {
         };
         let mut done = 0;
         loop {
-            let step = (nbytes - done).min(COPY_STEP_BYTES);
+            let step = (nbytes - done).min(step_limit(to));
             // Offsets within this process's memory fit `usize`.
             let part = host.slice(done as usize, step as usize)?;
             let (endpoint, request) = if to {
