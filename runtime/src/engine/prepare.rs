@@ -200,6 +200,19 @@ impl Core {
             }
         }
         if able.is_empty() {
+            // When nothing but losses stands in the way, that is what the caller has to know.
+            let mut lost = candidates.iter().filter_map(|id| self.slot(*id)).peekable();
+            if lost.peek().is_some() && lost.clone().all(|slot| slot.lost.is_some()) {
+                let names: Vec<&str> = lost.clone().map(|slot| slot.info.name.as_str()).collect();
+                let message = lost
+                    .filter_map(|slot| slot.lost.as_deref())
+                    .next()
+                    .unwrap_or_default();
+                return Err(Error::EndpointLost {
+                    worker: names.join(", "),
+                    message: message.to_owned(),
+                });
+            }
             if reasons.is_empty() {
                 reasons.push("there is no worker of that kind; add one before init()".into());
             }
