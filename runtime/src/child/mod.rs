@@ -23,10 +23,10 @@ use crate::callable::{Callable, CallableHost, HostedCallable};
 use crate::error::Error;
 use crate::mailbox::{Bell, ChildSide, MailboxError, RecordHead};
 use crate::process::{watch_parent, ProcessError};
-use crate::tensor::{Tag, TaskView, Tensor};
+use crate::tensor::{Lease, Tag, TaskView, Tensor};
 use crate::trace::now_ns;
 use crate::worker::{LevelPlan, RegisterOptions, RunEnd, Worker, WorkerBuilder};
-use records::{Answer, Done, Install, Remove};
+use records::{parts, Answer, Done, Install, Parts, Remove};
 use regions::RegionTable;
 
 /// How long a child waits for room in the completion ring, or for a descriptor that must be there: the parent is stopped or mad.
@@ -34,6 +34,9 @@ const PARENT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Longest sleep without a record; the doorbell wakes it at once.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// How often a child looks whether the last view of ended tasks has gone, while there are any.
+const VIEW_RECHECK: Duration = Duration::from_millis(200);
 
 /// Why a child ended other than by being told to.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +82,9 @@ pub struct Child {
     host: Arc<dyn CallableHost>,
     callables: HashMap<Digest, Arc<dyn HostedCallable>>,
     level: Level,
+    incoming: Parts,
+    /// Tasks that have ended while views of their arguments live on, by ticket (design §15.6).
+    retained: Vec<(u64, Lease)>,
 }
 
 impl Child {
@@ -110,15 +116,11 @@ impl Child {
             host,
             callables: HashMap::new(),
             level,
+            incoming: Parts::default(),
+            retained: Vec::new(),
         };
         let pid = std::process::id().to_le_bytes();
-        child.send(
-            RecordHead {
-                kind: records::READY,
-                ticket: 0,
-            },
-            &pid,
-        )?;
+        child.send(records::READY, 0, &pid)?;
         Ok(child)
     }
 
@@ -131,7 +133,7 @@ impl Child {
         }
     }
 
-    /// Serves until the parent asks for the end. What is in the ring before that is done first.
+    /// Serves until the parent asks for the end: then what is running is finished and nothing more is begun.
     ///
     /// # Errors
     /// [`ChildError`].
@@ -139,11 +141,22 @@ impl Child {
         let mut payload = Vec::new();
         loop {
             let seen = self.side.doorbell_value();
+            if self.side.is_shutdown_requested() {
+                break;
+            }
             match self.side.receive(&mut payload)? {
-                Some(head) => self.handle(head, &payload)?,
-                None if self.side.is_shutdown_requested() => break,
+                Some(head) => {
+                    self.take(head, &mut payload)?;
+                    self.report_released()?;
+                }
                 None => {
-                    let _rung = self.side.wait(seen, Instant::now() + IDLE);
+                    self.report_released()?;
+                    let idle = if self.retained.is_empty() {
+                        IDLE
+                    } else {
+                        VIEW_RECHECK
+                    };
+                    let _rung = self.side.wait(seen, Instant::now() + idle);
                 }
             }
         }
@@ -153,6 +166,21 @@ impl Child {
                 .map_err(|error| ChildError::Inner(error.to_string()))?;
         }
         Ok(())
+    }
+
+    /// Takes one record from the ring, which may be a part of one.
+    fn take(&mut self, head: RecordHead, payload: &mut Vec<u8>) -> Result<(), ChildError> {
+        if head.kind == records::PART_DOWN {
+            return self
+                .incoming
+                .push(payload)
+                .map_err(|message| ChildError::Record {
+                    kind: head.kind,
+                    message,
+                });
+        }
+        self.incoming.complete(payload);
+        self.handle(head, payload)
     }
 
     fn handle(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), ChildError> {
@@ -177,8 +205,9 @@ impl Child {
                 let id = Reader::new(payload)
                     .u64("DROP_REGION.id")
                     .map_err(|error| bad(&error))?;
-                self.regions.drop_region(id);
-                Ok(())
+                self.regions
+                    .drop_region(id)
+                    .map_err(|error| error.to_string())
             }
             records::COLLECT_TRACE => match self.inner().map(Worker::trace_json) {
                 Some(Ok(json)) => {
@@ -199,18 +228,12 @@ impl Child {
             Ok(()) => Answer(Ok(&result)),
             Err(text) => Answer(Err(text)),
         };
-        // A trace too large for a record is an answer that says so, not the end of the child.
+        // A trace beyond every limit is an answer that says so, not the end of the child.
         let bytes = answer
             .encode()
             .or_else(|error| Answer(Err(&error.to_string())).encode());
         let bytes = bytes.map_err(|error| bad(&error))?;
-        self.send(
-            RecordHead {
-                kind: records::ANSWER,
-                ticket: head.ticket,
-            },
-            &bytes,
-        )
+        self.send(records::ANSWER, head.ticket, &bytes)
     }
 
     fn install(&mut self, install: &Install<'_>) -> Result<(), String> {
@@ -244,32 +267,49 @@ impl Child {
 
     fn task(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), ChildError> {
         let start_ns = now_ns();
-        let failure = self.perform(payload).err();
+        // Every tensor of the task holds it: who else holds it afterwards has kept a view.
+        let lease: Lease = Arc::new(());
+        let failure = self.perform(payload, &lease).err();
+        let retained = Arc::strong_count(&lease) > 1;
         let done = Done {
             start_ns,
             end_ns: now_ns(),
             failure: failure.as_deref(),
+            retained,
         };
+        if retained {
+            self.retained.push((head.ticket, lease));
+        }
         let bytes = done.encode().map_err(|error| ChildError::Record {
             kind: head.kind,
             message: error.to_string(),
         })?;
-        self.send(
-            RecordHead {
-                kind: records::DONE,
-                ticket: head.ticket,
-            },
-            &bytes,
-        )
+        self.send(records::DONE, head.ticket, &bytes)
     }
 
-    fn perform(&mut self, payload: &[u8]) -> Result<(), String> {
+    /// Tells the parent which tasks' last views have gone.
+    fn report_released(&mut self) -> Result<(), ChildError> {
+        if self.retained.is_empty() {
+            return Ok(());
+        }
+        let (gone, kept) = std::mem::take(&mut self.retained)
+            .into_iter()
+            .partition(|(_, lease)| Arc::strong_count(lease) == 1);
+        self.retained = kept;
+        let gone: Vec<(u64, Lease)> = gone;
+        for (ticket, _) in gone {
+            self.send(records::RELEASED, ticket, &[])?;
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, payload: &[u8], lease: &Lease) -> Result<(), String> {
         let task =
             TaskPayload::decode(payload, Carrier::Mailbox).map_err(|error| error.to_string())?;
         let callable = self.callables.get(&task.digest).cloned();
         let callable = callable
             .ok_or_else(|| format!("callable {} is not installed in this child", task.digest))?;
-        let view = self.view(&task)?;
+        let view = self.view(&task, lease)?;
         match &self.level {
             Level::Leaf => callable.call_leaf(view),
             Level::Orchestration(worker) => {
@@ -283,7 +323,7 @@ impl Child {
         }
     }
 
-    fn view(&mut self, task: &TaskPayload<'_>) -> Result<TaskView, String> {
+    fn view(&mut self, task: &TaskPayload<'_>, lease: &Lease) -> Result<TaskView, String> {
         let mut view = TaskView {
             tensors: Vec::with_capacity(task.args.tensors.len()),
             tags: Vec::with_capacity(task.args.tensors.len()),
@@ -300,7 +340,8 @@ impl Child {
                 .regions
                 .get(desc.buffer_id.0, deadline)
                 .map_err(|error| error.to_string())?;
-            let tensor = Tensor::new(*meta, region, desc.offset, None, flags.read_only);
+            let lease = Some(Arc::clone(lease));
+            let tensor = Tensor::new(*meta, region, desc.offset, lease, flags.read_only);
             view.tensors
                 .push(tensor.map_err(|error| error.to_string())?);
             view.tags.push(flags.tag.and_then(Tag::from_code));
@@ -308,11 +349,21 @@ impl Child {
         Ok(view)
     }
 
-    fn send(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), ChildError> {
-        if self
-            .side
-            .send(head, payload, Instant::now() + PARENT_PATIENCE)?
-        {
+    /// Sends one record, in parts if it is large.
+    fn send(&mut self, kind: u32, ticket: u64, payload: &[u8]) -> Result<(), ChildError> {
+        let (first, last) = parts(payload);
+        for part in first {
+            self.send_one(records::PART_UP, ticket, part)?;
+        }
+        self.send_one(kind, ticket, last)
+    }
+
+    fn send_one(&mut self, kind: u32, ticket: u64, payload: &[u8]) -> Result<(), ChildError> {
+        let (head, deadline) = (
+            RecordHead { kind, ticket },
+            Instant::now() + PARENT_PATIENCE,
+        );
+        if self.side.send(head, payload, deadline)? {
             return Ok(());
         }
         Err(ChildError::ParentStalled)

@@ -7,9 +7,12 @@
 //! | 3 REMOVE | down | u32 inner, digest[32] |
 //! | 4 DROP_REGION | down | u64 region id |
 //! | 5 COLLECT_TRACE | down | empty |
+//! | 6 PART | down | the next bytes of a payload that is larger than a ring takes; the record itself brings the last ones |
 //! | 16 READY | up | u32 process id |
-//! | 17 DONE | up | u32 failed, u64 start_ns, u64 end_ns, str message |
+//! | 17 DONE | up | u32 flags (1 failed, 2 views of the arguments are still alive), u64 start_ns, u64 end_ns, str message |
 //! | 18 ANSWER | up | u32 failed, str message, blob result |
+//! | 19 PART | up | as downwards |
+//! | 20 RELEASED | up | empty; the last view of the arguments of a task is gone |
 //!
 //! Encoded with the primitives of the wire crate, so that bounds are checked in one place. Both directions carry the ticket of
 //! the request in the record's head.
@@ -24,12 +27,55 @@ pub(crate) const INSTALL: u32 = 2;
 pub(crate) const REMOVE: u32 = 3;
 pub(crate) const DROP_REGION: u32 = 4;
 pub(crate) const COLLECT_TRACE: u32 = 5;
+pub(crate) const PART_DOWN: u32 = 6;
 pub(crate) const READY: u32 = 16;
 pub(crate) const DONE: u32 = 17;
 pub(crate) const ANSWER: u32 = 18;
+pub(crate) const PART_UP: u32 = 19;
+pub(crate) const RELEASED: u32 = 20;
 
-/// Most bytes of a callable's payload, and of an answer's result: what fits a record.
-const BLOB_LIMIT: u32 = 256 * 1024;
+/// Most bytes of a callable's payload, and of an answer's result.
+const BLOB_LIMIT: u32 = 128 << 20;
+/// Payloads beyond this many bytes travel in parts: well under half of the smaller ring.
+const PART_BYTES: usize = 64 << 10;
+
+/// A payload in the parts that precede its record, and what the record itself carries.
+pub(crate) fn parts(payload: &[u8]) -> (std::slice::Chunks<'_, u8>, &[u8]) {
+    let whole_parts = payload.len().saturating_sub(1) / PART_BYTES;
+    let (first, last) = payload.split_at(whole_parts * PART_BYTES);
+    (first.chunks(PART_BYTES), last)
+}
+
+/// Puts payloads together again that came in parts. A ring is ordered, so the parts of one record come in a row.
+#[derive(Debug, Default)]
+pub(crate) struct Parts {
+    bytes: Vec<u8>,
+}
+
+impl Parts {
+    /// Takes one part. The sender keeps to the limit, so more is a fault of the other side.
+    ///
+    /// # Errors
+    /// The text of the fault.
+    pub(crate) fn push(&mut self, part: &[u8]) -> Result<(), String> {
+        let limit = BLOB_LIMIT as usize + 2 * PART_BYTES;
+        if self.bytes.len() + part.len() > limit {
+            self.bytes = Vec::new();
+            return Err(format!("a record of more than {limit} bytes in parts"));
+        }
+        self.bytes.extend_from_slice(part);
+        Ok(())
+    }
+
+    /// The whole payload, given the part that came with the record: in place when there were no others.
+    pub(crate) fn complete(&mut self, last: &mut Vec<u8>) {
+        if !self.bytes.is_empty() {
+            let mut whole = std::mem::take(&mut self.bytes);
+            whole.extend_from_slice(last);
+            *last = whole;
+        }
+    }
+}
 
 /// INSTALL.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,7 +106,7 @@ impl<'a> Install<'a> {
         let digest = Digest(reader.array("INSTALL.digest")?);
         let kind = {
             let code = reader.u32("INSTALL.kind")?;
-            CallableKind::from_code(code).ok_or(DecodeError::Unknown {
+            CallableKind::from_code(code).ok_or_else(|| DecodeError::Unknown {
                 field: "INSTALL.kind",
                 got: u64::from(code),
             })?
@@ -109,12 +155,14 @@ pub(crate) struct Done<'a> {
     pub(crate) end_ns: u64,
     /// The text of the failure; `None` when the task completed.
     pub(crate) failure: Option<&'a str>,
+    /// Views of the arguments are still alive in the child; RELEASED follows.
+    pub(crate) retained: bool,
 }
 
 impl<'a> Done<'a> {
     pub(crate) fn encode(&self) -> Result<Vec<u8>, EncodeError> {
         let mut writer = Writer::with_capacity(32);
-        writer.u32(u32::from(self.failure.is_some()));
+        writer.u32(u32::from(self.failure.is_some()) | u32::from(self.retained) << 1);
         writer.u64(self.start_ns);
         writer.u64(self.end_ns);
         let text = cut(self.failure.unwrap_or(""));
@@ -124,7 +172,13 @@ impl<'a> Done<'a> {
 
     pub(crate) fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
-        let failed = reader.u32("DONE.failed")? != 0;
+        let flags = reader.u32("DONE.flags")?;
+        if flags > 3 {
+            return Err(DecodeError::Unknown {
+                field: "DONE.flags",
+                got: flags.into(),
+            });
+        }
         let start_ns = reader.u64("DONE.start_ns")?;
         let end_ns = reader.u64("DONE.end_ns")?;
         let text = reader.str("DONE.message", MAX_ERROR_MESSAGE_BYTES)?;
@@ -132,7 +186,8 @@ impl<'a> Done<'a> {
         Ok(Self {
             start_ns,
             end_ns,
-            failure: failed.then_some(text),
+            failure: (flags & 1 != 0).then_some(text),
+            retained: flags & 2 != 0,
         })
     }
 }
@@ -199,6 +254,7 @@ mod tests {
                 start_ns: 1,
                 end_ns: 2,
                 failure,
+                retained: failure.is_none(),
             };
             assert_eq!(Done::decode(&done.encode().unwrap()).unwrap(), done);
         }
@@ -213,6 +269,7 @@ mod tests {
             start_ns: 1,
             end_ns: 2,
             failure: Some("x"),
+            retained: true,
         }
         .encode()
         .unwrap();
@@ -232,10 +289,42 @@ mod tests {
             start_ns: 0,
             end_ns: 0,
             failure: Some(&long),
+            retained: false,
         }
         .encode()
         .unwrap();
         let text = Done::decode(&done).unwrap().failure.unwrap().to_owned();
         assert!(text.len() <= 4096 && text.ends_with("ValueError: ü"));
+    }
+
+    #[test]
+    fn payloads_of_any_size_come_together_again() {
+        for len in [
+            0,
+            1,
+            PART_BYTES - 1,
+            PART_BYTES,
+            PART_BYTES + 1,
+            5 * PART_BYTES,
+        ] {
+            let payload: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+            let (first, last) = parts(&payload);
+            let mut collected = Parts::default();
+            for part in first {
+                assert_eq!(part.len(), PART_BYTES);
+                collected.push(part).unwrap();
+            }
+            assert!(last.len() <= PART_BYTES);
+            let mut whole = last.to_vec();
+            collected.complete(&mut whole);
+            assert_eq!(whole, payload);
+        }
+    }
+
+    #[test]
+    fn parts_without_end_are_refused() {
+        let mut collected = Parts::default();
+        let part = vec![0; 16 << 20];
+        assert!((0..9).any(|_| collected.push(&part).is_err()));
     }
 }

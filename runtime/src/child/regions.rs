@@ -57,21 +57,9 @@ impl RegionTable {
         deadline: Instant,
     ) -> Result<Arc<SharedRegion>, RegionError> {
         while !self.regions.contains_key(&id) {
-            let mut message = [0; REGION_MESSAGE_BYTES];
-            let received = recv_fd(&*self.socket, &mut message, deadline)?;
-            let Some((count, fd)) = received else {
+            if !self.receive(deadline)? {
                 return Err(RegionError::Missing(id));
-            };
-            let (Some(fd), REGION_MESSAGE_BYTES) = (fd, count) else {
-                return Err(RegionError::BadMessage(count));
-            };
-            let word = |at: usize| {
-                let mut bytes = [0; 8];
-                bytes.copy_from_slice(&message[at..at + 8]);
-                u64::from_le_bytes(bytes)
-            };
-            let region = SharedRegion::from_fd(word(0), fd, word(8), word(16) != 0)?;
-            self.regions.insert(region.id(), region);
+            }
         }
         self.regions
             .get(&id)
@@ -79,9 +67,33 @@ impl RegionTable {
             .ok_or(RegionError::Missing(id))
     }
 
-    /// Forgets a region; it is unmapped when no view of it is left.
-    pub(crate) fn drop_region(&mut self, id: u64) {
+    /// Takes one region from the socket; false at the deadline or at its end.
+    fn receive(&mut self, deadline: Instant) -> Result<bool, RegionError> {
+        let mut message = [0; REGION_MESSAGE_BYTES];
+        let Some((count, fd)) = recv_fd(&*self.socket, &mut message, deadline)? else {
+            return Ok(false);
+        };
+        let (Some(fd), REGION_MESSAGE_BYTES) = (fd, count) else {
+            return Err(RegionError::BadMessage(count));
+        };
+        let word = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&message[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        let region = SharedRegion::from_fd(word(0), fd, word(8), word(16) != 0)?;
+        self.regions.insert(region.id(), region);
+        Ok(true)
+    }
+
+    /// Forgets a region; it is unmapped when no view of it is left. One that was sent and never used is still in the socket.
+    ///
+    /// # Errors
+    /// As [`RegionTable::get`].
+    pub(crate) fn drop_region(&mut self, id: u64) -> Result<(), RegionError> {
+        while !self.regions.contains_key(&id) && self.receive(Instant::now())? {}
         self.regions.remove(&id);
+        Ok(())
     }
 
     /// The regions that children of this child are to inherit.

@@ -108,7 +108,7 @@ fn shared(tensor: &super::record::PreparedTensor) -> Result<Place, String> {
         return Ok(Place::Shared {
             region: std::sync::Arc::clone(stage.block.region()),
             offset: stage.block.offset(),
-            lease: None,
+            lease: Some(std::sync::Arc::clone(&stage.block) as crate::tensor::Lease),
         });
     }
     match &tensor.arg.source {

@@ -112,7 +112,7 @@ impl Prepare {
         unsafe {
             check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
             // The parent may have ended before the line above: then nobody would send the signal.
-            if libc::getppid().cast_unsigned() != self.parent {
+            if u32::try_from(libc::getppid()) != Ok(self.parent) {
                 libc::_exit(127);
             }
             if self.new_session {

@@ -1,10 +1,10 @@
 //! The local endpoint: a child process behind a mailbox.
 
+mod outbox;
 mod records;
 mod start;
 
-use std::collections::{HashSet, VecDeque};
-use std::os::fd::OwnedFd;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,11 +14,13 @@ pub use start::LocalSpec;
 
 use super::{
     ControlReply, ControlRequest, Endpoint, EndpointEvent, EndpointGone, EndpointInfo,
-    OutboundTask, SubmitError, Ticket,
+    OutboundTask, Place, SubmitError, Ticket,
 };
-use crate::child::records::TASK;
-use crate::mailbox::{Bell, MailboxError, ParentSide, RecordHead};
+use crate::child::records::{Parts, PART_UP, TASK};
+use crate::mailbox::Bell;
 use crate::process::{ChildHandle, ExitInfo};
+use crate::tensor::Lease;
+use outbox::Outbox;
 
 /// Tasks in a child's queue, the running one included: enough to hide the way back, few enough to leave work for others.
 const CAPACITY: u32 = 2;
@@ -29,20 +31,18 @@ const REAP_WITHIN: Duration = Duration::from_secs(2);
 /// One child process and its mailbox.
 pub struct LocalEndpoint {
     name: String,
-    side: ParentSide,
+    outbox: Outbox,
     bell: Arc<Bell>,
     child: ChildHandle,
     /// Put there by the keeper when the child has ended.
     exit: Arc<Mutex<Option<ExitInfo>>>,
-    /// The child's primary watch on us, and the way of descriptors to it.
-    socket: OwnedFd,
-    /// Regions that the child has, or whose descriptors are on their way.
-    sent: HashSet<u64>,
-    /// Records that wait for room in the ring.
-    waiting: VecDeque<(RecordHead, Vec<u8>)>,
     /// Answers that need nothing from the child.
     answers: VecDeque<EndpointEvent>,
     payload: Vec<u8>,
+    incoming: Parts,
+    /// What keeps the memory of the tasks in flight, by ticket; after a task's end as long as the child has views of it
+    /// (design §15.6).
+    leases: HashMap<u64, Vec<Lease>>,
     ready: bool,
     ready_by: Instant,
     ready_within: Duration,
@@ -61,35 +61,9 @@ impl LocalEndpoint {
             reason,
         })
     }
-
-    /// Puts a record into the ring, or into the queue when there is no room: order is kept.
-    fn post(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), MailboxError> {
-        if self.waiting.is_empty() && self.side.send(head, payload)? {
-            return Ok(());
-        }
-        if payload.len() as u64 > self.side.payload_max() {
-            return Err(MailboxError::RecordTooLarge {
-                len: payload.len() as u64,
-                limit: self.side.payload_max(),
-            });
-        }
-        self.waiting.push_back((head, payload.to_vec()));
-        Ok(())
-    }
-
-    fn post_waiting(&mut self) -> Result<(), MailboxError> {
-        while let Some((head, payload)) = self.waiting.front() {
-            if !self.side.send(*head, payload)? {
-                break;
-            }
-            self.waiting.pop_front();
-        }
-        Ok(())
-    }
-
     /// What to report when nothing more comes.
     fn end_reason(&mut self) -> Option<String> {
-        if let Some(info) = self.exit.lock().clone() {
+        if let Some(info) = *self.exit.lock() {
             let pid = self.child.pid();
             let why = match &self.killed {
                 Some(reason) => format!("child pid {pid} was ended: {reason}"),
@@ -110,7 +84,10 @@ impl LocalEndpoint {
     fn next_record(&mut self) -> Option<EndpointEvent> {
         loop {
             let mut payload = std::mem::take(&mut self.payload);
-            let received = self.side.receive(&mut payload);
+            let received = self.outbox.side.receive(&mut payload);
+            if matches!(received, Ok(Some(head)) if head.kind != PART_UP) {
+                self.incoming.complete(&mut payload);
+            }
             self.payload = payload;
             let event = match received {
                 Ok(Some(head)) => self.event_of(head),
@@ -145,14 +122,20 @@ impl Endpoint for LocalEndpoint {
             return Err(gone.into());
         }
         let payload = self.encode(task).map_err(SubmitError::Refused)?;
-        self.post(
-            RecordHead {
-                kind: TASK,
-                ticket: ticket.0,
-            },
-            &payload,
-        )
-        .map_err(|error| SubmitError::Refused(error.to_string()))
+        let sent = self.outbox.task(TASK, ticket.0, &payload);
+        sent.map_err(|error| SubmitError::Refused(self.fault(&error)))?;
+        let leases: Vec<Lease> = task
+            .tensors
+            .iter()
+            .filter_map(|tensor| match &tensor.place {
+                Place::Shared { lease, .. } => lease.clone(),
+                _ => None,
+            })
+            .collect();
+        if !leases.is_empty() {
+            self.leases.insert(ticket.0, leases);
+        }
+        Ok(())
     }
 
     fn control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<(), EndpointGone> {
@@ -178,8 +161,8 @@ impl Endpoint for LocalEndpoint {
             return Some(answer);
         }
         if self.killed.is_none() {
-            if let Err(error) = self.post_waiting() {
-                self.kill(&format!("its mailbox is corrupt: {error}"));
+            if let Err(error) = self.outbox.flush() {
+                self.kill(&format!("it cannot be reached: {error}"));
             }
         }
         // The exit is looked at before the ring is drained: what the child said before it ended still counts.
@@ -188,7 +171,8 @@ impl Endpoint for LocalEndpoint {
             return Some(event);
         }
         let reason = ended?;
-        self.side.recover(&self.bell);
+        self.outbox.side.recover(&self.bell);
+        self.leases.clear();
         self.lost = Some(reason.clone());
         self.lost_told = true;
         Some(EndpointEvent::Lost { reason })
@@ -202,11 +186,11 @@ impl Endpoint for LocalEndpoint {
     }
 
     fn begin_close(&mut self) {
-        self.side.request_shutdown();
+        self.outbox.side.request_shutdown();
     }
 
     fn finish_close(&mut self, deadline: Instant) -> Result<(), String> {
-        self.side.request_shutdown();
+        self.outbox.side.request_shutdown();
         let now = Instant::now();
         // Most of the time is for the child to end by itself; the rest is for force.
         let cooperative = now + deadline.saturating_duration_since(now).mul_f64(0.7);
@@ -225,7 +209,7 @@ impl Endpoint for LocalEndpoint {
                 self.child.pid()
             ));
         }
-        self.side.recover(&self.bell);
+        self.outbox.side.recover(&self.bell);
         self.killed
             .get_or_insert_with(|| "it was closed".to_owned());
         Ok(())

@@ -4,37 +4,18 @@ use echelon_wire::buffer::{LocalFlags, RemoteTensorDesc};
 use echelon_wire::callable::RegistryTarget;
 use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
 
+use super::outbox::OutboxError;
 use super::LocalEndpoint;
 use crate::callable::Callable;
 use crate::child::records::{self, Answer, Done, Install, Remove};
-use crate::child::regions::region_message;
 use crate::endpoint::{
-    ControlFailure, ControlReply, ControlRequest, EndpointEvent, OutboundTask, OutboundTensor,
-    Place, RegisterStep, TaskFailure, TaskReport, Ticket,
+    ControlFailure, ControlReply, ControlRequest, Endpoint, EndpointEvent, OutboundTask,
+    OutboundTensor, Place, RegisterStep, TaskFailure, TaskReport, Ticket,
 };
 use crate::mailbox::RecordHead;
-use crate::memory::SharedRegion;
-use crate::process::send_fd;
 use crate::tensor::Tag;
 
 impl LocalEndpoint {
-    /// Sends the descriptor of a region that the child does not have yet.
-    fn share(&mut self, region: &SharedRegion) -> Result<(), String> {
-        if self.sent.contains(&region.id()) {
-            return Ok(());
-        }
-        let sent = send_fd(&self.socket, &region_message(region), region.fd())
-            .map_err(|error| format!("memory could not be shared with {}: {error}", self.name))?;
-        if !sent {
-            return Err(format!(
-                "{} takes no memory; submit fewer new buffers at a time",
-                self.name
-            ));
-        }
-        self.sent.insert(region.id());
-        Ok(())
-    }
-
     fn describe(&mut self, tensor: &OutboundTensor) -> Result<RemoteTensorDesc, String> {
         let Place::Shared { region, offset, .. } = &tensor.place else {
             return Err(format!(
@@ -42,7 +23,8 @@ impl LocalEndpoint {
                 self.name
             ));
         };
-        self.share(region)?;
+        let sent = self.outbox.region(region);
+        sent.map_err(|error| format!("memory could not be shared with {}: {error}", self.name))?;
         let flags = LocalFlags {
             tag: Some(tensor.tag as u8),
             read_only: tensor.tag == Tag::Input,
@@ -95,14 +77,16 @@ impl LocalEndpoint {
     }
 
     fn request(&mut self, ticket: Ticket, kind: u32, payload: &[u8]) -> Result<(), ControlFailure> {
-        self.post(
-            RecordHead {
-                kind,
-                ticket: ticket.0,
-            },
-            payload,
-        )
-        .map_err(|error| ControlFailure::Refused(error.to_string()))
+        let sent = self.outbox.record(kind, ticket.0, payload);
+        sent.map_err(|error| ControlFailure::Refused(self.fault(&error)))
+    }
+
+    /// The text of what could not be sent; a fault of the mailbox also ends the child.
+    pub(super) fn fault(&mut self, error: &OutboxError) -> String {
+        if !error.is_refusal() {
+            self.kill(&format!("it cannot be reached: {error}"));
+        }
+        error.to_string()
     }
 
     /// Sends what a control needs; `Ok(true)` when there is nothing to ask the child.
@@ -145,7 +129,7 @@ impl LocalEndpoint {
                 self.request(ticket, records::REMOVE, &remove.encode())?;
             }
             ControlRequest::DropRegion { region } => {
-                self.sent.remove(&region);
+                self.outbox.forget(region);
                 self.request(ticket, records::DROP_REGION, &region.to_le_bytes())?;
             }
             ControlRequest::CollectTrace if self.runtime_below => {
@@ -170,11 +154,22 @@ impl LocalEndpoint {
                 self.ready = true;
                 Ok(None)
             }
+            records::PART_UP => {
+                self.incoming.push(&self.payload)?;
+                Ok(None)
+            }
+            records::RELEASED => {
+                self.leases.remove(&head.ticket);
+                Ok(None)
+            }
             records::DONE => {
                 let done = Done::decode(&self.payload).map_err(text)?;
                 let failure = done.failure.map(|message| TaskFailure {
                     message: message.to_owned(),
                 });
+                if !done.retained {
+                    self.leases.remove(&head.ticket);
+                }
                 let report = TaskReport {
                     failure,
                     start_ns: Some(done.start_ns),

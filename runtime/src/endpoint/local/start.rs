@@ -1,6 +1,6 @@
 //! Starting a child: what it inherits and how it is told.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::outbox::Outbox;
 use super::LocalEndpoint;
 use crate::child::command_line;
+use crate::child::records::Parts;
 use crate::error::Error;
 use crate::mailbox::{layout, Bell, Mailbox};
 use crate::memory::SharedRegion;
@@ -31,7 +33,6 @@ pub struct LocalSpec {
     /// How long it may take to say READY.
     pub ready_within: Duration,
 }
-
 impl LocalEndpoint {
     /// Starts the child. It comes up on its own; what is submitted meanwhile waits in its mailbox.
     ///
@@ -77,17 +78,15 @@ impl LocalEndpoint {
             ..ChildSpec::default()
         };
         let child = keeper.spawn(child_spec, on_exit)?;
-        let sent = spec.regions.iter().map(|region| region.id()).collect();
         Ok(Self {
-            side,
+            outbox: Outbox::new(side, socket, &spec.regions),
             bell,
             child,
             exit,
-            socket,
-            sent,
-            waiting: VecDeque::new(),
             answers: VecDeque::new(),
             payload: Vec::new(),
+            incoming: Parts::default(),
+            leases: HashMap::new(),
             ready: false,
             ready_by: Instant::now() + spec.ready_within,
             ready_within: spec.ready_within,
