@@ -104,6 +104,36 @@ def test_the_order_follows_from_the_tensors(tasks):
     assert x.tolist() == expected.tolist()
 
 
+def test_a_view_of_shared_memory_is_that_memory(tasks):
+    """A numpy slice of an allocated tensor and a part by rows depend on the tensor itself."""
+    with ec.Worker(num_sub_workers=2) as worker:
+        double, add = worker.register(tasks.double), worker.register(tasks.add_scalar)
+
+        def graph(orch, args, config):
+            t = orch.alloc((4, 2), "float64")
+            view = t.numpy()
+            view[...] = 1
+            orch.submit_sub(double, ec.TaskArgs.of((t, INOUT)))
+            orch.submit_sub(add, ec.TaskArgs.of((view[1:3], INOUT), scalars=(5,)))
+            orch.submit_sub(double, ec.TaskArgs.of((t.rows(2, 2), INOUT)))
+            orch.wait_all()
+            seen.append(view.copy())
+
+        seen: list[np.ndarray] = []
+        worker.run(graph)
+    assert seen[0].tolist() == [[2, 2], [7, 7], [14, 14], [4, 4]]
+
+
+def test_rows_outside_the_tensor_are_refused():
+    with ec.Worker() as worker:
+
+        def graph(orch, args, config):
+            with pytest.raises(ValueError, match="rows"):
+                orch.alloc((4, 2), "int8").rows(3, 2)
+
+        worker.run(graph)
+
+
 def test_an_input_is_read_only_in_the_worker(tasks):
     x = np.zeros(3)
     with ec.Worker(num_sub_workers=1) as worker, pytest.raises(ec.TaskError, match="read-only"):

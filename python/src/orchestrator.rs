@@ -156,6 +156,15 @@ impl PyOrchestrator {
         PyTensor::new(py, tensor)
     }
 
+    /// Waits until every task that this run has submitted so far has ended, so that results can be looked at before the
+    /// function goes on. The rest of the run is not affected by what failed; the run raises it at its end.
+    ///
+    /// Raises KeyboardInterrupt on Ctrl-C.
+    fn wait_all(&self, py: Python<'_>) -> PyResult<()> {
+        let orchestrator = self.inner(py)?;
+        gil::blocking(py, || orchestrator.wait_all())
+    }
+
     /// A context manager that bounds the use of the memory that is allocated inside it.
     fn scope(slf: Py<Self>) -> PyScope {
         PyScope(slf)

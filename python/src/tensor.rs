@@ -76,6 +76,19 @@ impl PyTensor {
         self.read_only()
     }
 
+    /// A part of the tensor by rows of its first axis, over the same memory. Tasks on disjoint parts do not wait for each
+    /// other.
+    ///
+    /// Args:
+    ///     first: first row.
+    ///     count: number of rows.
+    ///
+    /// Raises ValueError when the rows do not lie inside the tensor.
+    fn rows(&self, py: Python<'_>, first: u32, count: u32) -> PyResult<Self> {
+        let part = self.inner.rows(first, count).map_err(convert::raise(py))?;
+        Self::new(py, part)
+    }
+
     /// A numpy array over the same memory, without a copy.
     ///
     /// Raises ImportError when numpy is not installed.
