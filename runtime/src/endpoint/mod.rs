@@ -217,7 +217,7 @@ pub enum ControlFailure {
 }
 
 /// What a task raised.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct TaskFailure {
     /// The text that came back, traceback included, at most 4,096 bytes.
     pub message: String,
@@ -232,14 +232,6 @@ pub struct TaskReport {
     pub start_ns: Option<u64>,
     /// End, likewise.
     pub end_ns: Option<u64>,
-}
-
-impl Default for TaskFailure {
-    fn default() -> Self {
-        Self {
-            message: String::new(),
-        }
-    }
 }
 
 /// What comes out of an endpoint.

@@ -237,7 +237,7 @@ impl Core {
             check_kinds(tensors, local, remote)?;
             let of_member = candidates
                 .get(index)
-                .or(candidates.first())
+                .or_else(|| candidates.first())
                 .map_or(&[][..], Vec::as_slice);
             sets.push(self.eligible(of_member, &spec.callable, tensors)?);
         }

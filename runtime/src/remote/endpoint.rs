@@ -140,7 +140,7 @@ fn sidecar(
 ) -> Result<Option<RemoteTensorDesc>, String> {
     match &tensor.place {
         Place::Empty => Ok(None),
-        Place::Remote(desc) => Ok(Some(desc.clone())),
+        Place::Remote(desc) => Ok(Some(*desc)),
         Place::Inline(memory) => append_inline(memory, inline).map(Some),
         Place::Shared { .. } => Err(
             "local memory cannot be named in a remote task; use remote_malloc and orch.copy".into(),

@@ -1,6 +1,6 @@
 //! Controls into CONTROL frames, and replies back (slr3-v1 §5). Pure, but for the one copy of a payload out of pinned memory.
 
-use echelon_wire::callable::CallableKind;
+use echelon_wire::callable::{CallableKind, RegistryTarget};
 use echelon_wire::codec::{Decode, Encode, Writer};
 use echelon_wire::error::EncodeError;
 use echelon_wire::frame::control::buffer::{AllocCommand, AllocResult, CopyHeader, FreeCommand};
@@ -9,10 +9,10 @@ use echelon_wire::frame::control::transfer::{
     ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport,
 };
 use echelon_wire::frame::{Control, ControlName, Features};
-use echelon_wire::id::WorkerId;
+use echelon_wire::id::{ImportId, WorkerId};
 use echelon_wire::limits::{MAX_COPY_FROM_BYTES, MAX_COPY_TO_BYTES};
 
-use crate::callable::CallableSource;
+use crate::callable::{Callable, CallableSource};
 use crate::endpoint::{
     BufferKey, ControlFailure, ControlReply, ControlRequest, EndpointEvent, RegisterStep,
     TaskFailure, TaskReport, Ticket,
@@ -126,68 +126,24 @@ pub(crate) fn encode(
     features: Features,
     request: ControlRequest,
 ) -> Result<Outgoing, ControlFailure> {
-    use ControlName as N;
-    let refused = |error: EncodeError| ControlFailure::Refused(error.to_string());
-    let done = |name: ControlName, command: &dyn Encode| {
-        control(name, command, ReplyKind::Empty).map_err(refused)
-    };
     match request {
         ControlRequest::Register {
             step,
             callable,
             registry,
-        } => {
-            let (digest, kind) = (callable.digest, callable.kind);
-            let digest_command = DigestCommand {
-                target_registry: registry,
-                callable_kind: kind,
-                digest,
-            };
-            match step {
-                RegisterStep::Commit => done(N::CommitRegisterCallable, &digest_command),
-                RegisterStep::Abort => done(N::AbortRegisterCallable, &digest_command),
-                RegisterStep::Prepare => {
-                    let CallableSource::Import(target) = &callable.source else {
-                        return Err(serialized(&callable.name));
-                    };
-                    let payload = target.to_string().into_bytes();
-                    let command = RegisterCommand {
-                        target_registry: registry,
-                        callable_kind: CallableKind::PythonImport,
-                        digest,
-                        payload_version: PAYLOAD_VERSION,
-                        payload: payload.into(),
-                    };
-                    done(N::PrepareRegisterCallable, &command)
-                }
-            }
-        }
+        } => register(step, &callable, registry),
         ControlRequest::Unregister {
             digest,
             kind,
             registry,
-        } => done(
-            N::UnregisterCallable,
-            &DigestCommand {
+        } => {
+            let command = DigestCommand {
                 target_registry: registry,
                 callable_kind: kind,
                 digest,
-            },
-        ),
-        ControlRequest::Alloc { nbytes } => control(
-            N::AllocRemoteBuffer,
-            &AllocCommand { nbytes },
-            ReplyKind::Allocated { nbytes },
-        )
-        .map_err(refused),
-        ControlRequest::Free { buffer } => done(
-            N::FreeRemoteBuffer,
-            &FreeCommand {
-                worker_id: worker,
-                buffer_id: buffer.buffer,
-                generation: buffer.generation,
-            },
-        ),
+            };
+            control(ControlName::UnregisterCallable, &command, ReplyKind::Empty).map_err(refused)
+        }
         ControlRequest::CopyTo {
             buffer,
             offset,
@@ -199,11 +155,7 @@ pub(crate) fn encode(
             destination,
         } => copy_from(worker, buffer, offset, destination),
         ControlRequest::CollectTrace if features.contains(Features::TIMED_COMPLETION) => {
-            Ok(Outgoing {
-                name: N::CollectTrace,
-                payload: wrap(N::CollectTrace, &[]).map_err(refused)?,
-                reply: ReplyKind::Trace,
-            })
+            control(ControlName::CollectTrace, &Nothing, ReplyKind::Trace).map_err(refused)
         }
         ControlRequest::CollectTrace => Err(unsupported(
             "a timeline",
@@ -213,12 +165,20 @@ pub(crate) fn encode(
             "a region of shared memory",
             "use a remote buffer",
         )),
-        transfer => encode_transfer(worker, transfer).map_err(refused),
-    }
-}
-
-fn encode_transfer(worker: WorkerId, request: ControlRequest) -> Result<Outgoing, EncodeError> {
-    match request {
+        ControlRequest::Alloc { nbytes } => control(
+            ControlName::AllocRemoteBuffer,
+            &AllocCommand { nbytes },
+            ReplyKind::Allocated { nbytes },
+        )
+        .map_err(refused),
+        ControlRequest::Free { buffer } => {
+            let command = FreeCommand {
+                worker_id: worker,
+                buffer_id: buffer.buffer,
+                generation: buffer.generation,
+            };
+            control(ControlName::FreeRemoteBuffer, &command, ReplyKind::Empty).map_err(refused)
+        }
         ControlRequest::Export {
             buffer,
             offset,
@@ -234,7 +194,7 @@ fn encode_transfer(worker: WorkerId, request: ControlRequest) -> Result<Outgoing
                 access_flags: access,
                 transport_profile: "sim".into(),
             };
-            control(ControlName::ExportBuffer, &command, ReplyKind::Exported)
+            control(ControlName::ExportBuffer, &command, ReplyKind::Exported).map_err(refused)
         }
         ControlRequest::Import { export, access } => {
             let command = ImportRequest {
@@ -242,25 +202,70 @@ fn encode_transfer(worker: WorkerId, request: ControlRequest) -> Result<Outgoing
                 requested_access_flags: access,
                 export: *export,
             };
-            control(ControlName::ImportBuffer, &command, ReplyKind::Imported)
+            control(ControlName::ImportBuffer, &command, ReplyKind::Imported).map_err(refused)
         }
         ControlRequest::ReleaseImport {
             owner,
             buffer,
             import,
-        } => {
-            let command = ReleaseImport {
-                importer_worker_id: worker,
-                owner_worker_id: owner,
-                buffer_id: buffer.buffer,
-                generation: buffer.generation,
-                import_id: import,
-            };
-            control(ControlName::ReleaseImport, &command, ReplyKind::Empty)
-        }
-        // Every other request is taken by `encode`.
-        _ => control(ControlName::CollectTrace, &Nothing, ReplyKind::Trace),
+        } => release_import(worker, owner, buffer, import).map_err(refused),
     }
+}
+
+fn refused(error: EncodeError) -> ControlFailure {
+    ControlFailure::Refused(error.to_string())
+}
+
+fn register(
+    step: RegisterStep,
+    callable: &Callable,
+    registry: RegistryTarget,
+) -> Result<Outgoing, ControlFailure> {
+    let (digest, kind) = (callable.digest, callable.kind);
+    let command = DigestCommand {
+        target_registry: registry,
+        callable_kind: kind,
+        digest,
+    };
+    let name = match step {
+        RegisterStep::Commit => ControlName::CommitRegisterCallable,
+        RegisterStep::Abort => ControlName::AbortRegisterCallable,
+        RegisterStep::Prepare => {
+            let CallableSource::Import(target) = &callable.source else {
+                return Err(serialized(&callable.name));
+            };
+            let command = RegisterCommand {
+                target_registry: registry,
+                callable_kind: CallableKind::PythonImport,
+                digest,
+                payload_version: PAYLOAD_VERSION,
+                payload: target.to_string().into_bytes().into(),
+            };
+            return control(
+                ControlName::PrepareRegisterCallable,
+                &command,
+                ReplyKind::Empty,
+            )
+            .map_err(refused);
+        }
+    };
+    control(name, &command, ReplyKind::Empty).map_err(refused)
+}
+
+fn release_import(
+    worker: WorkerId,
+    owner: WorkerId,
+    buffer: BufferKey,
+    import: ImportId,
+) -> Result<Outgoing, EncodeError> {
+    let command = ReleaseImport {
+        importer_worker_id: worker,
+        owner_worker_id: owner,
+        buffer_id: buffer.buffer,
+        generation: buffer.generation,
+        import_id: import,
+    };
+    control(ControlName::ReleaseImport, &command, ReplyKind::Empty)
 }
 
 /// A command without bytes.

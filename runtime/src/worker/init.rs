@@ -254,18 +254,15 @@ impl Worker {
         let mut started = Vec::new();
         let mut first_error = None;
         for (id, spec, result) in results {
-            match result {
-                Ok(Ok(endpoint)) => started.push((id, endpoint, spec.endpoint.clone())),
-                Ok(Err(error)) => {
-                    first_error.get_or_insert(startup(&format!("{id} ({})", spec.endpoint), error));
+            let why = match result {
+                Ok(Ok(endpoint)) => {
+                    started.push((id, endpoint, spec.endpoint.clone()));
+                    continue;
                 }
-                Err(_) => {
-                    first_error.get_or_insert(startup(
-                        &format!("{id} ({})", spec.endpoint),
-                        "its starting thread panicked",
-                    ));
-                }
-            }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "its starting thread panicked".to_owned(),
+            };
+            first_error.get_or_insert_with(|| startup(&format!("{id} ({})", spec.endpoint), why));
         }
         let Some(error) = first_error else {
             return Ok(started);

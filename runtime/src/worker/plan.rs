@@ -40,7 +40,7 @@ pub struct LevelPlan {
     /// Bound of its `close()` in seconds.
     pub close_timeout_s: f64,
     /// Local children in the order of their ids.
-    pub children: Vec<LevelPlan>,
+    pub children: Vec<Self>,
     /// Callables.
     pub callables: Vec<InnerPlan>,
 }
