@@ -1,5 +1,7 @@
 //! The whole engine over worker threads: no Python, no processes.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // A failed unwrap is a failed test.
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 

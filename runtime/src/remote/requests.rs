@@ -1,5 +1,6 @@
 //! Controls into CONTROL frames, and replies back (slr3-v1 §5). Pure, but for the one copy of a payload out of pinned memory.
 
+use echelon_wire::buffer::AccessFlags;
 use echelon_wire::callable::{CallableKind, RegistryTarget};
 use echelon_wire::codec::{Decode, Encode, Writer};
 use echelon_wire::error::EncodeError;
@@ -171,31 +172,13 @@ pub(crate) fn encode(
             ReplyKind::Allocated { nbytes },
         )
         .map_err(refused),
-        ControlRequest::Free { buffer } => {
-            let command = FreeCommand {
-                worker_id: worker,
-                buffer_id: buffer.buffer,
-                generation: buffer.generation,
-            };
-            control(ControlName::FreeRemoteBuffer, &command, ReplyKind::Empty).map_err(refused)
-        }
+        ControlRequest::Free { buffer } => free(worker, buffer).map_err(refused),
         ControlRequest::Export {
             buffer,
             offset,
             nbytes,
             access,
-        } => {
-            let command = ExportRequest {
-                owner_worker_id: worker,
-                buffer_id: buffer.buffer,
-                generation: buffer.generation,
-                offset,
-                nbytes,
-                access_flags: access,
-                transport_profile: "sim".into(),
-            };
-            control(ControlName::ExportBuffer, &command, ReplyKind::Exported).map_err(refused)
-        }
+        } => export(worker, buffer, (offset, nbytes), access).map_err(refused),
         ControlRequest::Import { export, access } => {
             let command = ImportRequest {
                 importer_worker_id: worker,
@@ -210,6 +193,33 @@ pub(crate) fn encode(
             import,
         } => release_import(worker, owner, buffer, import).map_err(refused),
     }
+}
+
+fn free(worker: WorkerId, buffer: BufferKey) -> Result<Outgoing, EncodeError> {
+    let command = FreeCommand {
+        worker_id: worker,
+        buffer_id: buffer.buffer,
+        generation: buffer.generation,
+    };
+    control(ControlName::FreeRemoteBuffer, &command, ReplyKind::Empty)
+}
+
+fn export(
+    worker: WorkerId,
+    buffer: BufferKey,
+    (offset, nbytes): (u64, u64),
+    access: AccessFlags,
+) -> Result<Outgoing, EncodeError> {
+    let command = ExportRequest {
+        owner_worker_id: worker,
+        buffer_id: buffer.buffer,
+        generation: buffer.generation,
+        offset,
+        nbytes,
+        access_flags: access,
+        transport_profile: "sim".into(),
+    };
+    control(ControlName::ExportBuffer, &command, ReplyKind::Exported)
 }
 
 fn refused(error: EncodeError) -> ControlFailure {
