@@ -1,24 +1,22 @@
 //! The thread that starts, watches and reaps all children of a `Worker` or of a daemon.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, Sender};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::{retry_on_intr, Errno};
-use rustix::process::{
-    kill_process_group, pidfd_open, pidfd_send_signal, waitid, Pid, PidfdFlags, Signal, WaitId,
-    WaitIdOptions,
-};
+use rustix::process::{pidfd_open, waitid, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
+use super::child::ChildState;
 use super::fds::occupy_standard_numbers;
 use super::spawn::spawn;
-use super::{ChildSpec, ExitInfo, ProcessError};
+use super::{ChildHandle, ChildSpec, ExitInfo, ProcessError};
 
 /// Called once, on the keeper's thread, when a child has ended: must be brief.
 pub type OnExit = Box<dyn FnOnce(ExitInfo) + Send>;
@@ -29,160 +27,6 @@ const RECHECK: Duration = Duration::from_secs(60);
 const TERM_GRACE_MAX: Duration = Duration::from_secs(2);
 /// A keeper that is dropped without `stop` gives its children this long.
 const DROP_BOUND: Duration = Duration::from_secs(2);
-
-struct ChildState {
-    name: String,
-    pid: Pid,
-    pidfd: OwnedFd,
-    is_group: bool,
-    /// Set when it was reaped; while it is `None` the pid is ours.
-    exit: Mutex<Option<ExitInfo>>,
-    ended: Condvar,
-}
-
-impl ChildState {
-    fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
-        match pidfd_send_signal(&self.pidfd, signal) {
-            // SRCH: it has ended, which is what most signals are for.
-            Ok(()) | Err(Errno::SRCH) => Ok(()),
-            Err(errno) => Err(ProcessError::os("pidfd_send_signal")(errno)),
-        }
-    }
-
-    /// Signals the group. The lock keeps the leader from being reaped meanwhile, so the number is still its own.
-    fn signal_group(&self, signal: Signal) {
-        let exit = self.exit.lock();
-        if exit.is_none() {
-            self.signal_group_locked(signal);
-        }
-    }
-
-    fn signal_group_locked(&self, signal: Signal) {
-        let sent = if self.is_group {
-            kill_process_group(self.pid, signal)
-        } else {
-            pidfd_send_signal(&self.pidfd, signal)
-        };
-        if let Err(errno) = sent {
-            if errno != Errno::SRCH {
-                tracing::warn!(child = %self.name, %errno, "signal could not be sent");
-            }
-        }
-    }
-
-    /// Reaps it if it has ended; the information is set once. True when it has ended.
-    fn reap(&self) -> Option<ExitInfo> {
-        let mut exit = self.exit.lock();
-        let look = || {
-            waitid(
-                WaitId::PidFd(self.pidfd.as_fd()),
-                WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT,
-            )
-        };
-        let pid = self.pid.as_raw_nonzero().get().unsigned_abs();
-        let info = match retry_on_intr(look) {
-            Ok(None) => return None,
-            Ok(Some(status)) => {
-                // It is a zombie still, so the group's number is ours: end what it left in its group, then reap.
-                self.signal_group_locked(Signal::KILL);
-                let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-                let _ = retry_on_intr(|| waitid(WaitId::PidFd(self.pidfd.as_fd()), options));
-                ExitInfo {
-                    pid,
-                    code: status.exit_status(),
-                    signal: status.terminating_signal(),
-                }
-            }
-            // CHILD: somebody else in this process reaped it. That it has ended is certain only if the pidfd says so.
-            Err(_) if self.has_ended() => ExitInfo {
-                pid,
-                code: None,
-                signal: None,
-            },
-            Err(_) => return None,
-        };
-        *exit = Some(info);
-        self.ended.notify_all();
-        Some(info)
-    }
-
-    fn has_ended(&self) -> bool {
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        retry_on_intr(|| {
-            poll(
-                &mut fds,
-                Some(&Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 0,
-                }),
-            )
-        })
-        .is_ok_and(|ready| ready > 0)
-    }
-}
-
-/// A child that was started. Dropping it changes nothing: the keeper watches on.
-#[derive(Clone)]
-pub struct ChildHandle(Arc<ChildState>);
-
-impl ChildHandle {
-    /// Its process id.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.0.pid.as_raw_nonzero().get().unsigned_abs()
-    }
-
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.0.name
-    }
-
-    /// Sends a signal to it, through its pidfd: never to another process. No error when it has ended.
-    ///
-    /// # Errors
-    /// [`ProcessError::Os`].
-    pub fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
-        self.0.signal(signal)
-    }
-
-    /// Sends SIGKILL to it and to its group, unless it has ended.
-    pub fn kill_group(&self) {
-        self.0.signal_group(Signal::KILL);
-    }
-
-    /// Asks it to end: SIGTERM to it and to its group, unless it has ended.
-    pub fn terminate(&self) {
-        self.0.signal_group(Signal::TERM);
-    }
-
-    /// How it ended, if it has.
-    #[must_use]
-    pub fn exit(&self) -> Option<ExitInfo> {
-        *self.0.exit.lock()
-    }
-
-    /// Waits until it has ended and was reaped; `None` at `deadline`.
-    #[must_use]
-    pub fn wait_exit(&self, deadline: Instant) -> Option<ExitInfo> {
-        let mut exit = self.0.exit.lock();
-        while exit.is_none() {
-            if self.0.ended.wait_until(&mut exit, deadline).timed_out() {
-                return *exit;
-            }
-        }
-        *exit
-    }
-}
-
-impl std::fmt::Debug for ChildHandle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ChildHandle")
-            .field("name", &self.0.name)
-            .field("pid", &self.pid())
-            .finish()
-    }
-}
 
 enum Request {
     Spawn {
@@ -371,15 +215,7 @@ impl Watch {
                 return Err(ProcessError::os("pidfd_open")(errno));
             }
         };
-        let exit = Mutex::new(None);
-        let state = Arc::new(ChildState {
-            name,
-            pid,
-            pidfd,
-            is_group,
-            exit,
-            ended: Condvar::new(),
-        });
+        let state = Arc::new(ChildState::new(name, pid, pidfd, is_group));
         self.children.push((Arc::clone(&state), Some(on_exit)));
         Ok(ChildHandle(state))
     }
