@@ -23,7 +23,6 @@ FILE_LINES_TALK = 500
 FUNCTION_LINES_MAX = 70
 
 LARGE_FILES: dict[str, int] = {
-    "runtime/src/memory/region.rs": 519,
 }
 """The ratchet: files over 500 lines with the size that they may not exceed. It only ever shrinks."""
 

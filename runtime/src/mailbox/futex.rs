@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 use rustix::thread::futex;
-use rustix::time::{clock_gettime, ClockId, Timespec};
+use rustix::time::Timespec;
 
 use super::MailboxError;
 use crate::memory::{MemoryError, SharedRegion};
@@ -114,13 +114,6 @@ pub(super) fn sleep_while(word: &AtomicU32, seen: u32, deadline: Instant) {
 pub(super) fn wake_all(word: &AtomicU32) {
     // The only error is a bad address, which `Word32` excludes.
     let _ = futex::wake(word, futex::Flags::empty(), i32::MAX as u32);
-}
-
-/// Now on CLOCK_MONOTONIC in nanoseconds: one clock for all processes of a host.
-#[must_use]
-pub fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -38,6 +38,6 @@ mod sides;
 
 pub use bell::Bell;
 pub use error::MailboxError;
-pub use futex::{monotonic_ns, Word32, Word64};
+pub use futex::{Word32, Word64};
 pub use ring::RecordHead;
 pub use sides::{ChildSide, Mailbox, ParentSide};

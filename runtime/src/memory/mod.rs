@@ -22,6 +22,7 @@ mod extents;
 mod host;
 mod limit;
 mod mapping;
+mod names;
 mod region;
 
 pub use arena::{Arena, ArenaBlock};

@@ -5,18 +5,13 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rustix::fs::{
-    fallocate, fcntl_add_seals, fstat, ftruncate, linkat, memfd_create, open, openat, unlinkat,
-    AtFlags, FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags, CWD,
+    fallocate, fcntl_add_seals, fstat, ftruncate, memfd_create, open, FallocateFlags, FileType,
+    MemfdFlags, Mode, OFlags, SealFlags,
 };
 use rustix::io::{retry_on_intr, Errno};
 
-use super::{limit, HostMemory, Mapping, MemoryError};
-
-const SHM_FOLDER: &str = "/dev/shm";
-const NAME_PREFIX: &str = "psm_";
-const NAME_LEN_MAX: usize = 255;
-/// A clash of 64 random bits is no accident; a handful of attempts is enough.
-const PUBLISH_ATTEMPTS: usize = 8;
+use super::names::SHM_FOLDER;
+use super::{limit, names, HostMemory, Mapping, MemoryError};
 
 /// A segment of shared memory, mapped once in this process.
 ///
@@ -162,27 +157,7 @@ impl SharedRegion {
     /// [`MemoryError::Os`] (permission, a symbolic link).
     pub fn open_posix(name: &str, writable: bool, len: u64) -> Result<Arc<Self>, MemoryError> {
         check_size(len)?;
-        if !is_valid_name(name) {
-            return Err(MemoryError::BadName);
-        }
-        let access = if writable {
-            OFlags::RDWR
-        } else {
-            OFlags::RDONLY
-        };
-        let folder = shm_folder()?;
-        // NONBLOCK: a pipe of that name must not block us; it is refused by `check_file`.
-        let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let fd =
-            retry_on_intr(|| openat(&folder, name, flags, Mode::empty())).map_err(|errno| {
-                match errno {
-                    Errno::NOENT => MemoryError::NoSuchSegment,
-                    errno => MemoryError::Os {
-                        call: "open(/dev/shm/...)",
-                        errno,
-                    },
-                }
-            })?;
+        let fd = names::open_named(name, writable)?;
         check_file(fd.as_fd(), len)?;
         Self::assemble(random_id()?, fd, len, writable, None)
     }
@@ -203,11 +178,20 @@ impl SharedRegion {
     }
 
     /// Gives a segment made by [`SharedRegion::create_posix`] a name in `/dev/shm`: `psm_` and 16 random hex digits, which is
-    /// returned without a slash. Only the first call makes one. The name goes when the region is dropped.
+    /// returned without a slash. A region has one name: only the first call gives it. It goes when the region is dropped.
     ///
     /// # Errors
     /// [`MemoryError::NotPublishable`] for any other region or in a forked process, [`MemoryError::Os`].
     pub fn publish(&self) -> Result<String, MemoryError> {
+        self.publish_as("psm_")
+    }
+
+    /// As [`SharedRegion::publish`], with a prefix that says whose the segment is, so that others can clean up after a
+    /// crash.
+    ///
+    /// # Errors
+    /// As [`SharedRegion::publish`], and [`MemoryError::BadName`] for a prefix that no name can have.
+    pub fn publish_as(&self, prefix: &str) -> Result<String, MemoryError> {
         if self.creator_pid != Some(std::process::id()) {
             return Err(MemoryError::NotPublishable);
         }
@@ -215,29 +199,8 @@ impl SharedRegion {
         if let Some(name) = self.published.get() {
             return Ok(name.clone());
         }
-        let folder = shm_folder()?;
-        let source = format!(
-            "/proc/self/fd/{}",
-            std::os::fd::AsRawFd::as_raw_fd(&self.fd)
-        );
-        let mut last = Errno::EXIST;
-        for _ in 0..PUBLISH_ATTEMPTS {
-            let name = format!("{NAME_PREFIX}{:016x}", random_id()?);
-            match linkat(CWD, &source, &folder, &name, AtFlags::SYMLINK_FOLLOW) {
-                Ok(()) => return Ok(self.published.get_or_init(|| name).clone()),
-                Err(Errno::EXIST | Errno::INTR) => last = Errno::EXIST,
-                Err(errno) => {
-                    return Err(MemoryError::Os {
-                        call: "linkat(/dev/shm/...)",
-                        errno,
-                    })
-                }
-            }
-        }
-        Err(MemoryError::Os {
-            call: "linkat(/dev/shm/...)",
-            errno: last,
-        })
+        let name = names::link(self.fd(), prefix)?;
+        Ok(self.published.get_or_init(|| name).clone())
     }
 
     /// The name that [`SharedRegion::publish`] gave, if it was called.
@@ -325,29 +288,11 @@ impl Drop for SharedRegion {
         };
         // A forked process carries a copy of this value; the name is not its to remove.
         if self.creator_pid == Some(std::process::id()) {
-            let removed = shm_folder().and_then(|folder| {
-                unlinkat(&folder, name.as_str(), AtFlags::empty())
-                    .map_err(MemoryError::os("unlink(/dev/shm/...)"))
-            });
-            if let Err(error) = removed {
+            if let Err(error) = names::unlink(name) {
                 tracing::warn!(%error, "a published segment could not be removed");
             }
         }
     }
-}
-
-fn shm_folder() -> Result<OwnedFd, MemoryError> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    retry_on_intr(|| open(SHM_FOLDER, flags, Mode::empty()))
-        .map_err(MemoryError::os("open(/dev/shm)"))
-}
-
-fn is_valid_name(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    (1..=NAME_LEN_MAX).contains(&name.len())
-        && name.bytes().all(allowed)
-        && name != "."
-        && name != ".."
 }
 
 #[cfg(test)]
@@ -436,10 +381,7 @@ mod tests {
         let region = SharedRegion::create_posix(5000).unwrap();
         assert_eq!(region.published_name(), None);
         let name = region.publish().unwrap();
-        assert!(
-            name.len() == 20 && name.starts_with("psm_") && is_valid_name(&name),
-            "{name}"
-        );
+        assert!(name.len() == 20 && name.starts_with("psm_"), "{name}");
         assert_eq!(region.publish().unwrap(), name);
         let mode =
             std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(shm_path(&name)).unwrap());
@@ -483,37 +425,5 @@ mod tests {
             SharedRegion::from_fd(1, read_only, 4096, true),
             Err(MemoryError::Os { call: "mmap", .. })
         ));
-    }
-
-    #[test]
-    fn names_that_could_escape_the_folder_are_refused() {
-        let long = "a".repeat(256);
-        for name in ["", "/x", "a/b", "..", ".", "a b", "ä", "x\0", long.as_str()] {
-            assert_eq!(
-                SharedRegion::open_posix(name, false, 1).unwrap_err(),
-                MemoryError::BadName,
-                "{name:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_symbolic_link_is_not_followed() {
-        let region = SharedRegion::create_posix(10).unwrap();
-        let name = region.publish().unwrap();
-        let link = format!("{name}.link");
-        std::os::unix::fs::symlink(shm_path(&name), shm_path(&link)).unwrap();
-        let result = SharedRegion::open_posix(&link, false, 10);
-        std::fs::remove_file(shm_path(&link)).unwrap();
-        assert!(
-            matches!(
-                result,
-                Err(MemoryError::Os {
-                    errno: Errno::LOOP,
-                    ..
-                })
-            ),
-            "{result:?}"
-        );
     }
 }
