@@ -1,1 +1,59 @@
-//! s
+//! What the tests of this workspace are built from: endpoints that do what a test says.
+//!
+//! Not part of the stable API.
+
+pub mod fake;
+
+use std::sync::Arc;
+
+use crate::endpoint::Endpoint;
+use crate::engine::EndpointRole;
+use crate::error::{Error, Interrupt};
+use crate::mailbox::Bell;
+use crate::worker::{Worker, WorkerBuilder};
+
+/// What an endpoint is to the worker that a test builds over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Runs sub callables.
+    Sub,
+    /// A local child with a runtime of its own; takes the next NEXT_LEVEL id.
+    LocalNextLevel,
+    /// A remote session; takes the next NEXT_LEVEL id.
+    RemoteNextLevel,
+}
+
+/// A READY worker over the given endpoints, in the order of their ids. They must ring `bell`.
+///
+/// # Errors
+/// What `builder` refuses, and what the operating system says to the arena and the driver thread.
+pub fn worker_over(
+    builder: WorkerBuilder,
+    interrupt: Arc<dyn Interrupt>,
+    bell: Arc<Bell>,
+    endpoints: Vec<(Box<dyn Endpoint>, Role)>,
+) -> Result<Worker, Error> {
+    let worker = builder.build()?;
+    worker.set_interrupt(interrupt);
+    let mut next = 0;
+    let mut id = || {
+        next += 1;
+        next - 1
+    };
+    let endpoints = endpoints
+        .into_iter()
+        .map(|(endpoint, role)| {
+            let role = match role {
+                Role::Sub => EndpointRole::Sub,
+                Role::LocalNextLevel => EndpointRole::LocalNextLevel { worker: id() },
+                Role::RemoteNextLevel => EndpointRole::RemoteNextLevel {
+                    worker: id(),
+                    host: "127.0.0.1:1".into(),
+                },
+            };
+            (endpoint, role)
+        })
+        .collect();
+    worker.start_over(bell, endpoints)?;
+    Ok(worker)
+}

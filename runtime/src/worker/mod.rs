@@ -7,6 +7,7 @@ mod builder;
 mod close;
 mod init;
 mod orchestrator;
+mod over;
 mod plan;
 mod register;
 mod remote;

@@ -1,0 +1,499 @@
+//! An endpoint that does what a test says: tasks wait for a verdict, controls are carried out over memory of this process, and
+//! any of them can be refused, held or be the moment at which the endpoint is lost.
+
+mod buffers;
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use echelon_wire::callable::Digest;
+use echelon_wire::id::WorkerId;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::callable::Callable;
+use crate::endpoint::{
+    ControlFailure, ControlReply, ControlRequest, Endpoint, EndpointEvent, EndpointGone,
+    EndpointInfo, OutboundTask, OutboundTensor, RegisterStep, SubmitError, TaskFailure, TaskReport,
+    Ticket,
+};
+use crate::mailbox::Bell;
+use crate::memory::HostMemory;
+use buffers::Buffers;
+pub use buffers::FakeWorld;
+
+/// How long a test waits for something that must come.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A task as the fake received it.
+#[derive(Clone)]
+pub struct FakeTask {
+    /// Its ticket.
+    pub ticket: Ticket,
+    /// What to call.
+    pub callable: Callable,
+    /// Tensor arguments.
+    pub tensors: Vec<OutboundTensor>,
+    /// Scalar arguments.
+    pub scalars: Vec<u64>,
+}
+
+/// What becomes of a task when it is submitted.
+#[derive(Clone, Debug)]
+pub enum TaskVerdict {
+    /// It stays in flight until the test completes, fails or loses it.
+    Hold,
+    /// It completes at once.
+    Done,
+    /// It fails at once with this text.
+    Fail(String),
+    /// `submit` refuses it with this text.
+    Refuse(String),
+    /// The endpoint is lost for this reason: `submit` says so, and the loss is reported as an event.
+    Lose(String),
+}
+
+/// What becomes of a control.
+#[derive(Clone, Debug)]
+pub enum ControlVerdict {
+    /// It is carried out and answered.
+    Carry,
+    /// It is answered with this refusal and not carried out.
+    Refuse(String),
+    /// It is carried out, and the answer is a refusal all the same: the worst kind of failure.
+    CarryAndRefuse(String),
+    /// It is answered as unsupported.
+    Unsupported,
+    /// It waits for [`FakeHandle::answer_held`].
+    Hold,
+    /// It is accepted and the endpoint is lost before it is carried out.
+    Lose(String),
+}
+
+type TaskRule = Box<dyn FnMut(&FakeTask) -> TaskVerdict + Send>;
+type ControlRule = Box<dyn FnMut(&ControlRequest) -> ControlVerdict + Send>;
+
+struct State {
+    functions: HashSet<Digest>,
+    prepared: HashSet<Digest>,
+    buffers: Buffers,
+    /// Tasks in flight.
+    held: BTreeMap<Ticket, FakeTask>,
+    /// All tasks that were accepted.
+    submitted: Vec<FakeTask>,
+    held_controls: VecDeque<(Ticket, ControlRequest)>,
+    /// All controls that were accepted.
+    controls: Vec<ControlRequest>,
+    events: VecDeque<EndpointEvent>,
+    on_task: TaskRule,
+    on_control: ControlRule,
+    /// `kill` makes it refuse work, and the test says when the loss is reported.
+    dies_slowly: bool,
+    gone: Option<String>,
+    lost: bool,
+}
+
+struct Shared {
+    info: EndpointInfo,
+    bell: Arc<Bell>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// The endpoint's side.
+pub struct FakeEndpoint(Arc<Shared>);
+
+/// The test's side.
+#[derive(Clone)]
+pub struct FakeHandle(Arc<Shared>);
+
+impl FakeWorld {
+    /// A fake that shares memory with the parent, like a thread or a child. It completes every task at once until told
+    /// otherwise.
+    pub fn local(self: &Arc<Self>, name: &str, capacity: u32) -> (Box<dyn Endpoint>, FakeHandle) {
+        self.endpoint(name, capacity, None)
+    }
+
+    /// A fake session `worker` with remote buffers of its own.
+    pub fn remote(self: &Arc<Self>, worker: i32, capacity: u32) -> (Box<dyn Endpoint>, FakeHandle) {
+        self.endpoint(&format!("remote{worker}"), capacity, Some(worker))
+    }
+
+    fn endpoint(
+        self: &Arc<Self>,
+        name: &str,
+        capacity: u32,
+        worker: Option<i32>,
+    ) -> (Box<dyn Endpoint>, FakeHandle) {
+        let info = EndpointInfo {
+            name: name.to_owned(),
+            pid: 0,
+            capacity,
+            shares_memory: worker.is_none(),
+            session: worker.map(|id| 1000 + u64::from(id.unsigned_abs())),
+        };
+        let state = State {
+            functions: HashSet::new(),
+            prepared: HashSet::new(),
+            buffers: Buffers::new(WorkerId(worker.unwrap_or(-1)), Arc::clone(self)),
+            held: BTreeMap::new(),
+            submitted: Vec::new(),
+            held_controls: VecDeque::new(),
+            controls: Vec::new(),
+            events: VecDeque::new(),
+            on_task: Box::new(|_| TaskVerdict::Done),
+            on_control: Box::new(|_| ControlVerdict::Carry),
+            dies_slowly: false,
+            gone: None,
+            lost: false,
+        };
+        let shared = Arc::new(Shared {
+            info,
+            bell: Arc::clone(self.bell()),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        });
+        (
+            Box::new(FakeEndpoint(Arc::clone(&shared))),
+            FakeHandle(shared),
+        )
+    }
+}
+
+impl FakeHandle {
+    /// What becomes of tasks from now on. The rule must not call this handle.
+    pub fn on_task(&self, rule: impl FnMut(&FakeTask) -> TaskVerdict + Send + 'static) {
+        self.0.state.lock().on_task = Box::new(rule);
+    }
+
+    /// Keeps tasks in flight until told otherwise.
+    pub fn hold_tasks(&self) {
+        self.on_task(|_| TaskVerdict::Hold);
+    }
+
+    /// What becomes of controls from now on. The rule must not call this handle.
+    pub fn on_control(&self, rule: impl FnMut(&ControlRequest) -> ControlVerdict + Send + 'static) {
+        self.0.state.lock().on_control = Box::new(rule);
+    }
+
+    /// Controls are carried out again.
+    pub fn carry_controls(&self) {
+        self.on_control(|_| ControlVerdict::Carry);
+    }
+
+    /// `kill` only makes it refuse work; the loss is reported by [`Self::lose`].
+    pub fn dies_slowly(&self) {
+        self.0.state.lock().dies_slowly = true;
+    }
+
+    /// Every task that was accepted, in order.
+    #[must_use]
+    pub fn submitted(&self) -> Vec<FakeTask> {
+        self.0.state.lock().submitted.clone()
+    }
+
+    /// Every control that was accepted, in order.
+    #[must_use]
+    pub fn controls(&self) -> Vec<ControlRequest> {
+        self.0.state.lock().controls.clone()
+    }
+
+    /// Tasks in flight, oldest first.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<FakeTask> {
+        self.0.state.lock().held.values().cloned().collect()
+    }
+
+    /// True while a callable is prepared or live here.
+    #[must_use]
+    pub fn knows(&self, digest: &Digest) -> bool {
+        let state = self.0.state.lock();
+        state.functions.contains(digest) || state.prepared.contains(digest)
+    }
+
+    /// Buffers and imports that exist here.
+    #[must_use]
+    pub fn live_buffers(&self) -> usize {
+        self.0.state.lock().buffers.len()
+    }
+
+    /// Waits until `done` holds of the accepted tasks and controls.
+    ///
+    /// # Panics
+    /// When it does not come true within [`PATIENCE`].
+    pub fn wait_for(
+        &self,
+        what: &str,
+        mut done: impl FnMut(&[FakeTask], &[ControlRequest]) -> bool,
+    ) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.0.state.lock();
+        while !done(&state.submitted, &state.controls) {
+            let timeout = self.0.changed.wait_until(&mut state, deadline);
+            assert!(
+                !timeout.timed_out(),
+                "{}: {what} did not come",
+                self.0.info.name
+            );
+        }
+    }
+
+    /// Waits until so many tasks have been accepted in all.
+    ///
+    /// # Panics
+    /// When they do not come within [`PATIENCE`].
+    pub fn wait_tasks(&self, count: usize) {
+        self.wait_for(&format!("task {count}"), |tasks, _| tasks.len() >= count);
+    }
+
+    /// Completes the oldest task in flight. True when there was one.
+    #[must_use]
+    pub fn complete_next(&self) -> bool {
+        let ticket = self.0.state.lock().held.keys().next().copied();
+        ticket.is_some_and(|ticket| {
+            self.finish(ticket, None);
+            true
+        })
+    }
+
+    /// Completes a task, whether or not it is in flight here: also after the endpoint was lost, as no endpoint should.
+    pub fn complete(&self, ticket: Ticket) {
+        self.finish(ticket, None);
+    }
+
+    /// Fails a task with this text.
+    pub fn fail(&self, ticket: Ticket, message: &str) {
+        self.finish(ticket, Some(message.to_owned()));
+    }
+
+    fn finish(&self, ticket: Ticket, failure: Option<String>) {
+        let mut state = self.0.state.lock();
+        state.held.remove(&ticket);
+        state.events.push_back(done(ticket, failure));
+        self.0.announce(state);
+    }
+
+    /// Carries out and answers the oldest control that is held. True when there was one.
+    #[must_use]
+    pub fn answer_held(&self) -> bool {
+        let mut state = self.0.state.lock();
+        let Some((ticket, request)) = state.held_controls.pop_front() else {
+            return false;
+        };
+        let result = state.carry(&self.0.info.name, request);
+        state
+            .events
+            .push_back(EndpointEvent::ControlDone { ticket, result });
+        self.0.announce(state);
+        true
+    }
+
+    /// The endpoint is lost: whatever is in flight is never answered.
+    pub fn lose(&self, reason: &str) {
+        let mut state = self.0.state.lock();
+        state.lose(reason);
+        self.0.announce(state);
+    }
+
+    /// The bytes that a task sees as its tensor `index`.
+    ///
+    /// # Errors
+    /// What a session would say: the buffer is gone, the range is outside.
+    pub fn bytes(&self, task: &FakeTask, index: usize) -> Result<HostMemory, String> {
+        self.0.state.lock().buffers.resolve(&task.tensors[index])
+    }
+}
+
+impl Shared {
+    fn announce(&self, state: MutexGuard<'_, State>) {
+        drop(state);
+        self.changed.notify_all();
+        self.bell.ring();
+    }
+
+    fn gone(&self, state: &State) -> Option<EndpointGone> {
+        state.gone.as_ref().map(|reason| EndpointGone {
+            name: self.info.name.clone(),
+            reason: reason.clone(),
+        })
+    }
+}
+
+impl State {
+    fn lose(&mut self, reason: &str) {
+        self.gone.get_or_insert_with(|| reason.to_owned());
+        if !std::mem::replace(&mut self.lost, true) {
+            self.held.clear();
+            self.held_controls.clear();
+            self.buffers.clear();
+            self.events.push_back(EndpointEvent::Lost {
+                reason: reason.to_owned(),
+            });
+        }
+    }
+
+    fn carry(
+        &mut self,
+        name: &str,
+        request: ControlRequest,
+    ) -> Result<ControlReply, ControlFailure> {
+        match request {
+            ControlRequest::Register { step, callable, .. } => {
+                match step {
+                    RegisterStep::Prepare => {
+                        self.prepared.insert(callable.digest);
+                    }
+                    RegisterStep::Commit => {
+                        if !self.prepared.remove(&callable.digest) {
+                            return Err(ControlFailure::Refused("not prepared".into()));
+                        }
+                        self.functions.insert(callable.digest);
+                    }
+                    RegisterStep::Abort => {
+                        self.prepared.remove(&callable.digest);
+                    }
+                }
+                Ok(ControlReply::Done)
+            }
+            ControlRequest::Unregister { digest, .. } => {
+                self.prepared.remove(&digest);
+                self.functions.remove(&digest);
+                Ok(ControlReply::Done)
+            }
+            ControlRequest::DropRegion { .. } => Ok(ControlReply::Done),
+            ControlRequest::CollectTrace => Err(unsupported(name, "a timeline")),
+            request => {
+                let in_flight: Vec<&OutboundTensor> =
+                    self.held.values().flat_map(|task| &task.tensors).collect();
+                self.buffers.carry(name, request, &in_flight)
+            }
+        }
+    }
+}
+
+fn unsupported(name: &str, what: &'static str) -> ControlFailure {
+    ControlFailure::Unsupported {
+        what,
+        worker: name.to_owned(),
+        hint: "it is a fake",
+    }
+}
+
+fn done(ticket: Ticket, failure: Option<String>) -> EndpointEvent {
+    EndpointEvent::Done {
+        ticket,
+        report: TaskReport {
+            failure: failure.map(|message| TaskFailure { message }),
+            ..TaskReport::default()
+        },
+    }
+}
+
+impl Endpoint for FakeEndpoint {
+    fn info(&self) -> EndpointInfo {
+        self.0.info.clone()
+    }
+
+    fn submit(&mut self, ticket: Ticket, task: &OutboundTask<'_>) -> Result<(), SubmitError> {
+        let mut state = self.0.state.lock();
+        if let Some(gone) = self.0.gone(&state) {
+            return Err(gone.into());
+        }
+        let task = FakeTask {
+            ticket,
+            callable: task.callable.clone(),
+            tensors: task.tensors.to_vec(),
+            scalars: task.scalars.to_vec(),
+        };
+        let verdict = (state.on_task)(&task);
+        if let TaskVerdict::Refuse(message) = verdict {
+            return Err(SubmitError::Refused(message));
+        }
+        if let TaskVerdict::Lose(reason) = verdict {
+            state.lose(&reason);
+            let gone = self.0.gone(&state);
+            self.0.announce(state);
+            return gone.map_or(Ok(()), |gone| Err(gone.into()));
+        }
+        state.submitted.push(task.clone());
+        let fault = task
+            .tensors
+            .iter()
+            .find_map(|tensor| state.buffers.check_live(tensor).err());
+        let known = state.functions.contains(&task.callable.digest);
+        let verdict = match (fault, known) {
+            (Some(fault), _) => TaskVerdict::Fail(fault),
+            (None, false) => TaskVerdict::Fail(format!("{} is not registered", task.callable.name)),
+            (None, true) => verdict,
+        };
+        match verdict {
+            TaskVerdict::Done => state.events.push_back(done(ticket, None)),
+            TaskVerdict::Fail(message) => state.events.push_back(done(ticket, Some(message))),
+            _ => {
+                state.held.insert(ticket, task);
+            }
+        }
+        self.0.announce(state);
+        Ok(())
+    }
+
+    fn control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<(), EndpointGone> {
+        let mut state = self.0.state.lock();
+        if let Some(gone) = self.0.gone(&state) {
+            return Err(gone);
+        }
+        state.controls.push(request.clone());
+        let name = &self.0.info.name;
+        let result = match (state.on_control)(&request) {
+            ControlVerdict::Carry => state.carry(name, request),
+            ControlVerdict::Refuse(text) => Err(ControlFailure::Refused(text)),
+            ControlVerdict::CarryAndRefuse(text) => {
+                let _ = state.carry(name, request);
+                Err(ControlFailure::Refused(text))
+            }
+            ControlVerdict::Unsupported => Err(unsupported(name, "it")),
+            ControlVerdict::Hold => {
+                state.held_controls.push_back((ticket, request));
+                self.0.announce(state);
+                return Ok(());
+            }
+            ControlVerdict::Lose(reason) => {
+                state.lose(&reason);
+                self.0.announce(state);
+                return Ok(());
+            }
+        };
+        state
+            .events
+            .push_back(EndpointEvent::ControlDone { ticket, result });
+        self.0.announce(state);
+        Ok(())
+    }
+
+    fn poll_event(&mut self) -> Option<EndpointEvent> {
+        self.0.state.lock().events.pop_front()
+    }
+
+    fn kill(&mut self, reason: &str) {
+        let mut state = self.0.state.lock();
+        if state.dies_slowly {
+            state.gone.get_or_insert_with(|| reason.to_owned());
+        } else {
+            state.lose(reason);
+        }
+        self.0.announce(state);
+    }
+
+    fn begin_close(&mut self) {
+        let mut state = self.0.state.lock();
+        state
+            .gone
+            .get_or_insert_with(|| "it was told to end".into());
+        self.0.announce(state);
+    }
+
+    fn finish_close(&mut self, _deadline: Instant) -> Result<(), String> {
+        self.begin_close();
+        Ok(())
+    }
+}
