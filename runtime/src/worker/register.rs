@@ -164,12 +164,46 @@ impl Worker {
         }
         let engine = self.engine("register a callable with")?;
         let endpoints = engine.core.lock().registration_targets(&registration)?;
+        let endpoints = self.without_holders(&engine, &registration, endpoints);
         engine.register_on(&registration, &endpoints)?;
         self.0.life.lock().registrations.push(registration);
         Ok(handle)
     }
 
-    /// Removes a callable everywhere. Tasks that were submitted before still run.
+    /// Leaves out the endpoints that have the callable already, by an earlier registration of the same digest: undoing this
+    /// one must not take it from them.
+    fn without_holders(
+        &self,
+        engine: &Engine,
+        registration: &Registration,
+        mut endpoints: Vec<EndpointId>,
+    ) -> Vec<EndpointId> {
+        let digest = registration.handle.callable.digest;
+        let life = self.0.life.lock();
+        let earlier: Vec<&Registration> = life
+            .registrations
+            .iter()
+            .filter(|r| {
+                r.handle.callable.digest == digest && r.options.inner == registration.options.inner
+            })
+            .collect();
+        let core = engine.core.lock();
+        endpoints.retain(|id| {
+            let holds = |r: &&Registration| {
+                core.registration_targets(r)
+                    .is_ok_and(|targets| targets.contains(id))
+            };
+            let proven = registration.options.inner
+                || core
+                    .slot(*id)
+                    .is_some_and(|slot| slot.callables.contains(&digest));
+            !(proven && earlier.iter().any(holds))
+        });
+        endpoints
+    }
+
+    /// Removes a callable everywhere, after the tasks that name it and were submitted before have ended. New ones are refused at
+    /// once.
     ///
     /// # Errors
     /// [`Error::Handle`] for a foreign or unregistered handle, [`Error::Registration`] naming workers that did not confirm.
@@ -315,7 +349,8 @@ impl Engine {
         };
         for (index, endpoint) in endpoints.iter().enumerate() {
             if let Err(error) = step(*endpoint, RegisterStep::Prepare) {
-                for prepared in &endpoints[..index] {
+                // The one that failed included: whether it took effect there is not known.
+                for prepared in &endpoints[..=index] {
                     self.log_cleanup(step(*prepared, RegisterStep::Abort));
                 }
                 return Err(registration_error(registration, error));
@@ -323,10 +358,10 @@ impl Engine {
         }
         for (index, endpoint) in endpoints.iter().enumerate() {
             if let Err(error) = step(*endpoint, RegisterStep::Commit) {
-                for committed in &endpoints[..index] {
+                for committed in &endpoints[..=index] {
                     self.log_cleanup(self.unregister_at(registration, *committed));
                 }
-                for uncommitted in &endpoints[index..] {
+                for uncommitted in &endpoints[index + 1..] {
                     self.log_cleanup(step(*uncommitted, RegisterStep::Abort));
                 }
                 return Err(registration_error(registration, error));
@@ -345,15 +380,25 @@ impl Engine {
 
     /// Removes it from every worker that has it; each is tried, what did not confirm is named.
     fn unregister_on(&self, registration: &Registration) -> Result<(), Error> {
-        let endpoints = self.core.lock().registration_targets(registration)?;
-        let mut failures = Vec::new();
-        for endpoint in endpoints {
-            // Ineligible from now on, whatever the answer.
-            if let Some(slot) = self.core.lock().slot_mut(endpoint) {
-                if !registration.options.inner {
-                    slot.callables.remove(&registration.handle.callable.digest);
+        let digest = registration.handle.callable.digest;
+        let endpoints = {
+            let mut core = self.core.lock();
+            let endpoints = core.registration_targets(registration)?;
+            for endpoint in endpoints.iter().filter(|_| !registration.options.inner) {
+                // Ineligible from now on, whatever the answer.
+                if let Some(slot) = core.slot_mut(*endpoint) {
+                    slot.callables.remove(&digest);
                 }
             }
+            endpoints
+        };
+        if !registration.options.inner {
+            let unused = |core: &mut Core| (!core.names_callable(&digest)).then_some(());
+            self.wait_until(None, unused)
+                .map_err(|_| Error::Interrupted)?;
+        }
+        let mut failures = Vec::new();
+        for endpoint in endpoints {
             match self.unregister_at(registration, endpoint) {
                 Ok(_) | Err(Error::EndpointLost { .. }) => {}
                 Err(Error::Interrupted) => return Err(Error::Interrupted),
