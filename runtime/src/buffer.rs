@@ -231,7 +231,8 @@ impl RemoteBuffer {
         }
     }
 
-    fn pin_raw(&self) {
+    /// Holds a buffer that is already held by the caller.
+    pub(crate) fn pin_raw(&self) {
         self.0.state.lock().pins += 1;
     }
 

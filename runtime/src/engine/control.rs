@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::Mutex;
-
 use super::record::{ControlCell, Flight};
 use super::{Core, Engine, WaitEnd};
-use crate::endpoint::{ControlFailure, ControlReply, ControlRequest};
+use crate::buffer::RemoteBuffer;
+use crate::endpoint::{BufferKey, ControlFailure, ControlReply, ControlRequest};
 use crate::error::Error;
 use crate::graph::EndpointId;
 
@@ -24,17 +23,31 @@ impl Engine {
         request: ControlRequest,
         deadline: Option<Instant>,
     ) -> Result<ControlReply, Error> {
-        let cell = self.send_control(endpoint, request)?;
-        self.await_control(endpoint, what, &cell, deadline)
+        let cell = self.send_control(endpoint, request, None)?;
+        self.await_control(endpoint, what, cell, deadline)
+    }
+
+    /// As [`Self::control`], with `pin` held until the answer, also when the thread is interrupted before it comes.
+    pub(crate) fn control_pinning(
+        &self,
+        endpoint: EndpointId,
+        what: &'static str,
+        request: ControlRequest,
+        pin: &RemoteBuffer,
+    ) -> Result<ControlReply, Error> {
+        let cell = self.send_control(endpoint, request, Some(pin))?;
+        self.await_control(endpoint, what, cell, None)
     }
 
     /// Sends a control; the cell gets the answer.
-    pub(crate) fn send_control(
+    fn send_control(
         &self,
         endpoint: EndpointId,
         request: ControlRequest,
+        pin: Option<&RemoteBuffer>,
     ) -> Result<ControlCell, Error> {
         let mut core = self.core.lock();
+        core.check_open("use")?;
         let ticket = core.new_ticket();
         let slot = core
             .slot_mut(endpoint)
@@ -52,12 +65,17 @@ impl Engine {
                 worker,
                 message: gone.reason,
             })?;
-        let cell: ControlCell = Arc::new(Mutex::new(None));
+        let pin = pin.cloned();
+        if let Some(buffer) = &pin {
+            buffer.pin_raw();
+        }
+        let cell = ControlCell::default();
         core.flights.insert(
             ticket,
             Flight::Control {
                 cell: Arc::clone(&cell),
                 endpoint,
+                pin,
             },
         );
         Ok(cell)
@@ -68,15 +86,29 @@ impl Engine {
         &self,
         endpoint: EndpointId,
         what: &'static str,
-        cell: &ControlCell,
+        cell: ControlCell,
         deadline: Option<Instant>,
     ) -> Result<ControlReply, Error> {
         let started = Instant::now();
-        match self.wait_until(deadline, |_| cell.lock().take()) {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(failure)) => Err(self.core.lock().control_error(endpoint, what, failure)),
-            Err(WaitEnd::Interrupted) => Err(Error::Interrupted),
-            Err(WaitEnd::Deadline) => Err(Error::Timeout {
+        let end = match self.wait_until(deadline, |_| cell.lock().take()) {
+            Ok(Ok(reply)) => return Ok(reply),
+            Ok(Err(failure)) => {
+                return Err(self.core.lock().control_error(endpoint, what, failure))
+            }
+            Err(end) => end,
+        };
+        {
+            // Under the lock: either the answer is here and is undone, or whoever brings it finds the cell given up.
+            let mut core = self.core.lock();
+            let late = cell.lock().take();
+            if let Some(result) = late {
+                core.undo_abandoned(endpoint, None, result);
+            }
+            drop(cell);
+        }
+        match end {
+            WaitEnd::Interrupted => Err(Error::Interrupted),
+            WaitEnd::Deadline => Err(Error::Timeout {
                 what: what.to_owned(),
                 limit: started.elapsed(),
                 hint: "the worker is alive but does not answer: a task may be running there",
@@ -105,25 +137,34 @@ impl Core {
         }
     }
 
-    /// The thread that asked is gone (interrupted): what was allocated for it is given back.
-    pub(crate) fn undo_abandoned(
+    /// The thread that asked is gone (interrupted): what was made for it is given back. `pin` is held until that is answered.
+    pub(super) fn undo_abandoned(
         &mut self,
         endpoint: EndpointId,
+        pin: Option<RemoteBuffer>,
         result: Result<ControlReply, ControlFailure>,
     ) {
-        let Ok(ControlReply::Allocated { buffer, .. }) = result else {
-            return;
+        let request = match result {
+            Ok(ControlReply::Allocated { buffer, .. }) => ControlRequest::Free { buffer },
+            Ok(ControlReply::Imported(import)) => ControlRequest::ReleaseImport {
+                owner: import.owner_worker_id,
+                buffer: BufferKey {
+                    buffer: import.buffer_id,
+                    generation: import.generation,
+                },
+                import: import.import_id,
+            },
+            _ => return self.unpin_if(pin),
         };
         let ticket = self.new_ticket();
-        let Some(slot) = self.slot_mut(endpoint) else {
-            return;
-        };
-        if slot
-            .endpoint
-            .control(ticket, ControlRequest::Free { buffer })
-            .is_ok()
-        {
-            self.flights.insert(ticket, Flight::Forget { endpoint });
+        let sent = self.slot_mut(endpoint).is_some_and(|slot| {
+            slot.lost.is_none() && slot.endpoint.control(ticket, request).is_ok()
+        });
+        if sent {
+            self.flights
+                .insert(ticket, Flight::Forget { endpoint, pin });
+        } else {
+            self.unpin_if(pin);
         }
     }
 }

@@ -210,21 +210,15 @@ impl Core {
             }
         };
         let slot = self.endpoints.get_mut(endpoint.0 as usize)?;
-        let gone = match &slot.lost {
-            Some(reason) => Some(reason.clone()),
-            None => slot
-                .endpoint
-                .control(ticket, request)
-                .err()
-                .map(|gone| gone.reason),
-        };
-        if let Some(reason) = gone {
+        if let Some(reason) = slot.lost.clone() {
             record.fail(FailureKind::EndpointLost, Some(slot), reason);
             return Some(Event::CopyDone {
                 task,
                 ok: MemberResult::Lost,
             });
         }
+        // An endpoint that is gone says so by its event too, and the step is settled then, as if it had been sent.
+        let _gone = slot.endpoint.control(ticket, request);
         self.flights.insert(ticket, Flight::Copy { task, endpoint });
         None
     }

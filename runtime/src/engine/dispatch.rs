@@ -31,6 +31,15 @@ impl Core {
         let part = members.get_mut(member as usize)?;
         part.endpoint = Some(endpoint);
         part.dispatched_ns = now_ns();
+        if let Some(reason) = slot.lost.clone() {
+            record.fail(FailureKind::EndpointLost, Some(slot), reason);
+            return Some(Event::MemberDone {
+                task,
+                member,
+                endpoint,
+                result: MemberResult::Lost,
+            });
+        }
         let sent = outbound(part, slot)
             .map_err(SubmitError::Refused)
             .and_then(|tensors| {
@@ -43,7 +52,9 @@ impl Core {
                 slot.endpoint.submit(ticket, &outbound)
             });
         match sent {
-            Ok(()) => {
+            // A lost endpoint says so by its event, and what is in flight there is settled then. Until it comes the member keeps
+            // its place: a place that came free at once would draw every ready task into the dead endpoint.
+            Ok(()) | Err(SubmitError::Gone(_)) => {
                 self.flights.insert(
                     ticket,
                     Flight::Member {
@@ -61,16 +72,6 @@ impl Core {
                     member,
                     endpoint,
                     result: MemberResult::Failed,
-                })
-            }
-            Err(SubmitError::Gone(gone)) => {
-                // The endpoint says so itself through its events; this member only must not be waited for.
-                record.fail(FailureKind::EndpointLost, Some(slot), gone.reason);
-                Some(Event::MemberDone {
-                    task,
-                    member,
-                    endpoint,
-                    result: MemberResult::Lost,
                 })
             }
         }

@@ -1,7 +1,8 @@
 //! What endpoints report, fed to the scheduler.
 
-use super::record::{Flight, Work};
+use super::record::{ControlCell, Flight, Work};
 use super::Core;
+use crate::buffer::RemoteBuffer;
 use crate::endpoint::{ControlFailure, ControlReply, EndpointEvent, TaskReport, Ticket};
 use crate::error::FailureKind;
 use crate::graph::{EndpointId, Event, MemberResult, TaskId};
@@ -26,25 +27,32 @@ impl Core {
 
     fn on_event(&mut self, endpoint: EndpointId, event: EndpointEvent) {
         match event {
-            EndpointEvent::Done { ticket, report } => self.on_done(ticket, report),
-            EndpointEvent::ControlDone { ticket, result } => self.on_control_done(ticket, result),
+            EndpointEvent::Done { ticket, report } => self.on_done(endpoint, ticket, report),
+            EndpointEvent::ControlDone { ticket, result } => {
+                self.on_control_done(endpoint, ticket, result);
+            }
             EndpointEvent::Lost { reason } => self.on_lost(endpoint, &reason),
         }
     }
 
-    fn on_done(&mut self, ticket: Ticket, report: TaskReport) {
-        let Some(Flight::Member {
-            task,
-            member,
-            endpoint,
-        }) = self.flights.remove(&ticket)
-        else {
+    fn on_done(&mut self, endpoint: EndpointId, ticket: Ticket, report: TaskReport) {
+        // Looked at before it is taken: an endpoint that answers for another, or in the wrong way, settles nothing.
+        let found = match self.flights.get(&ticket) {
+            Some(Flight::Member {
+                task,
+                member,
+                endpoint: at,
+            }) if *at == endpoint => Some((*task, *member)),
+            _ => None,
+        };
+        let Some((task, member)) = found else {
             tracing::warn!(
                 ticket = ticket.0,
                 "a completion that nobody waits for was dropped"
             );
             return;
         };
+        self.flights.remove(&ticket);
         let result = self.settle_member(task, member, endpoint, report);
         self.feed(Event::MemberDone {
             task,
@@ -71,11 +79,13 @@ impl Core {
         let Some(record) = self.records.get_mut(&task) else {
             return MemberResult::Lost;
         };
+        let run = self.runs.get(&record.run);
+        let frozen = run.is_none_or(|run| run.interrupted);
         let mut result = MemberResult::Completed;
         if let Some(failure) = report.failure {
             record.fail(FailureKind::Failed, Some(slot), failure.message);
             result = MemberResult::Failed;
-        } else if let Err(message) = copy_back(record, member) {
+        } else if let Err(message) = copy_back(record, member, frozen) {
             record.fail(FailureKind::Failed, Some(slot), message);
             result = MemberResult::Failed;
         }
@@ -111,26 +121,54 @@ impl Core {
         result
     }
 
-    fn on_control_done(&mut self, ticket: Ticket, result: Result<ControlReply, ControlFailure>) {
-        match self.flights.remove(&ticket) {
-            Some(Flight::Control { cell, endpoint }) => {
-                if let Some(result) = deliver(&cell, result) {
-                    self.undo_abandoned(endpoint, result);
-                }
-            }
+    pub(super) fn on_control_done(
+        &mut self,
+        endpoint: EndpointId,
+        ticket: Ticket,
+        result: Result<ControlReply, ControlFailure>,
+    ) {
+        let expected = self.flights.get(&ticket).is_some_and(|flight| {
+            flight.endpoint() == endpoint && !matches!(flight, Flight::Member { .. })
+        });
+        let flight = expected.then(|| self.flights.remove(&ticket)).flatten();
+        match flight {
+            Some(Flight::Control { cell, pin, .. }) => self.answer(endpoint, cell, pin, result),
             Some(Flight::Copy { task, endpoint }) => {
                 if let Some(event) = self.copy_step_done(task, endpoint, result) {
                     self.feed(event);
                 }
             }
-            Some(Flight::Release { buffer, .. }) => self.release_done(buffer, result),
-            Some(Flight::Forget { .. }) => {}
+            Some(Flight::Release { buffer, cell, .. }) => self.release_done(&buffer, cell, result),
+            Some(Flight::Forget { pin, .. }) => self.unpin_if(pin),
             Some(Flight::Member { .. }) | None => {
                 tracing::warn!(
                     ticket = ticket.0,
                     "an answer that nobody waits for was dropped"
                 );
             }
+        }
+    }
+
+    /// Gives the answer to the thread that asked; what was made for a thread that has gone away is undone.
+    fn answer(
+        &mut self,
+        endpoint: EndpointId,
+        cell: ControlCell,
+        pin: Option<RemoteBuffer>,
+        result: Result<ControlReply, ControlFailure>,
+    ) {
+        // A thread gives its cell up under this lock only, see `await_control`.
+        if std::sync::Arc::strong_count(&cell) == 1 {
+            self.undo_abandoned(endpoint, pin, result);
+            return;
+        }
+        *cell.lock() = Some(result);
+        self.unpin_if(pin);
+    }
+
+    pub(super) fn unpin_if(&mut self, pin: Option<RemoteBuffer>) {
+        if let Some(buffer) = pin {
+            self.unpin(buffer);
         }
     }
 
@@ -153,6 +191,7 @@ impl Core {
             .collect();
         tickets.sort_unstable();
         let mut copies = Vec::new();
+        let lost = || Err(ControlFailure::Lost(reason.to_owned()));
         for ticket in tickets {
             match self.flights.remove(&ticket) {
                 Some(Flight::Member { task, .. }) => self.mark_lost(task, endpoint, reason),
@@ -160,49 +199,17 @@ impl Core {
                     self.mark_lost(task, endpoint, reason);
                     copies.push(task);
                 }
-                Some(Flight::Control { cell, .. }) => {
-                    let _ = deliver(&cell, Err(ControlFailure::Lost(reason.to_owned())));
+                Some(Flight::Control { cell, pin, .. }) => {
+                    self.answer(endpoint, cell, pin, lost());
                 }
-                Some(Flight::Release { .. } | Flight::Forget { .. }) | None => {}
+                Some(Flight::Release { buffer, cell, .. }) => {
+                    self.release_done(&buffer, cell, lost());
+                }
+                Some(Flight::Forget { pin, .. }) => self.unpin_if(pin),
+                None => {}
             }
         }
         self.feed(Event::EndpointLost { endpoint });
-        for task in copies {
-            self.feed(Event::CopyDone {
-                task,
-                ok: MemberResult::Lost,
-            });
-        }
-    }
-
-    /// The worker closes: everything in flight is settled, so that threads which still wait are told.
-    pub(crate) fn give_up(&mut self, reason: &str) {
-        let flights: Vec<Flight> = self.flights.drain().map(|(_, flight)| flight).collect();
-        let mut copies = Vec::new();
-        let mut endpoints = Vec::new();
-        for flight in flights {
-            endpoints.push(flight.endpoint());
-            match flight {
-                Flight::Member { task, endpoint, .. } => self.mark_lost(task, endpoint, reason),
-                Flight::Copy { task, endpoint } => {
-                    self.mark_lost(task, endpoint, reason);
-                    copies.push(task);
-                }
-                Flight::Control { cell, .. } => {
-                    let _ = deliver(&cell, Err(ControlFailure::Lost(reason.to_owned())));
-                }
-                Flight::Release { .. } | Flight::Forget { .. } => {}
-            }
-        }
-        let runs: Vec<_> = self.runs.keys().copied().collect();
-        for run in runs {
-            self.feed(Event::CancelRun { run });
-        }
-        endpoints.sort_unstable();
-        endpoints.dedup();
-        for endpoint in endpoints {
-            self.feed(Event::EndpointLost { endpoint });
-        }
         for task in copies {
             self.feed(Event::CopyDone {
                 task,
@@ -219,29 +226,20 @@ impl Core {
     }
 }
 
-/// Puts the answer into its cell; gives it back when the thread that asked has gone away.
-fn deliver(
-    cell: &super::record::ControlCell,
-    result: Result<ControlReply, ControlFailure>,
-) -> Option<Result<ControlReply, ControlFailure>> {
-    if std::sync::Arc::strong_count(cell) == 1 {
-        return Some(result);
-    }
-    *cell.lock() = Some(result);
-    None
-}
-
-fn copy_back(record: &super::TaskRecord, member: u32) -> Result<(), String> {
+/// Copies what a member wrote back into the caller's arrays. After an interrupt (`frozen`) the caller has them back: they stay as
+/// they are, and the task has failed for whoever reads them.
+fn copy_back(record: &super::TaskRecord, member: u32, frozen: bool) -> Result<(), String> {
     let Work::Call { members, .. } = &record.work else {
         return Ok(());
     };
     let Some(member) = members.get(member as usize) else {
         return Ok(());
     };
-    for tensor in &member.tensors {
-        let Some(stage) = tensor.stage.as_ref().filter(|stage| stage.copy_out) else {
-            continue;
-        };
+    let stages = member.tensors.iter().filter_map(|t| t.stage.as_ref());
+    for stage in stages.filter(|stage| stage.copy_out) {
+        if frozen {
+            return Err("the run was interrupted before its results were copied back".into());
+        }
         stage.host.copy_from(&stage.block.host()).map_err(|error| {
             format!("the result could not be copied back into the array: {error}")
         })?;

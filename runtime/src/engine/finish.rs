@@ -1,6 +1,6 @@
 //! The end of a task: counted once, its buffers let go, its failure kept for the run.
 
-use super::record::{Flight, RunState, MAX_FAILURES_KEPT};
+use super::record::{ControlCell, Flight, RunState, MAX_FAILURES_KEPT};
 use super::Core;
 use crate::buffer::RemoteBuffer;
 use crate::endpoint::{ControlFailure, ControlReply, ControlRequest};
@@ -84,38 +84,62 @@ impl Core {
     /// Lets go of a pin, and sends the free that was waiting for it.
     pub(crate) fn unpin(&mut self, buffer: RemoteBuffer) {
         if buffer.unpin() {
-            self.send_release(buffer);
+            self.send_release(buffer, None);
         }
     }
 
-    /// Sends FREE or RELEASE_IMPORT for a buffer whose last pin is gone; a failure is kept and retried.
-    pub(crate) fn send_release(&mut self, buffer: RemoteBuffer) {
+    /// Sends FREE or RELEASE_IMPORT for a buffer whose last pin is gone; a failure is kept and retried. `cell` gets the
+    /// answer too: the thread that waits for it may go away, the buffer's state may not.
+    pub(crate) fn send_release(&mut self, buffer: RemoteBuffer, cell: Option<ControlCell>) {
         let (endpoint, request) = release_request(&buffer);
         let ticket = self.new_ticket();
         let Some(slot) = self.endpoints.get_mut(endpoint.0 as usize) else {
             return;
         };
-        if slot.lost.is_some() || slot.endpoint.control(ticket, request).is_err() {
-            // The session is gone, and its buffers with it; only the owner of an import is still to be let go.
-            self.released(&buffer);
+        let gone = match &slot.lost {
+            Some(reason) => Some(reason.clone()),
+            None => slot
+                .endpoint
+                .control(ticket, request)
+                .err()
+                .map(|gone| gone.reason),
+        };
+        if let Some(reason) = gone {
+            self.release_done(&buffer, cell, Err(ControlFailure::Lost(reason)));
             return;
         }
-        self.flights
-            .insert(ticket, Flight::Release { buffer, endpoint });
+        let flight = Flight::Release {
+            buffer,
+            endpoint,
+            cell,
+        };
+        self.flights.insert(ticket, flight);
     }
 
     pub(crate) fn release_done(
         &mut self,
-        buffer: RemoteBuffer,
+        buffer: &RemoteBuffer,
+        cell: Option<ControlCell>,
         result: Result<ControlReply, ControlFailure>,
     ) {
-        match result {
-            Ok(_) | Err(ControlFailure::Lost(_)) => self.released(&buffer),
+        match &result {
+            // With a session that is gone, its buffers are gone; only the owner of an import is still to be let go.
+            Ok(_) | Err(ControlFailure::Lost(_)) => self.released(buffer),
             Err(failure) => {
                 tracing::warn!(%failure, "a release was refused; it is tried again");
                 buffer.release_failed();
-                self.pending_releases.push(buffer);
+                self.pending_releases.push(buffer.clone());
             }
+        }
+        if let Some(cell) = cell {
+            *cell.lock() = Some(result);
+        }
+    }
+
+    /// Sends again what could not be released before.
+    pub(crate) fn flush_releases(&mut self) {
+        for buffer in std::mem::take(&mut self.pending_releases) {
+            self.send_release(buffer, None);
         }
     }
 
@@ -128,7 +152,7 @@ impl Core {
 }
 
 /// The control that ends a buffer or an import, and the endpoint it goes to.
-pub(crate) fn release_request(buffer: &RemoteBuffer) -> (EndpointId, ControlRequest) {
+fn release_request(buffer: &RemoteBuffer) -> (EndpointId, ControlRequest) {
     let facts = buffer.facts();
     let request = match &facts.import {
         None => ControlRequest::Free { buffer: facts.key },

@@ -3,6 +3,7 @@
 //! Everything that changes lives in [`Core`], behind one lock that is never held while user code, Python or a blocking system
 //! call runs. Whoever waits drives (`drive`); when nobody waits, a driver thread does (design §15.11).
 
+mod closing;
 mod control;
 mod copies;
 mod dispatch;
@@ -21,8 +22,7 @@ use parking_lot::{Condvar, Mutex};
 
 pub(crate) use copies::{step_limit, CopyJob, CopySide};
 pub(crate) use drive::{Driver, WaitEnd};
-pub(crate) use finish::release_request;
-pub(crate) use record::{EndpointRole, EndpointSlot, Flight, RunState, TaskRecord};
+pub(crate) use record::{ControlCell, EndpointRole, EndpointSlot, Flight, RunState, TaskRecord};
 pub(crate) use submit::{GroupKind, SubmitSpec, Target};
 
 use crate::buffer::RemoteBuffer;
@@ -61,6 +61,8 @@ pub(crate) struct Core {
     pub(crate) finished: u64,
     /// Releases whose control failed; retried at the next flush and reported at close.
     pub(crate) pending_releases: Vec<RemoteBuffer>,
+    /// `close()` has taken the endpoints: nothing is submitted any more.
+    pub(crate) closed: bool,
     actions: Vec<Action>,
     next_ticket: u64,
     next_run: u64,
@@ -85,6 +87,7 @@ impl Engine {
             submitted: 0,
             finished: 0,
             pending_releases: Vec::new(),
+            closed: false,
             actions: Vec::new(),
             next_ticket: 0,
             next_run: 0,

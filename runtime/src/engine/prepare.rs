@@ -171,9 +171,10 @@ pub(crate) fn check_members_disjoint(members: &[Vec<TensorArg>]) -> Result<(), E
                 .iter()
                 .find(|(_, w, other)| *other != member && (*w || writes))
             {
+                let (first, second) = (member.min(*other), member.max(*other));
                 return Err(Error::argument(
                     "args_list",
-                    format!("members {other} and {member} touch the same bytes and one of them writes; use disjoint ranges or NO_DEP"),
+                    format!("members {first} and {second} touch the same bytes and one of them writes; use disjoint ranges or NO_DEP"),
                 ));
             }
             open.push((end, writes, member));
@@ -313,7 +314,7 @@ pub(crate) fn check_kinds(
                 format!("argument {index} is a RemoteTensorRef and the task runs on local workers only; use orch.copy to bring it here"),
             ));
         }
-        if !remote && arg.tag != Tag::Input && !any_local {
+        if !remote && arg.tag != Tag::Input && any_remote && !any_local {
             return Err(Error::wrong_type(
                 "args",
                 format!(

@@ -8,6 +8,7 @@ use echelon_wire::callable::Digest;
 use parking_lot::Mutex;
 
 use super::copies::CopyJob;
+use super::Core;
 use crate::args::TensorArg;
 use crate::buffer::RemoteBuffer;
 use crate::callable::Callable;
@@ -146,6 +147,15 @@ impl TaskRecord {
     }
 }
 
+impl Core {
+    /// True while a task that names the callable has not ended.
+    pub(crate) fn names_callable(&self, digest: &Digest) -> bool {
+        self.records.values().any(
+            |record| matches!(&record.work, Work::Call { callable, .. } if callable.digest == *digest),
+        )
+    }
+}
+
 /// The answer to a blocking control, put there by whoever drives.
 pub(crate) type ControlCell = Arc<Mutex<Option<Result<ControlReply, ControlFailure>>>>;
 
@@ -163,14 +173,21 @@ pub(crate) enum Flight {
     Control {
         cell: ControlCell,
         endpoint: EndpointId,
+        /// Pinned until the answer, whether or not the thread still waits for it.
+        pin: Option<RemoteBuffer>,
     },
-    /// A free or release that nobody waits for.
+    /// A free or release; a thread may wait for it.
     Release {
         buffer: RemoteBuffer,
         endpoint: EndpointId,
+        cell: Option<ControlCell>,
     },
     /// A control whose answer does not matter.
-    Forget { endpoint: EndpointId },
+    Forget {
+        endpoint: EndpointId,
+        /// Pinned until the answer.
+        pin: Option<RemoteBuffer>,
+    },
 }
 
 impl Flight {
@@ -180,7 +197,7 @@ impl Flight {
             | Self::Copy { endpoint, .. }
             | Self::Control { endpoint, .. }
             | Self::Release { endpoint, .. }
-            | Self::Forget { endpoint } => *endpoint,
+            | Self::Forget { endpoint, .. } => *endpoint,
         }
     }
 }
@@ -205,6 +222,8 @@ pub(crate) struct RunState {
     pub(crate) sequence_of: std::collections::HashMap<TaskId, u64>,
     /// No further submits: the orchestration function has returned.
     pub(crate) closed: bool,
+    /// Ended by an interrupt: nothing is copied back into the caller's arrays any more (design §15.2).
+    pub(crate) interrupted: bool,
 }
 
 /// True when the tag's bytes must be copied into the shadow before the task starts.

@@ -75,7 +75,7 @@ impl Engine {
             core.check_run(spec.run)?;
             core.plan(&spec, &members)?
         };
-        let pins = Pins::take(members.iter().flatten())?;
+        let pins = Pins::take(self, members.iter().flatten())?;
         let scalars = spec.args.iter().map(|args| args.scalars().to_vec());
         let mut prepared = Vec::with_capacity(members.len());
         for (tensors, scalars) in members.into_iter().zip(scalars) {
@@ -105,7 +105,7 @@ impl Engine {
         src: &TensorArg,
     ) -> Result<u64, Error> {
         self.core.lock().check_run(run)?;
-        let pins = Pins::take([dst, src])?;
+        let pins = Pins::take(self, [dst, src])?;
         let accesses = [src, dst].into_iter().filter_map(access_of).collect();
         let node = NodeSpec {
             run,
@@ -161,7 +161,13 @@ impl Engine {
         }
     }
 
-    fn admit(&self, node: NodeSpec, name: Arc<str>, work: Work, pins: Pins) -> Result<u64, Error> {
+    fn admit(
+        &self,
+        node: NodeSpec,
+        name: Arc<str>,
+        work: Work,
+        pins: Pins<'_>,
+    ) -> Result<u64, Error> {
         let mut pending = Some((name, work, pins));
         loop {
             let mut core = self.core.lock();
@@ -199,7 +205,7 @@ impl Engine {
     }
 }
 
-fn name_of(pending: Option<&(Arc<str>, Work, Pins)>) -> String {
+fn name_of(pending: Option<&(Arc<str>, Work, Pins<'_>)>) -> String {
     pending.map_or_else(String::new, |(name, _, _)| name.to_string())
 }
 
@@ -217,6 +223,7 @@ fn refused(callable: &str, error: &graph::SubmitError) -> Error {
 
 impl Core {
     pub(crate) fn check_run(&self, run: RunId) -> Result<(), Error> {
+        self.check_open("submit to")?;
         match self.runs.get(&run) {
             Some(state) if !state.closed => Ok(()),
             _ => Err(Error::Lifecycle {
@@ -233,8 +240,10 @@ impl Core {
         let local = all().any(|id| self.slot(*id).is_some_and(|slot| slot.info.shares_memory));
         let remote = all().any(|id| self.slot(*id).is_some_and(|slot| !slot.info.shares_memory));
         let mut sets = Vec::with_capacity(members.len());
-        for (index, tensors) in members.iter().enumerate() {
+        for tensors in members {
             check_kinds(tensors, local, remote)?;
+        }
+        for (index, tensors) in members.iter().enumerate() {
             let of_member = candidates
                 .get(index)
                 .or_else(|| candidates.first())
@@ -379,16 +388,25 @@ fn common(sets: Vec<Eligible>, callable: &Callable) -> Result<Eligible, Error> {
     })
 }
 
-/// Pins on the buffers of a submit, let go again when the submit fails.
-struct Pins(Vec<RemoteBuffer>);
+/// Pins on the buffers of a submit, let go again when the submit fails. Never dropped under the engine's lock.
+struct Pins<'a> {
+    engine: &'a Engine,
+    buffers: Vec<RemoteBuffer>,
+}
 
-impl Pins {
-    fn take<'a>(args: impl IntoIterator<Item = &'a TensorArg>) -> Result<Self, Error> {
-        let mut pins = Self(Vec::new());
+impl<'a> Pins<'a> {
+    fn take<'b>(
+        engine: &'a Engine,
+        args: impl IntoIterator<Item = &'b TensorArg>,
+    ) -> Result<Self, Error> {
+        let mut pins = Self {
+            engine,
+            buffers: Vec::new(),
+        };
         for arg in args {
             if let ArgSource::Remote { buffer, .. } = &arg.source {
                 buffer.pin("tensor")?;
-                pins.0.push(buffer.clone());
+                pins.buffers.push(buffer.clone());
             }
         }
         Ok(pins)
@@ -396,17 +414,19 @@ impl Pins {
 
     /// The task takes them over.
     fn keep(mut self) -> Vec<RemoteBuffer> {
-        std::mem::take(&mut self.0)
+        std::mem::take(&mut self.buffers)
     }
 }
 
-impl Drop for Pins {
+impl Drop for Pins<'_> {
     fn drop(&mut self) {
-        for buffer in &self.0 {
-            if buffer.unpin() {
-                // Released by another thread meanwhile: the next flush sends the free.
-                buffer.release_failed();
-            }
+        if self.buffers.is_empty() {
+            return;
+        }
+        let mut core = self.engine.core.lock();
+        for buffer in self.buffers.drain(..) {
+            // Another thread may have freed it meanwhile: then the free is sent now.
+            core.unpin(buffer);
         }
     }
 }

@@ -38,7 +38,6 @@ impl Worker {
             let taken = self.0.live.write().take();
             match taken {
                 Some(mut live) => {
-                    self.flush_releases(&live.engine);
                     let survivors = live.end(deadline);
                     if !survivors.is_empty() {
                         *self.0.live.write() = Some(live);
@@ -66,22 +65,27 @@ impl Live {
         let mut endpoints = {
             let mut core = self.engine.core.lock();
             core.pump();
-            std::mem::take(&mut core.endpoints)
+            core.flush_releases();
+            core.take_endpoints()
         };
-        for slot in &mut endpoints {
-            slot.endpoint.begin_close();
+        for endpoint in &mut endpoints {
+            endpoint.begin_close();
         }
         let mut survivors = Vec::new();
         let mut left = Vec::new();
-        for mut slot in endpoints {
-            if let Err(survivor) = slot.endpoint.finish_close(deadline) {
+        for (index, mut endpoint) in endpoints.into_iter().enumerate() {
+            let ended = endpoint.finish_close(deadline);
+            self.engine
+                .core
+                .lock()
+                .take_last_answers(index, &mut *endpoint);
+            if let Err(survivor) = ended {
                 survivors.push(survivor);
-                left.push(slot);
+                left.push((index, endpoint));
             }
         }
         let mut core = self.engine.core.lock();
-        core.give_up("the worker was closed");
-        core.endpoints = left;
+        core.give_up("the worker was closed", left);
         drop(core);
         self.engine.wake();
         if survivors.is_empty() {

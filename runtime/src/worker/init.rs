@@ -357,13 +357,17 @@ impl Worker {
     /// Puts fresh sub workers in the place of lost ones, with the same names and callables.
     pub(crate) fn replace_lost_subs(&self, engine: &Arc<Engine>) {
         let lost: Vec<(EndpointId, String)> = {
-            let core = engine.core.lock();
-            let slots = core.endpoints.iter().zip(0..);
+            let mut core = engine.core.lock();
+            let slots = core.endpoints.iter_mut().zip(0..);
             slots
                 .filter(|(slot, _)| {
                     slot.role == EndpointRole::Sub && slot.lost.is_some() && !slot.replaced
                 })
-                .map(|(slot, index)| (EndpointId(index), slot.info.name.clone()))
+                .map(|(slot, index)| {
+                    // Taken here, so that two runs that begin together do not both replace it.
+                    slot.replaced = true;
+                    (EndpointId(index), slot.info.name.clone())
+                })
                 .collect()
         };
         for (old, name) in lost {
@@ -379,13 +383,17 @@ impl Worker {
             let Some(live) = live.as_ref() else {
                 return Ok(());
             };
-            self.start_local(live, name.to_owned(), None)?
+            self.start_local(live, name.to_owned(), None)
         };
+        let endpoint = endpoint.inspect_err(|_| {
+            // The next run tries again.
+            if let Some(slot) = engine.core.lock().slot_mut(old) {
+                slot.replaced = false;
+            }
+        })?;
         let fresh = {
             let mut core = engine.core.lock();
-            if let Some(slot) = core.slot_mut(old) {
-                slot.replaced = true;
-            }
+            core.check_open("start a sub worker of")?;
             core.add_endpoint(Box::new(endpoint), EndpointRole::Sub)
         };
         let registrations = self.0.life.lock().registrations.clone();

@@ -8,7 +8,7 @@ use crate::buffer::{
     access_name, buffer_key, BufferFacts, ExportFacts, RemoteBuffer, RemoteExport,
 };
 use crate::endpoint::{ControlReply, ControlRequest};
-use crate::engine::{step_limit, CopySide, Engine};
+use crate::engine::{step_limit, ControlCell, CopySide, Engine};
 use crate::error::Error;
 use crate::graph::EndpointId;
 use crate::memory::HostMemory;
@@ -113,31 +113,25 @@ impl Worker {
     fn release(&self, buffer: &RemoteBuffer, what: &'static str) -> Result<(), Error> {
         let engine = self.engine("free a buffer of")?;
         engine.check_owner(buffer)?;
-        if !buffer.release(what)? {
-            return Ok(());
+        let cell = ControlCell::default();
+        {
+            let mut core = engine.core.lock();
+            core.check_open("free a buffer of")?;
+            if !buffer.release(what)? {
+                return Ok(());
+            }
+            core.send_release(buffer.clone(), Some(ControlCell::clone(&cell)));
         }
-        let (endpoint, request) = crate::engine::release_request(buffer);
-        match engine.control(endpoint, what, request, None) {
-            Ok(_) | Err(Error::EndpointLost { .. }) => {
-                engine.core.lock().released(buffer);
-                Ok(())
-            }
-            Err(error) => {
-                // Uncertain: tried again at the next flush, reported at close.
-                buffer.release_failed();
-                engine.core.lock().pending_releases.push(buffer.clone());
-                Err(error)
-            }
+        // Whatever comes of the wait, the engine keeps the buffer's state: a refused release is tried again.
+        match engine.await_control(buffer.facts().endpoint, what, cell, None) {
+            Ok(_) | Err(Error::EndpointLost { .. }) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
     /// Sends again what could not be released before.
     pub(crate) fn flush_releases(&self, engine: &Engine) {
-        let mut core = engine.core.lock();
-        let pending = std::mem::take(&mut core.pending_releases);
-        for buffer in pending {
-            core.send_release(buffer);
-        }
+        engine.core.lock().flush_releases();
     }
 
     /// Copies host bytes into a buffer; returns when they have arrived.
@@ -307,7 +301,7 @@ impl Worker {
             export: Box::new(facts.result.clone()),
             access,
         };
-        match engine.control(endpoint, "remote_import", request, None)? {
+        match engine.control_pinning(endpoint, "remote_import", request, &facts.owner)? {
             ControlReply::Imported(result) => {
                 let owner = facts.owner.facts();
                 Ok(RemoteBuffer::new(BufferFacts {

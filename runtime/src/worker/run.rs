@@ -50,7 +50,7 @@ impl Worker {
         let engine = self.engine("run on")?;
         self.replace_lost_subs(&engine);
         self.flush_releases(&engine);
-        let run = RunGuard::begin(&engine);
+        let run = RunGuard::begin(&engine)?;
         let orchestrator = Orchestrator::new(self.clone(), Arc::clone(&engine), run.id);
         let returned = function(&orchestrator);
         engine.close_run(run.id, returned.is_err());
@@ -88,6 +88,9 @@ impl Worker {
             return Ok(());
         };
         debug_assert_eq!(end, WaitEnd::Interrupted);
+        if let Some(state) = engine.core.lock().runs.get_mut(&run) {
+            state.interrupted = true;
+        }
         // Tasks that have not started are cancelled; running ones have the grace, then their child is killed.
         engine.close_run(run, true);
         let grace = Instant::now() + self.0.settings.interrupt_grace;
@@ -129,13 +132,15 @@ struct RunGuard<'a> {
 }
 
 impl<'a> RunGuard<'a> {
-    fn begin(engine: &'a Engine) -> Self {
-        let id = engine.core.lock().new_run();
-        Self {
+    fn begin(engine: &'a Engine) -> Result<Self, Error> {
+        let mut core = engine.core.lock();
+        core.check_open("run on")?;
+        let id = core.new_run();
+        Ok(Self {
             engine,
             id,
             ended: false,
-        }
+        })
     }
 
     fn end(mut self) -> (RunState, Vec<String>) {
@@ -163,6 +168,9 @@ impl Engine {
         }
         if cancel {
             core.feed(Event::CancelRun { run });
+            drop(core);
+            // Another thread may wait in a submit of this run, or for room.
+            self.wake();
         }
     }
 

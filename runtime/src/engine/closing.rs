@@ -1,0 +1,108 @@
+//! The end of an engine: its endpoints are taken out, and whoever still waits is told.
+
+use std::time::Instant;
+
+use super::Core;
+use crate::endpoint::{
+    ControlRequest, Endpoint, EndpointEvent, EndpointGone, EndpointInfo, OutboundTask, SubmitError,
+    Ticket,
+};
+use crate::error::Error;
+use crate::graph::{EndpointId, Event};
+
+/// Stands in the place of an endpoint that is being ended, so that ids and names stay right.
+struct Ended(EndpointInfo);
+
+impl Ended {
+    fn gone(&self) -> EndpointGone {
+        EndpointGone {
+            name: self.0.name.clone(),
+            reason: "the worker is closing".into(),
+        }
+    }
+}
+
+impl Endpoint for Ended {
+    fn info(&self) -> EndpointInfo {
+        self.0.clone()
+    }
+
+    fn submit(&mut self, _: Ticket, _: &OutboundTask<'_>) -> Result<(), SubmitError> {
+        Err(self.gone().into())
+    }
+
+    fn control(&mut self, _: Ticket, _: ControlRequest) -> Result<(), EndpointGone> {
+        Err(self.gone())
+    }
+
+    fn poll_event(&mut self) -> Option<EndpointEvent> {
+        None
+    }
+
+    fn kill(&mut self, _: &str) {}
+
+    fn begin_close(&mut self) {}
+
+    fn finish_close(&mut self, _: Instant) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+impl Core {
+    /// Takes all endpoints out, so that they can be ended without the lock. Nothing is submitted from now on.
+    pub(crate) fn take_endpoints(&mut self) -> Vec<Box<dyn Endpoint>> {
+        self.closed = true;
+        let slots = self.endpoints.iter_mut();
+        slots
+            .map(|slot| {
+                let ended = Box::new(Ended(slot.info.clone()));
+                std::mem::replace(&mut slot.endpoint, ended)
+            })
+            .collect()
+    }
+
+    /// Settles the answers that came while an endpoint ended, so that what was freed counts as freed.
+    pub(crate) fn take_last_answers(&mut self, index: usize, endpoint: &mut dyn Endpoint) {
+        while let Some(event) = endpoint.poll_event() {
+            if let EndpointEvent::ControlDone { ticket, result } = event {
+                // Indices are ids, which were given out as u32.
+                self.on_control_done(EndpointId(index as u32), ticket, result);
+            }
+        }
+    }
+
+    /// Everything in flight is settled, so that threads which still wait are told. `left` could not be ended.
+    pub(crate) fn give_up(&mut self, reason: &str, left: Vec<(usize, Box<dyn Endpoint>)>) {
+        let runs: Vec<_> = self.runs.keys().copied().collect();
+        for run in runs {
+            self.feed(Event::CancelRun { run });
+        }
+        for index in 0..self.endpoints.len() {
+            self.on_lost(EndpointId(index as u32), reason);
+        }
+        for (index, endpoint) in left {
+            if let Some(slot) = self.endpoints.get_mut(index) {
+                slot.endpoint = endpoint;
+            }
+        }
+        let unconfirmed = self.pending_releases.len();
+        if unconfirmed > 0 {
+            tracing::warn!(
+                unconfirmed,
+                "remote buffers whose free was refused until the end; they went with their sessions"
+            );
+        }
+    }
+
+    /// Refuses what needs endpoints once `close()` has taken them.
+    pub(crate) fn check_open(&self, action: &'static str) -> Result<(), Error> {
+        if !self.closed {
+            return Ok(());
+        }
+        Err(Error::Lifecycle {
+            state: "closing".into(),
+            action,
+            hint: "make a new Worker".into(),
+        })
+    }
+}

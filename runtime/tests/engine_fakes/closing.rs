@@ -1,0 +1,145 @@
+//! `close()` from any thread, with anything under way: it ends, and so does whoever waits.
+
+use echelon_runtime::endpoint::ControlRequest;
+use echelon_runtime::memory::HostMemory;
+use echelon_runtime::testing::fake::ControlVerdict;
+use echelon_runtime::{CopySide, Error, FailureKind, TaskArgs, Worker, WorkerState};
+
+use crate::bed::{bounded, start, submit, u8s, Bed};
+
+#[test]
+fn a_close_from_another_thread_ends_a_run_that_waits() {
+    let bed = Bed::new(0, 1);
+    let task = bed.remote_task();
+    bed.remotes[0].hold_tasks();
+    let (w, t) = (bed.worker.clone(), task.clone());
+    let running = start(move || {
+        w.run_simple(|o| {
+            for _ in 0..3 {
+                submit(o, &t, TaskArgs::new())?;
+            }
+            Ok(())
+        })
+    });
+    bed.remotes[0].wait_tasks(1);
+    let w = bed.worker.clone();
+    bounded("close", move || w.close()).unwrap();
+    let Err(Error::Run(error)) = running.join("run") else {
+        panic!("the run must fail")
+    };
+    assert_eq!(error.failures[0].kind, FailureKind::EndpointLost);
+    assert_eq!(error.failures[0].worker, "remote0");
+    assert!(error.failures[0].message.contains("closed"), "{error}");
+    assert_eq!(error.failures.len() as u64 + error.cancelled, 3);
+    assert_eq!(bed.worker.state(), WorkerState::Closed);
+}
+
+#[test]
+fn submits_copies_and_controls_after_the_close_say_so() {
+    let bed = Bed::new(0, 1);
+    let task = bed.remote_task();
+    let buffer = bed.malloc(0, 8);
+    let host = HostMemory::from_vec(vec![0; 8]);
+    let w = bed.worker.clone();
+    let result = bounded("run", move || {
+        w.clone().run(|o| {
+            w.close()?;
+            let copy = o.copy(
+                CopySide::Remote {
+                    buffer: buffer.clone(),
+                    offset: 0,
+                    meta: u8s(8),
+                },
+                CopySide::Host {
+                    memory: host.clone(),
+                    meta: u8s(8),
+                },
+            );
+            let results = [
+                submit(o, &task, TaskArgs::new()).map(drop),
+                copy.map(drop),
+                w.remote_free(&buffer),
+                w.remote_malloc(0, 8).map(drop),
+                w.remote_copy_to(&buffer, &host, 0),
+                w.register(crate::bed::import("m:late"), Default::default())
+                    .map(drop),
+                w.run_simple(|_| Ok(())).map(drop),
+            ];
+            for (index, result) in results.into_iter().enumerate() {
+                let told = matches!(result, Err(Error::Lifecycle { .. }));
+                assert!(told, "{index}: {result:?}");
+            }
+            Ok::<_, Error>(())
+        })
+    });
+    result.unwrap();
+}
+
+#[test]
+fn a_close_ends_a_submit_that_waits_for_room_and_a_control_that_waits_for_its_answer() {
+    let bed = Bed::with(0, 1, 1, Worker::builder().max_tasks(1));
+    let task = bed.remote_task();
+    bed.remotes[0].hold_tasks();
+    bed.remotes[0].on_control(|_| ControlVerdict::Hold);
+    let (w, t) = (bed.worker.clone(), task.clone());
+    let submitting = start(move || {
+        w.run_simple(|o| {
+            submit(o, &t, TaskArgs::new())?;
+            submit(o, &t, TaskArgs::new()).map(drop)
+        })
+    });
+    bed.remotes[0].wait_tasks(1);
+    let w = bed.worker.clone();
+    let asking = start(move || w.remote_malloc(0, 8).map(drop));
+    bed.remotes[0].wait_for("the alloc", |_, controls| {
+        controls
+            .iter()
+            .any(|control| matches!(control, ControlRequest::Alloc { .. }))
+    });
+    let w = bed.worker.clone();
+    bounded("close", move || w.close()).unwrap();
+    assert!(submitting.join("run").is_err());
+    let asked = asking.join("malloc");
+    assert!(
+        matches!(asked, Err(Error::EndpointLost { .. })),
+        "{asked:?}"
+    );
+}
+
+#[test]
+fn r_128_close_is_idempotent_and_may_be_called_from_many_threads() {
+    let bed = Bed::new(1, 1);
+    let closers: Vec<_> = (0..4)
+        .map(|_| {
+            let w = bed.worker.clone();
+            start(move || w.close())
+        })
+        .collect();
+    for closer in closers {
+        closer.join("close").unwrap();
+    }
+    bed.worker.close().unwrap();
+    assert_eq!(bed.worker.state(), WorkerState::Closed);
+}
+
+#[test]
+fn close_races_with_submits_and_nothing_hangs() {
+    for round in 0..50 {
+        let bed = Bed::with(1, 2, 2, Worker::builder());
+        let (task, leaf) = (bed.remote_task(), bed.sub_task());
+        let w = bed.worker.clone();
+        let running = start(move || {
+            w.run_simple(|o| {
+                for _ in 0..200 {
+                    submit(o, &task, TaskArgs::new())?;
+                    o.submit_sub(&leaf, TaskArgs::new())?;
+                }
+                Ok(())
+            })
+        });
+        bed.remotes[0].wait_tasks(1 + round % 7);
+        let w = bed.worker.clone();
+        bounded("close", move || w.close()).unwrap();
+        drop(running.join("run"));
+    }
+}

@@ -1,0 +1,12 @@
+//! The engine and the `Worker` over fake endpoints: no processes, no sockets, every order of events chosen by the test.
+
+mod bed;
+mod buffers;
+mod closing;
+mod copies;
+mod eligibility;
+mod groups;
+mod handles;
+mod losses;
+mod registration;
+mod runs;
