@@ -166,12 +166,7 @@ pub(crate) fn encode(
             "a region of shared memory",
             "use a remote buffer",
         )),
-        ControlRequest::Alloc { nbytes } => control(
-            ControlName::AllocRemoteBuffer,
-            &AllocCommand { nbytes },
-            ReplyKind::Allocated { nbytes },
-        )
-        .map_err(refused),
+        ControlRequest::Alloc { nbytes } => alloc(nbytes).map_err(refused),
         ControlRequest::Free { buffer } => free(worker, buffer).map_err(refused),
         ControlRequest::Export {
             buffer,
@@ -193,6 +188,15 @@ pub(crate) fn encode(
             import,
         } => release_import(worker, owner, buffer, import).map_err(refused),
     }
+}
+
+fn alloc(nbytes: u64) -> Result<Outgoing, EncodeError> {
+    let reply = ReplyKind::Allocated { nbytes };
+    control(
+        ControlName::AllocRemoteBuffer,
+        &AllocCommand { nbytes },
+        reply,
+    )
 }
 
 fn free(worker: WorkerId, buffer: BufferKey) -> Result<Outgoing, EncodeError> {
