@@ -18,6 +18,6 @@ def get_inner_handle(key: str) -> _core.CallableHandle:
 
     Raises:
         LifecycleError: called anywhere else.
-        RegistrationError: nothing of that name is registered for the sub workers; the message names what is.
+        HandleError: nothing of that name is registered for the sub workers; the message names what is.
     """
     return _core._inner_handle(key)

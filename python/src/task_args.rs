@@ -40,10 +40,12 @@ impl PyTaskArgs {
 
     /// The arguments to submit.
     pub(crate) fn snapshot(&self, py: Python<'_>) -> PyResult<TaskArgs> {
-        match &*self.0.lock() {
-            Side::Building { args, .. } => Ok(args.clone()),
-            Side::Received(view) => forward(py, view),
-        }
+        let view = match &*self.0.lock() {
+            Side::Building { args, .. } => return Ok(args.clone()),
+            Side::Received(view) => view.clone(),
+        };
+        // Without the lock: what goes wrong here becomes a Python exception (P-2).
+        forward(py, &view)
     }
 
     fn tensor_count(&self) -> usize {
