@@ -134,6 +134,18 @@ def test_rows_outside_the_tensor_are_refused():
         worker.run(graph)
 
 
+def test_a_view_kept_by_a_worker_keeps_its_memory(tasks):
+    """R-5, design §15.6: the block is not reused while a child still looks at it."""
+    x = np.full(4096, 7.0)
+    with ec.Worker(num_sub_workers=1) as worker:
+        keep, check = worker.register(tasks.keep_view), worker.register(tasks.check_kept)
+        fill = worker.register(tasks.fill)
+        run_one(worker, keep, (x, INPUT))
+        for _ in range(5):
+            run_one(worker, fill, (np.empty(4096), OUTPUT), scalars=(9,))
+        run_one(worker, check, scalars=(7,))
+
+
 def test_an_input_is_read_only_in_the_worker(tasks):
     x = np.zeros(3)
     with ec.Worker(num_sub_workers=1) as worker, pytest.raises(ec.TaskError, match="read-only"):
@@ -299,15 +311,16 @@ def test_children_get_path_and_folder_and_never_run_main(tasks, tmp_path, monkey
     """Design §15.10"""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "somewhere"))
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])  # what is no string is no path
     out = tmp_path / "seen.json"
     with ec.Worker(num_sub_workers=1) as worker:
         run_one(worker, worker.register(tasks.report_process), (path_bytes(out), INPUT))
     seen = json.loads(out.read_text())
     assert seen["cwd"] == str(tmp_path)
-    assert seen["path"] == sys.path
+    assert seen["path"] == sys.path[:-1]
     assert seen["pid"] != os.getpid()
     assert seen["marker"] is None
-    assert seen["environment"] == []
+    assert seen["environment"] == [None, os.environ.get("PYTHONPATH")]
     assert seen["stdin"] == "/dev/null"
 
 

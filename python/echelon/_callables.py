@@ -9,7 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["describe", "import_path"]
+__all__ = ["CHILD_PATHS", "adopt_paths", "child_environment", "describe", "import_path"]
+
+CHILD_PATHS = "ECHELON_CHILD_PATHS"
+"""Environment variable that takes import paths to a child, as JSON; the child reads and removes it."""
 
 
 def import_path(function: Callable[..., Any]) -> str | None:
@@ -63,3 +66,34 @@ def describe(function: Callable[..., Any]) -> tuple[str, bytes | None]:
             f"{module}:{name} has no import path and cannot be serialized: {error}; "
             "put it into a module, or pass what it captures as arguments"
         ) from error
+
+
+def child_environment() -> list[tuple[str, str]]:
+    """What a child process needs in its environment to import what this one can, this package included."""
+    import json
+    import os
+
+    before = os.environ.get("PYTHONPATH")
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    paths = {"path": [p for p in sys.path if isinstance(p, str)], "pythonpath": before}
+    return [
+        (CHILD_PATHS, json.dumps(paths)),
+        ("PYTHONPATH", home + os.pathsep + before if before else home),
+    ]
+
+
+def adopt_paths() -> None:
+    """In a child: takes over the parent's ``sys.path``, and leaves no trace in the environment."""
+    import os
+
+    text = os.environ.pop(CHILD_PATHS, None)
+    if text is None:
+        return
+    import json
+
+    paths = json.loads(text)
+    sys.path[:] = paths["path"]
+    if paths["pythonpath"] is None:
+        os.environ.pop("PYTHONPATH", None)
+    else:
+        os.environ["PYTHONPATH"] = paths["pythonpath"]

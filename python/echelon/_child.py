@@ -6,17 +6,13 @@ import sys
 
 
 def main() -> int:
-    """Takes over the parent's ``sys.path`` and serves tasks until the parent ends it. Returns the exit status."""
-    import os
+    """Takes over the parent's import paths and serves tasks until it ends the child. Returns the exit status."""
+    from ._callables import adopt_paths
 
-    paths = os.environ.pop("ECHELON_SYS_PATH", None)
-    if paths is not None:
-        import json
-
-        sys.path[:] = json.loads(paths)
+    adopt_paths()
     # What tasks print appears line by line, also when standard output is a pipe.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    from echelon import _core
+    from . import _core
 
     return _core.child_main(sys.argv[1:])
 

@@ -13,7 +13,7 @@ EXIT_WITH_STDIN = "--exit-with-stdin"
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the daemon until SIGTERM or SIGINT; returns the exit status."""
-    from echelon import _core
+    from . import _core
 
     args = list(sys.argv[1:] if argv is None else argv)
     if EXIT_WITH_STDIN in args:

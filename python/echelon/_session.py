@@ -9,7 +9,7 @@ def main() -> int:
     """Runs one session; returns the exit status."""
     # What tasks print appears line by line, also when standard output is a pipe.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    from echelon import _core
+    from . import _core
 
     return _core.session_main(sys.argv[1:])
 

@@ -9,9 +9,6 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-/// Name of the environment variable that takes `sys.path` to a child, as JSON; `echelon/_child.py` reads and removes it.
-const SYS_PATH: &str = "ECHELON_SYS_PATH";
-
 const NAMES: [&str; 8] = [
     "level",
     "num_sub_workers",
@@ -75,14 +72,13 @@ pub(crate) fn child_program(py: Python<'_>) -> PyResult<ChildProgram> {
     })
 }
 
-/// What children get on top of this process's environment.
+/// What children get on top of this process's environment, so that they import what this process can; see
+/// `echelon._callables.child_environment`.
 pub(crate) fn child_env(py: Python<'_>) -> PyResult<Vec<(OsString, OsString)>> {
-    let path = py.import("sys")?.getattr("path")?;
-    let json: String = py
-        .import("json")?
-        .call_method1("dumps", (path,))?
-        .extract()?;
-    Ok(vec![(SYS_PATH.into(), json.into())])
+    let environment = py
+        .import("echelon._callables")?
+        .call_method0("child_environment")?;
+    environment.extract()
 }
 
 /// Raises `TypeError` for the first keyword that does not exist, with the nearest that does.

@@ -53,6 +53,19 @@ def half_then_fail(args):
     raise RuntimeError("after writing")
 
 
+kept: list = []
+
+
+def keep_view(args):
+    """Keeps a view of tensor 0 after the task."""
+    kept.append(args.tensor(0).numpy())
+
+
+def check_kept(args):
+    """The kept view still has the bytes of scalar 0; then it goes."""
+    assert (kept.pop() == args.scalar(0)).all()
+
+
 def write_input(args):
     """Tries to write an INPUT."""
     args.tensor(0).numpy()[...] = 1
@@ -94,7 +107,7 @@ def report_process(args):
         "path": sys.path,
         "main": getattr(main, "__file__", None),
         "marker": getattr(main, "MARKER", None),
-        "environment": sorted(name for name in os.environ if name.startswith("ECHELON_SYS")),
+        "environment": [os.environ.get(n) for n in ("ECHELON_CHILD_PATHS", "PYTHONPATH")],
         "stdin": os.readlink("/proc/self/fd/0"),
     }
     with open(path, "w") as file:
