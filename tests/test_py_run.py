@@ -12,6 +12,8 @@ from pathlib import Path
 import echelon as ec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 INPUT, OUTPUT, INOUT = ec.TensorArgType.INPUT, ec.TensorArgType.OUTPUT, ec.TensorArgType.INOUT
 EXISTING, NO_DEP = ec.TensorArgType.OUTPUT_EXISTING, ec.TensorArgType.NO_DEP
@@ -56,6 +58,26 @@ def test_every_element_type_keeps_its_type_and_shape(member, tasks):
     with ec.Worker(num_sub_workers=1) as worker:
         run_one(worker, worker.register(tasks.copy_into), (x, INPUT), (y, OUTPUT))
     assert (y == 1).all()
+
+
+def test_any_shape_and_element_type_travels_unchanged(tasks):
+    """Random tensors through a child and back, bit for bit."""
+    types = [m for m in ec.DataType if m.name not in ("BOOL", "BFLOAT16")]
+    with ec.Worker(num_sub_workers=1) as worker:
+        copy_into = worker.register(tasks.copy_into)
+
+        @settings(max_examples=60, deadline=None, derandomize=True)
+        @given(
+            st.sampled_from(types), st.lists(st.integers(0, 5), min_size=1, max_size=5), st.integers(0, 2**32)
+        )
+        def check(member, shape, seed):
+            bits = np.random.default_rng(seed).bytes(int(np.prod(shape)) * member.itemsize)
+            source = np.frombuffer(bits, member.numpy).reshape(shape)
+            target = np.zeros(shape, member.numpy)
+            run_one(worker, copy_into, (source, INPUT), (target, OUTPUT))
+            assert target.tobytes() == source.tobytes()
+
+        check()
 
 
 def test_memory_of_a_scope_is_shared_without_a_copy(tasks):
