@@ -303,7 +303,8 @@ pub trait Endpoint: Send {
     /// The next event, `None` when there is none now. Never blocks.
     fn poll_event(&mut self) -> Option<EndpointEvent>;
 
-    /// Ends the running work by force: kills a local child. The endpoint becomes lost.
+    /// Ends the running work by force: kills a local child. It takes nothing from now on and becomes lost. Only what cannot be
+    /// ended by force, a thread of this process, goes on.
     fn kill(&mut self, reason: &str);
 
     /// Tells it to end; does not wait.

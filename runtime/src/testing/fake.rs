@@ -14,8 +14,8 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::callable::Callable;
 use crate::endpoint::{
     ControlFailure, ControlReply, ControlRequest, Endpoint, EndpointEvent, EndpointGone,
-    EndpointInfo, OutboundTask, OutboundTensor, RegisterStep, SubmitError, TaskFailure, TaskReport,
-    Ticket,
+    EndpointInfo, OutboundTask, OutboundTensor, Place, RegisterStep, SubmitError, TaskFailure,
+    TaskReport, Ticket,
 };
 use crate::mailbox::Bell;
 use crate::memory::HostMemory;
@@ -74,6 +74,7 @@ type TaskRule = Box<dyn FnMut(&FakeTask) -> TaskVerdict + Send>;
 type ControlRule = Box<dyn FnMut(&ControlRequest) -> ControlVerdict + Send>;
 
 struct State {
+    shares_memory: bool,
     functions: HashSet<Digest>,
     prepared: HashSet<Digest>,
     buffers: Buffers,
@@ -133,6 +134,7 @@ impl FakeWorld {
             session: worker.map(|id| 1000 + u64::from(id.unsigned_abs())),
         };
         let state = State {
+            shares_memory: worker.is_none(),
             functions: HashSet::new(),
             prepared: HashSet::new(),
             buffers: Buffers::new(WorkerId(worker.unwrap_or(-1)), Arc::clone(self)),
@@ -332,6 +334,15 @@ impl State {
         }
     }
 
+    fn cannot_name(&self, task: &FakeTask) -> Option<String> {
+        let foreign = task.tensors.iter().position(|tensor| match tensor.place {
+            Place::Empty => false,
+            Place::Shared { .. } => !self.shares_memory,
+            Place::Inline(_) | Place::Remote(_) => self.shares_memory,
+        });
+        foreign.map(|index| format!("argument {index} is in memory that cannot be named here"))
+    }
+
     fn carry(
         &mut self,
         name: &str,
@@ -360,7 +371,7 @@ impl State {
                 self.functions.remove(&digest);
                 Ok(ControlReply::Done)
             }
-            ControlRequest::DropRegion { .. } => Ok(ControlReply::Done),
+            ControlRequest::DropRegion { .. } if self.shares_memory => Ok(ControlReply::Done),
             ControlRequest::CollectTrace => Err(unsupported(name, "a timeline")),
             request => {
                 let in_flight: Vec<&OutboundTensor> =
@@ -405,6 +416,9 @@ impl Endpoint for FakeEndpoint {
             tensors: task.tensors.to_vec(),
             scalars: task.scalars.to_vec(),
         };
+        if let Some(message) = state.cannot_name(&task) {
+            return Err(SubmitError::Refused(message));
+        }
         let verdict = (state.on_task)(&task);
         if let TaskVerdict::Refuse(message) = verdict {
             return Err(SubmitError::Refused(message));

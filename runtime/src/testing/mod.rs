@@ -1,7 +1,9 @@
-//! What the tests of this workspace are built from: endpoints that do what a test says.
+//! What the tests of this workspace are built from: endpoints that do what a test says, and one suite that every
+//! endpoint passes.
 //!
 //! Not part of the stable API.
 
+pub mod conformance;
 pub mod fake;
 
 use std::sync::Arc;

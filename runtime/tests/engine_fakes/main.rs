@@ -1,5 +1,7 @@
 //! The engine and the `Worker` over fake endpoints: no processes, no sockets, every order of events chosen by the test.
 
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
+
 mod bed;
 mod buffers;
 mod closing;

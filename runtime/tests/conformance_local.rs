@@ -1,0 +1,130 @@
+//! The conformance suite over real child processes: this program is its own child.
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)] // A failed unwrap is a failed test.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::Duration;
+
+use echelon_runtime::child::{Child, ChildArgs};
+use echelon_runtime::endpoint::local::{LocalEndpoint, LocalSpec};
+use echelon_runtime::endpoint::{ControlRequest, Endpoint};
+use echelon_runtime::mailbox::Bell;
+use echelon_runtime::process::Keeper;
+use echelon_runtime::testing::conformance::{Fixture, FAILURE_TEXT, PROPERTIES};
+use echelon_runtime::{
+    Callable, CallableHost, ChildProgram, HostedCallable, Orchestrator, TaskView, Worker,
+};
+use echelon_wire::callable::{CallableKind, ImportTarget};
+
+/// What this program can call when it is a child.
+struct Host;
+
+struct Hosted(String);
+
+impl CallableHost for Host {
+    fn resolve(&self, _: CallableKind, payload: &[u8]) -> Result<Arc<dyn HostedCallable>, String> {
+        let name = String::from_utf8_lossy(payload).into_owned();
+        match name.as_str() {
+            "m:missing" => Err("ModuleNotFoundError: No module named 'm'".into()),
+            _ => Ok(Arc::new(Hosted(name))),
+        }
+    }
+}
+
+impl HostedCallable for Hosted {
+    fn call_leaf(&self, _: TaskView) -> Result<(), String> {
+        match self.0.as_str() {
+            "m:fails" => Err(format!("Traceback\n{FAILURE_TEXT}")),
+            "m:endless" => loop {
+                std::thread::park();
+            },
+            _ => Ok(()),
+        }
+    }
+
+    fn call_orchestration(&self, _: &Orchestrator, _: TaskView) -> Result<(), String> {
+        Err("no orchestration here".into())
+    }
+}
+
+struct Children(Arc<Keeper>);
+
+fn import(target: &str) -> Callable {
+    Callable::import(ImportTarget::parse(target).unwrap())
+}
+
+impl Fixture for Children {
+    fn start(&self) -> (Box<dyn Endpoint>, Arc<Bell>) {
+        let bell = Bell::create().unwrap();
+        let spec = LocalSpec {
+            name: "local/sub0".into(),
+            program: ChildProgram::Custom {
+                program: std::env::current_exe().unwrap(),
+                args: vec!["child".into()],
+            },
+            env: Vec::new(),
+            regions: Vec::new(),
+            plan: None,
+            ready_within: Duration::from_secs(20),
+        };
+        let endpoint = LocalEndpoint::start(spec, &self.0, Arc::clone(&bell)).unwrap();
+        (Box::new(endpoint), bell)
+    }
+
+    fn completing(&self) -> Callable {
+        import("m:completes")
+    }
+
+    fn failing(&self) -> Callable {
+        import("m:fails")
+    }
+
+    fn endless(&self) -> Option<Callable> {
+        Some(import("m:endless"))
+    }
+
+    fn unpreparable(&self) -> Option<Callable> {
+        Some(import("m:missing"))
+    }
+
+    fn unsupported(&self) -> ControlRequest {
+        ControlRequest::Alloc { nbytes: 1 }
+    }
+}
+
+/// A small harness: the usual one would read the child's arguments as its own. Speaks what cargo and nextest ask for.
+fn main() {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if args.first().is_some_and(|first| first == "child") {
+        let args = ChildArgs::parse(args.into_iter().skip(1)).unwrap();
+        let child = Child::attach(args, Arc::new(Host), Worker::builder()).unwrap();
+        child.serve().unwrap();
+        return;
+    }
+    let has = |flag: &str| args.iter().any(|arg| arg == flag);
+    if has("--list") {
+        for (name, _) in PROPERTIES.iter().filter(|_| !has("--ignored")) {
+            println!("{name}: test");
+        }
+        return;
+    }
+    let wanted: Vec<_> = args
+        .iter()
+        .map(|arg| arg.to_string_lossy())
+        .filter(|arg| !arg.starts_with('-'))
+        .collect();
+    let mut passed = 0;
+    for (name, property) in PROPERTIES {
+        if wanted.is_empty() || wanted.iter().any(|part| name.contains(&**part)) {
+            let keeper = Arc::new(Keeper::start().unwrap());
+            property(&Children(Arc::clone(&keeper)));
+            let bound = std::time::Instant::now() + Duration::from_secs(20);
+            keeper.stop(bound).unwrap();
+            let left = rustix::process::wait(rustix::process::WaitOptions::NOHANG);
+            assert!(left.is_err(), "{name} left a child: {left:?}");
+            println!("test {name} ... ok");
+            passed += 1;
+        }
+    }
+    println!("test result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+}
