@@ -18,8 +18,8 @@ use super::spec::RemoteWorkerSpec;
 use super::state::{LaneConfig, Request};
 use crate::channel::{Channel, Until};
 use crate::endpoint::{
-    ControlRequest, Endpoint, EndpointEvent, EndpointGone, EndpointInfo, OutboundTask,
-    OutboundTensor, Place, SubmitError, Ticket,
+    ControlFailure, ControlRequest, Endpoint, EndpointEvent, EndpointGone, EndpointInfo,
+    OutboundTask, OutboundTensor, Place, SubmitError, Ticket,
 };
 use crate::memory::HostMemory;
 
@@ -211,7 +211,10 @@ impl Endpoint for RemoteEndpoint {
                     reply: outgoing.reply,
                 },
             },
-            Err(failure) => {
+            Err(mut failure) => {
+                if let ControlFailure::Unsupported { worker, .. } = &mut failure {
+                    worker.clone_from(&self.name);
+                }
                 return self
                     .lane
                     .answer(EndpointEvent::ControlDone {

@@ -8,7 +8,7 @@ use crate::endpoint::RegisterStep;
 use crate::testing::fake::PATIENCE;
 
 /// Short enough for a test, long enough for a process to end in order.
-const CLOSE_WITHIN: Duration = Duration::from_secs(3);
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 pub(super) fn a_kill_is_one_loss(fixture: &dyn Fixture) {
     let task = fixture.completing();
