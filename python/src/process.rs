@@ -28,16 +28,24 @@ pub(crate) fn child_main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<i32> {
 
 /// Runs one session; returns the exit status. Started by the daemon.
 #[pyfunction]
-pub(crate) fn session_main(_py: Python<'_>, argv: Vec<String>) -> i32 {
-    drop(argv);
-    2
+pub(crate) fn session_main(py: Python<'_>, argv: Vec<String>) -> PyResult<i32> {
+    let inner = Worker::builder()
+        .child_program(worker_options::child_program(py)?)
+        .child_env(worker_options::child_env(py)?);
+    Ok(gil::detached(py, || {
+        echelon_session::session_main(argv.into_iter(), Arc::new(PyHost), inner)
+    }))
 }
 
-/// Runs the daemon until SIGTERM or SIGINT; returns the exit status.
+/// Runs the daemon until SIGTERM or SIGINT; returns the exit status. Its sessions run in this interpreter's program.
 #[pyfunction]
-pub(crate) fn daemon_main(_py: Python<'_>, argv: Vec<String>) -> i32 {
-    drop(argv);
-    2
+pub(crate) fn daemon_main(py: Python<'_>, argv: Vec<String>) -> PyResult<i32> {
+    let executable: OsString = py.import("sys")?.getattr("executable")?.extract()?;
+    let command =
+        (!executable.is_empty()).then(|| vec![executable, "-m".into(), "echelon._session".into()]);
+    Ok(gil::detached(py, || {
+        echelon_session::daemon_main(argv.into_iter(), command)
+    }))
 }
 
 /// Says on standard error why the process ends.

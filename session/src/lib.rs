@@ -1,1 +1,30 @@
-//! Session.
+//! The serving side of Echelon: the daemon `echelon-worker`, which starts a session for each request, and the session runner
+//! `echelon-session`, which serves one parent.
+//!
+//! Invariants, quoted by the tests that prove them:
+//!
+//! * **S-1** Nothing is parsed beyond its announced and checked length; a peer's bytes never panic and never end anything but that
+//!   peer's connection or session.
+//! * **S-2** A daemon's accept is never behind a slow peer.
+//! * **S-3** Every runner is ended, reaped and swept by the one task that owns it, whatever happens to who asked for it.
+//! * **S-4** A failed command never ends a session; the end of the command lane always does, also while a task runs.
+//! * **S-5** All state of a session belongs to the session; when it ends, its memory, names, threads and processes are gone.
+#![forbid(unsafe_code)]
+
+mod buffers;
+mod config;
+mod daemon;
+mod error;
+mod policy;
+mod registry;
+mod runner;
+mod segments;
+mod text;
+
+pub use buffers::BufferError;
+pub use config::{DaemonConfig, Parsed, RunnerConfig};
+pub use daemon::daemon_main;
+pub use error::{SessionError, StartError};
+pub use policy::ImportPolicy;
+pub use registry::RegistryError;
+pub use runner::{run, session_main, NativeHost};

@@ -137,6 +137,35 @@ impl Core {
         }
     }
 
+    /// Tells every local worker that a region is gone; a dead or slow one blocks nobody.
+    pub(crate) fn drop_region(&mut self, region: u64) {
+        let local = self
+            .endpoints
+            .iter()
+            .zip(0..)
+            .filter(|(slot, _)| slot.info.shares_memory && slot.lost.is_none());
+        let local: Vec<EndpointId> = local.map(|(_, index)| EndpointId(index)).collect();
+        for endpoint in local {
+            let ticket = self.new_ticket();
+            let Some(slot) = self.slot_mut(endpoint) else {
+                continue;
+            };
+            if slot
+                .endpoint
+                .control(ticket, ControlRequest::DropRegion { region })
+                .is_ok()
+            {
+                self.flights.insert(
+                    ticket,
+                    Flight::Forget {
+                        endpoint,
+                        pin: None,
+                    },
+                );
+            }
+        }
+    }
+
     /// The thread that asked is gone (interrupted): what was made for it is given back. `pin` is held until that is answered.
     pub(super) fn undo_abandoned(
         &mut self,

@@ -1,6 +1,7 @@
 //! Shared segments with an identity: memfds for children of this host, POSIX segments for peers that know only names.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -27,6 +28,8 @@ pub struct SharedRegion {
     /// POSIX segments made here: the process that may publish and unlink.
     creator_pid: Option<u32>,
     published: OnceLock<String>,
+    /// The name was removed.
+    withdrawn: AtomicBool,
     publishing: Mutex<()>,
 }
 
@@ -111,6 +114,7 @@ impl SharedRegion {
             mapping,
             creator_pid: creator,
             published: OnceLock::new(),
+            withdrawn: AtomicBool::new(false),
             publishing: Mutex::new(()),
         }))
     }
@@ -203,6 +207,20 @@ impl SharedRegion {
         Ok(self.published.get_or_init(|| name).clone())
     }
 
+    /// Removes the published name, if there is one: nobody can open the segment any more; mappings stay. Done once, and by drop too.
+    pub fn withdraw(&self) {
+        let Some(name) = self.published.get() else {
+            return;
+        };
+        // A forked process carries a copy of this value; the name is not its to remove.
+        let ours = self.creator_pid == Some(std::process::id());
+        if ours && !self.withdrawn.swap(true, Ordering::Relaxed) {
+            if let Err(error) = names::unlink(name) {
+                tracing::warn!(%error, "a published segment could not be removed");
+            }
+        }
+    }
+
     /// The name that [`SharedRegion::publish`] gave, if it was called.
     #[must_use]
     pub fn published_name(&self) -> Option<&str> {
@@ -283,15 +301,7 @@ impl SharedRegion {
 
 impl Drop for SharedRegion {
     fn drop(&mut self) {
-        let Some(name) = self.published.get() else {
-            return;
-        };
-        // A forked process carries a copy of this value; the name is not its to remove.
-        if self.creator_pid == Some(std::process::id()) {
-            if let Err(error) = names::unlink(name) {
-                tracing::warn!(%error, "a published segment could not be removed");
-            }
-        }
+        self.withdraw();
     }
 }
 

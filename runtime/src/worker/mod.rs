@@ -260,6 +260,20 @@ impl Worker {
         )
     }
 
+    /// Bytes of shared memory that this worker may use.
+    #[must_use]
+    pub fn memory_limit(&self) -> u64 {
+        self.0.settings.memory_limit
+    }
+
+    /// Tells the local workers to drop their mapping of a region that is gone. Nothing waits for it.
+    pub fn drop_region(&self, region: u64) {
+        let Ok(engine) = self.engine("drop a region of") else {
+            return;
+        };
+        engine.core.lock().drop_region(region);
+    }
+
     /// Tasks submitted and finished since `init()`.
     #[must_use]
     pub fn progress(&self) -> Progress {

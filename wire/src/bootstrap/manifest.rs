@@ -185,6 +185,12 @@ impl Manifest {
         parse_json(json)
     }
 
+    /// `session_timeout_s` as a duration; what a duration cannot hold is as good as for ever.
+    pub fn session_timeout(&self) -> std::time::Duration {
+        std::time::Duration::try_from_secs_f64(self.session_timeout_s)
+            .unwrap_or(std::time::Duration::from_secs(1 << 32))
+    }
+
     /// The session's identity.
     pub const fn session(&self) -> SessionId {
         SessionId(self.session_id)

@@ -1,0 +1,136 @@
+//! Buffers that this session allocated.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use echelon_runtime::memory::{MemoryError, SharedRegion};
+use echelon_wire::frame::control::ControlName;
+use echelon_wire::id::{BufferId, ExportId, Generation};
+
+use super::BufferError;
+
+/// Ids are never used twice within a session, so one generation is enough (contract §5).
+const GENERATION: Generation = Generation(1);
+
+/// One buffer.
+#[derive(Debug)]
+pub(super) struct Buffer {
+    pub(super) region: Arc<SharedRegion>,
+    pub(super) nbytes: u64,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // A view somewhere may keep the memory; the name goes at once (contract §5, FREE).
+        self.region.withdraw();
+    }
+}
+
+/// The table of buffers.
+#[derive(Debug)]
+pub(super) struct Owned {
+    buffers: HashMap<BufferId, Buffer>,
+    next: u64,
+    exports: u64,
+    bytes: u64,
+    bytes_max: u64,
+    name_prefix: String,
+}
+
+impl Owned {
+    pub(super) fn new(bytes_max: u64, name_prefix: String) -> Self {
+        Self {
+            buffers: HashMap::new(),
+            next: 1,
+            exports: 0,
+            bytes: 0,
+            bytes_max,
+            name_prefix,
+        }
+    }
+
+    /// A new buffer of zeroes, its pages allocated, so that using it cannot fail later.
+    pub(super) fn alloc(
+        &mut self,
+        nbytes: u64,
+    ) -> Result<(BufferId, Generation, &Buffer), BufferError> {
+        let exhausted = BufferError::Resource {
+            what: "bytes",
+            requested: nbytes,
+            in_use: self.bytes,
+            limit: self.bytes_max,
+        };
+        let total = match self.bytes.checked_add(nbytes) {
+            Some(total) if total <= self.bytes_max => total,
+            _ => return Err(exhausted),
+        };
+        let region = match SharedRegion::create_posix(nbytes) {
+            // A container may have a tiny /dev/shm. Such a buffer serves everything but export.
+            Err(MemoryError::NoSpace { .. }) => SharedRegion::create_memfd(nbytes, true),
+            other => other,
+        };
+        let region = region.map_err(|error| match error {
+            MemoryError::NoSpace { .. } | MemoryError::BadSize { .. } => exhausted,
+            source => BufferError::Memory {
+                control: ControlName::AllocRemoteBuffer,
+                source,
+            },
+        })?;
+        let id = BufferId(self.next);
+        self.next += 1;
+        self.bytes = total;
+        let buffer = self
+            .buffers
+            .entry(id)
+            .insert_entry(Buffer { region, nbytes })
+            .into_mut();
+        Ok((id, GENERATION, buffer))
+    }
+
+    pub(super) fn free(
+        &mut self,
+        id: BufferId,
+        generation: Generation,
+    ) -> Option<Arc<SharedRegion>> {
+        self.find(id, generation)?;
+        let buffer = self.buffers.remove(&id)?;
+        self.bytes -= buffer.nbytes;
+        Some(Arc::clone(&buffer.region))
+    }
+
+    pub(super) fn find(&self, id: BufferId, generation: Generation) -> Option<&Buffer> {
+        self.buffers.get(&id).filter(|_| generation == GENERATION)
+    }
+
+    pub(super) fn get(
+        &self,
+        control: ControlName,
+        id: BufferId,
+        generation: Generation,
+    ) -> Result<&Buffer, BufferError> {
+        let unknown = BufferError::UnknownBuffer {
+            control,
+            buffer: id.0,
+            generation: generation.0,
+        };
+        self.find(id, generation).ok_or(unknown)
+    }
+
+    /// Gives the buffer its name, which all its exports share, and the export its id.
+    pub(super) fn publish(
+        &mut self,
+        id: BufferId,
+        generation: Generation,
+    ) -> Result<(ExportId, String), BufferError> {
+        let control = ControlName::ExportBuffer;
+        let buffer = self.get(control, id, generation)?;
+        let name = buffer.region.publish_as(&self.name_prefix);
+        let name = name.map_err(|source| BufferError::Memory { control, source })?;
+        self.exports += 1;
+        Ok((ExportId(self.exports), name))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.buffers.len()
+    }
+}

@@ -1,0 +1,108 @@
+//! From a manifest to the reply of the daemon. Only the keys of the contract are sent (slr3-v1 §8, design §15.19).
+
+use std::net::SocketAddr;
+
+use echelon_wire::bootstrap::{DaemonReply, Manifest, ReadyLine};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+use super::accept::Reading;
+use super::exchange::{linger, read_request, write_reply};
+use super::supervise::{life, Ready};
+use super::Context;
+use crate::config::loopback;
+use crate::error::SessionError;
+use crate::text::cut;
+
+/// Serves one connection: a request, a session, a reply.
+pub(crate) async fn serve(
+    context: Context,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    reading: Reading,
+) {
+    let request = read_request(&mut stream, &context.budget).await;
+    drop(reading);
+    let outcome = match request {
+        Ok(json) => start(&context, json).await,
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Ok(ready) => {
+            let reply = success(&ready.line, ready.pid);
+            match write_reply(&mut stream, &reply).await {
+                // The life of the session goes on when this is received.
+                Ok(()) => drop(ready.delivered.send(())),
+                Err(error) => {
+                    tracing::warn!(%peer, %error, pid = ready.pid, "the reply could not be delivered")
+                }
+            }
+        }
+        Err(error) => {
+            tracing::warn!(%peer, error = ?error.to_string(), "request refused");
+            if write_reply(&mut stream, &failure(&error)).await.is_ok() {
+                linger(stream).await;
+            }
+        }
+    }
+}
+
+async fn start(context: &Context, json: Vec<u8>) -> Result<Ready, SessionError> {
+    let manifest = checked(context, &json)?;
+    let slot = context.places.take()?;
+    let (sender, started) = oneshot::channel();
+    context
+        .lives
+        .spawn(life(context.clone(), manifest, json, slot, sender));
+    // The life ends without an answer only when the daemon does.
+    started.await.unwrap_or(Err(SessionError::Stopping))
+}
+
+/// Everything that can be refused before a process is started.
+fn checked(context: &Context, json: &[u8]) -> Result<Manifest, SessionError> {
+    if *context.stopping.borrow() {
+        return Err(SessionError::Stopping);
+    }
+    let refused = |error: &dyn std::fmt::Display| SessionError::Manifest(error.to_string());
+    let manifest = Manifest::from_json(json).map_err(|error| refused(&error))?;
+    manifest.validate().map_err(|error| refused(&error))?;
+    if manifest.num_sub_workers > context.config.max_sub_workers {
+        return Err(SessionError::Resource {
+            what: "num_sub_workers",
+            requested: manifest.num_sub_workers.into(),
+            limit: context.config.max_sub_workers.into(),
+            hint: "ask for fewer, or start the daemon with a larger --max-sub-workers",
+        });
+    }
+    loopback("listen_host", &manifest.listen_host).map_err(SessionError::Manifest)?;
+    Ok(manifest)
+}
+
+fn success(line: &ReadyLine, pid: u32) -> Vec<u8> {
+    encode(&match line {
+        ReadyLine::Ok(ports) => DaemonReply::Ok {
+            ports: ports.clone(),
+            pid,
+        },
+        ReadyLine::Err { error } => DaemonReply::Err {
+            error: error.clone(),
+            pid: Some(pid),
+        },
+    })
+}
+
+fn failure(error: &SessionError) -> Vec<u8> {
+    let pid = match error {
+        SessionError::Refused { pid, .. } => Some(*pid),
+        _ => None,
+    };
+    encode(&DaemonReply::Err {
+        error: cut(error.to_string()),
+        pid,
+    })
+}
+
+fn encode(reply: &DaemonReply) -> Vec<u8> {
+    // Hosts come from a manifest of bounded size and errors are cut, so a reply always fits.
+    reply.to_frame().unwrap_or_default()
+}

@@ -1,0 +1,156 @@
+//! The session's state and its loop: commands in order, a reply each. A failed command never ends the session (S-4).
+
+use std::collections::HashMap;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use echelon_runtime::{Callable, CallableHandle, CallableHost, HostedCallable, Worker};
+use echelon_wire::bootstrap::Manifest;
+use echelon_wire::callable::Digest;
+use echelon_wire::codec::Encode;
+use echelon_wire::error::EncodeError;
+use echelon_wire::frame::{
+    encode_frame, unsupported_frame_message, Completion, Features, FrameHeader, FrameType,
+};
+use echelon_wire::id::{SessionId, WorkerId};
+
+use super::listen::write_all;
+use super::prestart::Prepared;
+use super::reader::{Command, CommandReader};
+use crate::buffers::Buffers;
+use crate::policy::ImportPolicy;
+use crate::registry::Registry;
+use crate::segments::Owner;
+
+/// Everything that belongs to one session (S-5).
+pub(crate) struct Session {
+    pub(super) session: SessionId,
+    pub(super) worker_id: WorkerId,
+    pub(super) host: Arc<dyn CallableHost>,
+    pub(super) policy: ImportPolicy,
+    /// What TASK frames may call.
+    pub(super) dispatcher: Registry<Digest, Arc<dyn HostedCallable>>,
+    /// Callables on their way to the inner worker.
+    pub(super) prepared_inner: Registry<Digest, Callable>,
+    /// What the inner worker has registered for the parent.
+    pub(super) inner: HashMap<Digest, CallableHandle>,
+    pub(super) buffers: Buffers,
+    pub(super) worker: Worker,
+    pub(super) features: Features,
+}
+
+/// A frame on its way to the parent.
+pub(super) struct Reply {
+    pub(super) frame_type: FrameType,
+    pub(super) payload: Vec<u8>,
+}
+
+impl Reply {
+    pub(super) fn of(frame_type: FrameType, value: &impl Encode) -> Result<Self, EncodeError> {
+        Ok(Self {
+            frame_type,
+            payload: value.to_bytes()?,
+        })
+    }
+}
+
+impl Session {
+    pub(crate) fn new(
+        manifest: &Manifest,
+        prepared: Prepared,
+        policy: ImportPolicy,
+        host: Arc<dyn CallableHost>,
+    ) -> Self {
+        let mut dispatcher = Registry::new();
+        for (digest, callable) in prepared.dispatcher {
+            // The manifest's size bounds their number below the table's.
+            if dispatcher.prepare(digest, callable).is_ok() {
+                let _ = dispatcher.commit(digest);
+            }
+        }
+        let prefix =
+            Owner::this_process().map_or_else(|| "psm_".to_owned(), |owner| owner.prefix());
+        Self {
+            session: manifest.session(),
+            worker_id: manifest.worker(),
+            host,
+            policy,
+            dispatcher,
+            prepared_inner: Registry::new(),
+            inner: prepared.inner.into_iter().collect(),
+            buffers: Buffers::new(manifest.worker(), prepared.worker.memory_limit(), prefix),
+            worker: prepared.worker,
+            features: Features::NONE,
+        }
+    }
+
+    /// Handles commands until the lane ends.
+    ///
+    /// # Errors
+    /// What the connection says when a reply cannot be written.
+    pub(crate) fn serve(
+        &mut self,
+        reader: &CommandReader,
+        stream: &TcpStream,
+        features: Features,
+        limit: Duration,
+    ) -> std::io::Result<()> {
+        self.features = features;
+        while let Some(command) = reader.next() {
+            let header = command.header;
+            let reply = self.handle(command).unwrap_or_else(|error| {
+                tracing::error!(%error, "a reply could not be encoded");
+                Reply {
+                    frame_type: FrameType::Completion,
+                    payload: Vec::new(),
+                }
+            });
+            self.send(stream, &header, &reply, limit)?;
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, command: Command) -> Result<Reply, EncodeError> {
+        let Command { header, payload } = command;
+        match header.frame_type {
+            FrameType::Task => self.task(header.sequence, &payload),
+            FrameType::Control => self.control(header.sequence, &payload),
+            other => {
+                let text = unsupported_frame_message(other);
+                Reply::of(
+                    FrameType::Completion,
+                    &Completion::failure(header.sequence, &text),
+                )
+            }
+        }
+    }
+
+    fn send(
+        &self,
+        stream: &TcpStream,
+        header: &FrameHeader,
+        reply: &Reply,
+        limit: Duration,
+    ) -> std::io::Result<()> {
+        let frame = encode_frame(
+            reply.frame_type,
+            self.session,
+            self.worker_id,
+            header.sequence,
+            &reply.payload,
+        );
+        let frame = frame.map_err(|error| std::io::Error::other(error.to_string()))?;
+        let deadline = Instant::now() + limit.min(Duration::from_secs(24 * 3600));
+        write_all(stream, &[&frame], deadline)
+    }
+
+    /// Ends the inner worker and frees every buffer.
+    ///
+    /// # Errors
+    /// What the inner worker could not end.
+    pub(crate) fn close(self) -> Result<(), echelon_runtime::Error> {
+        drop(self.buffers);
+        self.worker.close()
+    }
+}

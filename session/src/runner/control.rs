@@ -1,0 +1,233 @@
+//! CONTROL: decoded, carried out, answered (contract §4.7, §5, §11).
+
+use echelon_runtime::memory::SharedRegion;
+use echelon_runtime::{Callable, RegisterOptions};
+use echelon_wire::callable::{CallableKind, ImportTarget, RegistryTarget};
+use echelon_wire::codec::{Decode, Encode};
+use echelon_wire::error::EncodeError;
+use echelon_wire::frame::control::buffer::{AllocCommand, CopyHeader, CopyTo, FreeCommand};
+use echelon_wire::frame::control::domain::reserved_control_message;
+use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand, PAYLOAD_VERSION};
+use echelon_wire::frame::control::transfer::{ExportRequest, ImportRequest, ReleaseImport};
+use echelon_wire::frame::control::CONTROL_VERSION;
+use echelon_wire::frame::control_reply::failure_prefix;
+use echelon_wire::frame::{Control, ControlName, ControlReply, FrameType};
+use echelon_wire::id::Sequence;
+
+use super::command::{Reply, Session};
+use crate::text::cut;
+
+/// What a control comes to: result bytes, or the text of its failure.
+type Outcome = Result<Vec<u8>, String>;
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+impl Session {
+    pub(super) fn control(
+        &mut self,
+        sequence: Sequence,
+        payload: &[u8],
+    ) -> Result<Reply, EncodeError> {
+        let (name, version, outcome) = match Control::decode_with(payload, self.features) {
+            Ok(control) => (
+                control.name,
+                control.version,
+                self.carry_out(control.name, &control.command),
+            ),
+            // Not even a name to echo: the contract says which stands for it.
+            Err(error) => (
+                ControlName::PrepareCallable,
+                CONTROL_VERSION,
+                Err(text(error)),
+            ),
+        };
+        let message = match &outcome {
+            Ok(_) => String::new(),
+            Err(reason) => cut(format!(
+                "{}{reason}",
+                failure_prefix(self.worker_id, sequence)
+            )),
+        };
+        let reply = match outcome {
+            Ok(result) => ControlReply::success(sequence, name, version, result),
+            Err(_) => ControlReply::failure(sequence, name, version, &message),
+        };
+        Reply::of(FrameType::ControlReply, &reply)
+    }
+
+    fn carry_out(&mut self, name: ControlName, command: &[u8]) -> Outcome {
+        match name {
+            ControlName::PrepareRegisterCallable => {
+                self.prepare(&RegisterCommand::decode(command).map_err(text)?)
+            }
+            ControlName::CommitRegisterCallable => {
+                self.commit(&DigestCommand::decode(command).map_err(text)?)
+            }
+            ControlName::AbortRegisterCallable => {
+                self.abort(&DigestCommand::decode(command).map_err(text)?)
+            }
+            ControlName::UnregisterCallable => {
+                self.unregister(&DigestCommand::decode(command).map_err(text)?)
+            }
+            ControlName::PrepareCallable => {
+                self.prepare_callable(&DigestCommand::decode(command).map_err(text)?)
+            }
+            ControlName::AllocRemoteBuffer => {
+                let command = AllocCommand::decode(command).map_err(text)?;
+                encoded(&self.buffers.alloc(command.nbytes).map_err(text)?)
+            }
+            ControlName::FreeRemoteBuffer => {
+                let command = FreeCommand::decode(command).map_err(text)?;
+                let region = self.buffers.free(&command).map_err(text)?;
+                self.forget(region.as_deref());
+                Ok(Vec::new())
+            }
+            ControlName::CopyToRemote => {
+                let command = CopyTo::decode(command).map_err(text)?;
+                self.buffers
+                    .copy_to(&command.header, &command.data)
+                    .map_err(text)?;
+                Ok(Vec::new())
+            }
+            ControlName::CopyFromRemote => {
+                let command = CopyHeader::decode(command).map_err(text)?;
+                self.buffers.copy_from(&command).map_err(text)
+            }
+            ControlName::ExportBuffer => {
+                let request = ExportRequest::decode(command).map_err(text)?;
+                encoded(&self.buffers.export(&request).map_err(text)?)
+            }
+            ControlName::ImportBuffer => {
+                let request = ImportRequest::decode(command).map_err(text)?;
+                encoded(&self.buffers.import(&request).map_err(text)?)
+            }
+            ControlName::ReleaseImport => {
+                let release = ReleaseImport::decode(command).map_err(text)?;
+                let region = self.buffers.release(&release).map_err(text)?;
+                self.forget(Some(&region));
+                Ok(Vec::new())
+            }
+            ControlName::CollectTrace => self.worker.trace_json().map_err(text),
+            ControlName::CommInit | ControlName::AllocDomain | ControlName::ReleaseDomain => {
+                Err(reserved_control_message(name)
+                    .unwrap_or_else(|| format!("{} is not supported", name.name())))
+            }
+        }
+    }
+
+    /// The inner workers drop their mappings of a region that is gone.
+    fn forget(&self, region: Option<&SharedRegion>) {
+        if let Some(region) = region {
+            self.worker.drop_region(region.id());
+        }
+    }
+
+    fn prepare(&mut self, command: &RegisterCommand<'_>) -> Outcome {
+        let kind = command.callable_kind;
+        if kind == CallableKind::PythonSerialized {
+            return Err("PYTHON_SERIALIZED is not negotiated for remote protocol v1".to_owned());
+        }
+        let dispatcher = command.target_registry == RegistryTarget::RemoteTaskDispatcher;
+        if dispatcher && kind != CallableKind::PythonImport {
+            return Err(
+                "REMOTE_TASK_DISPATCHER only accepts PYTHON_IMPORT in protocol v1".to_owned(),
+            );
+        }
+        if kind == CallableKind::ChipCallable {
+            return Err("CHIP_CALLABLE: this session has no chip workers".to_owned());
+        }
+        if command.payload_version != PAYLOAD_VERSION {
+            return Err(format!(
+                "payload_version is {}, expected {PAYLOAD_VERSION}",
+                command.payload_version
+            ));
+        }
+        let target = std::str::from_utf8(&command.payload).map_err(text)?;
+        let callable = Callable::import(ImportTarget::parse(target).map_err(text)?);
+        if callable.digest != command.digest {
+            return Err(format!(
+                "digest {} does not match target {}: it is {}",
+                command.digest, callable.name, callable.digest
+            ));
+        }
+        let module = callable.name.split(':').next().unwrap_or_default();
+        self.policy.check(module)?;
+        let resolved = self.host.resolve(kind, callable.name.as_bytes())?;
+        if dispatcher {
+            self.dispatcher
+                .prepare(command.digest, resolved)
+                .map_err(text)?;
+        } else {
+            self.prepared_inner
+                .prepare(command.digest, callable)
+                .map_err(text)?;
+        }
+        Ok(Vec::new())
+    }
+
+    fn commit(&mut self, command: &DigestCommand) -> Outcome {
+        if command.callable_kind != CallableKind::PythonImport {
+            return Err("COMMIT_REGISTER_CALLABLE target/kind mismatch".to_owned());
+        }
+        if command.target_registry == RegistryTarget::RemoteTaskDispatcher {
+            self.dispatcher.commit(command.digest).map_err(text)?;
+            return Ok(Vec::new());
+        }
+        let callable = self
+            .prepared_inner
+            .prepared(&command.digest)
+            .map_err(text)?
+            .clone();
+        let handle = self
+            .worker
+            .register(callable, RegisterOptions::default())
+            .map_err(text)?;
+        self.prepared_inner.abort(&command.digest);
+        if let Some(replaced) = self.inner.insert(command.digest, handle) {
+            // The same callable under a second handle: the first one is let go, the callable stays.
+            self.worker.unregister(&replaced).map_err(text)?;
+        }
+        Ok(Vec::new())
+    }
+
+    fn abort(&mut self, command: &DigestCommand) -> Outcome {
+        match command.target_registry {
+            RegistryTarget::RemoteTaskDispatcher => self.dispatcher.abort(&command.digest),
+            RegistryTarget::InnerL3Worker => self.prepared_inner.abort(&command.digest),
+        }
+        Ok(Vec::new())
+    }
+
+    fn unregister(&mut self, command: &DigestCommand) -> Outcome {
+        if command.target_registry == RegistryTarget::RemoteTaskDispatcher {
+            self.dispatcher.unregister(&command.digest);
+            return Ok(Vec::new());
+        }
+        self.prepared_inner.abort(&command.digest);
+        if let Some(handle) = self.inner.remove(&command.digest) {
+            self.worker.unregister(&handle).map_err(text)?;
+        }
+        Ok(Vec::new())
+    }
+
+    fn prepare_callable(&self, command: &DigestCommand) -> Outcome {
+        let fits = command.target_registry == RegistryTarget::RemoteTaskDispatcher
+            && command.callable_kind == CallableKind::PythonImport;
+        if !fits {
+            return Err("PREPARE_CALLABLE target/kind mismatch".to_owned());
+        }
+        match self.dispatcher.live(&command.digest) {
+            Some(_) => Ok(Vec::new()),
+            None => Err(format!(
+                "PREPARE_CALLABLE digest {} is not registered",
+                command.digest
+            )),
+        }
+    }
+}
+
+fn encoded(value: &impl Encode) -> Outcome {
+    value.to_bytes().map_err(text)
+}

@@ -1,0 +1,255 @@
+//! The session runner: one parent, one command lane, one health lane, and a whole runtime below (contract §8 to §11).
+//!
+//! | thread | what it does |
+//! |---|---|
+//! | main | handles commands, in order |
+//! | command reader | always reads the command lane, so that its end is seen while a task runs |
+//! | health | shows the parent that the session lives |
+//! | watchdog | bounds how long the end takes |
+//! | signals | turns SIGTERM and SIGINT into a verdict |
+
+mod command;
+mod control;
+mod health;
+pub(crate) mod lifeline;
+mod listen;
+mod native;
+mod prestart;
+mod reader;
+mod signals;
+mod task;
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use echelon_runtime::process::take_inherited_fd;
+use echelon_runtime::{CallableHost, WorkerBuilder};
+use echelon_wire::bootstrap::{Manifest, ReadyLine, SessionPorts};
+use echelon_wire::codec::Encode as _;
+use echelon_wire::frame::{encode_frame, Features, FrameType, Hello, ReadyState};
+use echelon_wire::id::Sequence;
+use echelon_wire::limits::MAX_JSON_BYTES;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{loopback, Parsed, RunnerConfig};
+use crate::policy::ImportPolicy;
+use command::Session;
+use health::{HealthLane, Pulse};
+use lifeline::{Lifeline, Verdict, Watchdog};
+pub use native::NativeHost;
+use prestart::Prepared;
+use reader::{CommandReader, Lane};
+use signals::Signals;
+
+/// Extensions that this session can serve.
+const SERVED: Features = Features::TIMED_COMPLETION.union(Features::FLOAT64);
+
+/// Runs one session. `args` without the program's name; `host` resolves callables, `inner` says how the inner worker's children
+/// are started. Returns the exit status: 0 after SHUTDOWN or a signal, 1 otherwise, 2 for a refused command line.
+#[allow(clippy::print_stderr)] // Before there is a session, stderr is all there is.
+pub fn session_main(
+    args: impl Iterator<Item = String>,
+    host: Arc<dyn CallableHost>,
+    inner: WorkerBuilder,
+) -> i32 {
+    let filter = EnvFilter::try_from_env("ECHELON_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    // Embedded in a program that has its own subscriber, that one stays.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .try_init();
+    let config = match RunnerConfig::parse(args) {
+        Ok(Parsed::Run(config)) => config,
+        Ok(Parsed::Answer(answer)) => {
+            // A closed terminal leaves nobody to tell.
+            let _ = answer.print();
+            return answer.exit_code();
+        }
+        Err(error) => {
+            eprintln!("echelon-session: {error}");
+            return error.exit_code();
+        }
+    };
+    let fds = take_inherited_fd(config.manifest_fd)
+        .and_then(|m| Ok((m, take_inherited_fd(config.ready_fd)?)));
+    let (manifest, ready) = match fds {
+        Ok(fds) => fds,
+        Err(error) => {
+            eprintln!("echelon-session: {error}");
+            return 2;
+        }
+    };
+    run(
+        manifest,
+        ready,
+        ImportPolicy::new(config.allow_import),
+        host,
+        inner,
+    )
+}
+
+/// Runs one session from its two descriptors: the manifest to read, the ready line to write. Returns the exit status.
+pub fn run(
+    manifest: OwnedFd,
+    ready: OwnedFd,
+    policy: ImportPolicy,
+    host: Arc<dyn CallableHost>,
+    inner: WorkerBuilder,
+) -> i32 {
+    match start(manifest, policy, host, inner) {
+        Ok(started) => started.serve(ready),
+        Err(error) => {
+            tracing::error!(error, "the session cannot start");
+            tell(ready, &ReadyLine::Err { error });
+            1
+        }
+    }
+}
+
+/// Everything that exists when the ready line is written. Fields end in this order.
+struct Started {
+    session: Session,
+    health: HealthLane,
+    listener: std::net::TcpListener,
+    ports: SessionPorts,
+    manifest: Manifest,
+    _signals: Signals,
+    lifeline: Arc<Lifeline>,
+}
+
+fn start(
+    manifest: OwnedFd,
+    policy: ImportPolicy,
+    host: Arc<dyn CallableHost>,
+    inner: WorkerBuilder,
+) -> Result<Started, String> {
+    let text = |error: std::io::Error| error.to_string();
+    let mut json = Vec::new();
+    let limit = u64::from(MAX_JSON_BYTES) + 1;
+    std::fs::File::from(manifest)
+        .take(limit)
+        .read_to_end(&mut json)
+        .map_err(text)?;
+    let manifest = Manifest::from_json(&json).map_err(|error| error.to_string())?;
+    manifest.validate().map_err(|error| error.to_string())?;
+    let address = loopback("listen_host", &manifest.listen_host)?;
+    let lifeline = Lifeline::new().map_err(text)?;
+    let signals = Signals::watch(Arc::clone(&lifeline)).map_err(text)?;
+    // The inner worker is up before there is any socket (contract §8).
+    let prepared = Prepared::new(&manifest, &policy, &host, inner, Arc::clone(&lifeline))?;
+    let (command, health) = (
+        listen::listener(address).map_err(text)?,
+        listen::listener(address).map_err(text)?,
+    );
+    let port =
+        |listener: &std::net::TcpListener| listener.local_addr().map(|at| at.port()).map_err(text);
+    let host_name = manifest.effective_connect_host().to_owned();
+    let ports = SessionPorts {
+        command_host: host_name.clone(),
+        command_port: port(&command)?,
+        health_host: host_name,
+        health_port: port(&health)?,
+    };
+    let pulse = Pulse {
+        session: manifest.session(),
+        worker: manifest.worker(),
+        write_limit: manifest.session_timeout(),
+    };
+    let health = HealthLane::start(health, pulse, Arc::clone(&lifeline)).map_err(text)?;
+    let session = Session::new(&manifest, prepared, policy, host);
+    Ok(Started {
+        session,
+        health,
+        listener: command,
+        ports,
+        manifest,
+        _signals: signals,
+        lifeline,
+    })
+}
+
+fn tell(ready: OwnedFd, line: &ReadyLine) {
+    let Ok(bytes) = line.to_line() else { return };
+    if let Err(error) = std::fs::File::from(ready).write_all(&bytes) {
+        tracing::warn!(%error, "the ready line could not be written");
+    }
+}
+
+impl Started {
+    /// Tells the daemon, waits for the parent, serves it, and ends everything.
+    fn serve(mut self, ready: OwnedFd) -> i32 {
+        let watchdog = Watchdog::start(&self.lifeline);
+        tell(ready, &ReadyLine::Ok(self.ports.clone()));
+        match &watchdog {
+            Ok(_) => self.serve_parent(),
+            Err(error) => self.lifeline.end(Verdict::Broken(error.to_string())),
+        }
+        self.lifeline.end(Verdict::Closed);
+        self.lifeline.closing();
+        let verdict = self.lifeline.verdict().unwrap_or(Verdict::Closed);
+        tracing::info!(%verdict, "session ends");
+        drop(self.health);
+        if let Err(error) = self.session.close() {
+            tracing::error!(%error, "the inner worker did not close");
+        }
+        drop(watchdog);
+        verdict.exit_code()
+    }
+
+    fn serve_parent(&mut self) {
+        let limit = self.manifest.session_timeout();
+        let deadline = Instant::now().checked_add(limit);
+        let stream = match listen::accept(&self.listener, &self.lifeline, deadline) {
+            Ok(Some(stream)) => stream,
+            Ok(None) => return self.lifeline.end(Verdict::NotConnected),
+            Err(error) => return self.lifeline.end(Verdict::Broken(error.to_string())),
+        };
+        let offered = Features::from_names(self.manifest.feature_flags.iter().map(String::as_str));
+        let features = offered.intersection(SERVED);
+        let served = self.hello(&stream, features).and_then(|()| {
+            let lane = Lane {
+                session: self.manifest.session(),
+                worker: self.manifest.worker(),
+                features,
+                frame_limit: limit,
+            };
+            let reader =
+                CommandReader::start(stream.try_clone()?, lane, Arc::clone(&self.lifeline))?;
+            self.session.serve(&reader, &stream, features, limit)
+        });
+        if let Err(error) = served {
+            self.lifeline.end(Verdict::Broken(error.to_string()));
+        }
+    }
+
+    /// The session speaks first (contract §2).
+    fn hello(&self, stream: &std::net::TcpStream, features: Features) -> std::io::Result<()> {
+        let other =
+            |error: echelon_wire::error::EncodeError| std::io::Error::other(error.to_string());
+        let (session_id, worker_id) = (self.manifest.session(), self.manifest.worker());
+        let hello = Hello {
+            session_id,
+            worker_id,
+            comm_profile: self.manifest.transport.as_str().into(),
+            feature_flags: features.bits(),
+            ready_state: ReadyState::Ready,
+        };
+        let payload = hello.to_bytes().map_err(other)?;
+        let frame = encode_frame(
+            FrameType::Hello,
+            session_id,
+            worker_id,
+            Sequence(0),
+            &payload,
+        )
+        .map_err(other)?;
+        listen::write_all(
+            stream,
+            &[&frame],
+            Instant::now() + Duration::from_secs(30).min(self.manifest.session_timeout()),
+        )
+    }
+}

@@ -1,0 +1,143 @@
+//! TASK: arguments materialised, the callable called in a run of the inner worker (contract §4.5, §11).
+
+use std::sync::Arc;
+
+use echelon_runtime::{trace, Error, Orchestrator, RunEnd, TaskView, Tensor};
+use echelon_wire::buffer::{AddressSpace, RemoteTensorDesc};
+use echelon_wire::error::EncodeError;
+use echelon_wire::frame::{Completion, FailureKind, Features, FrameType, TimedCompletion};
+use echelon_wire::id::Sequence;
+use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
+use echelon_wire::tensor::TensorMeta;
+
+use super::command::{Reply, Session};
+use crate::buffers::Buffers;
+use crate::text::cut;
+
+impl Session {
+    pub(super) fn task(
+        &mut self,
+        sequence: Sequence,
+        payload: &[u8],
+    ) -> Result<Reply, EncodeError> {
+        let start_ns = trace::now_ns();
+        let outcome = self.perform(payload);
+        let text = outcome.err().map(|text| {
+            let digest: String = payload
+                .iter()
+                .take(32)
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            cut(format!(
+                "remote worker_id={} hashid={digest} sequence={sequence}: {text}",
+                self.worker_id
+            ))
+        });
+        if !self.features.contains(Features::TIMED_COMPLETION) {
+            let done = match &text {
+                None => Completion::success(sequence),
+                Some(text) => Completion::failure(sequence, text),
+            };
+            return Reply::of(FrameType::Completion, &done);
+        }
+        let failure_kind = if text.is_some() {
+            FailureKind::Task
+        } else {
+            FailureKind::None
+        };
+        let done = TimedCompletion {
+            sequence,
+            error_code: i32::from(text.is_some()),
+            failure_kind,
+            start_ns,
+            end_ns: trace::now_ns(),
+            error_message: text.unwrap_or_default().into(),
+            result: Vec::new().into(),
+        };
+        Reply::of(FrameType::TimedCompletion, &done)
+    }
+
+    fn perform(&self, payload: &[u8]) -> Result<(), String> {
+        let carrier = if self.features.contains(Features::FLOAT64) {
+            Carrier::Extended
+        } else {
+            Carrier::Wire
+        };
+        let task = TaskPayload::decode(payload, carrier).map_err(|error| error.to_string())?;
+        let callable = self.dispatcher.live(&task.digest);
+        let callable = callable.ok_or_else(|| {
+            format!(
+                "remote TASK dispatcher has no callable hashid {}",
+                task.digest
+            )
+        })?;
+        let ran = self.worker.run(|orchestrator| {
+            let view = materialise(&self.buffers, orchestrator, &task)?;
+            callable.call_orchestration(orchestrator, view)
+        });
+        ran.map(drop).map_err(|end| match end {
+            RunEnd::Function(text) => text,
+            RunEnd::Engine(error) => error.to_string(),
+        })
+    }
+}
+
+fn materialise(
+    buffers: &Buffers,
+    orchestrator: &Orchestrator,
+    task: &TaskPayload<'_>,
+) -> Result<TaskView, String> {
+    let args = &task.args;
+    let mut view = TaskView {
+        tensors: Vec::with_capacity(args.tensors.len()),
+        tags: vec![None; args.tensors.len()],
+        scalars: args.scalars.clone(),
+        config: task.config.clone(),
+    };
+    for (index, (meta, desc)) in args.tensors.iter().zip(&args.sidecars).enumerate() {
+        let tensor = tensor(buffers, orchestrator, args, *meta, desc.as_ref());
+        view.tensors
+            .push(tensor.map_err(|text| format!("argument {index}: {text}"))?);
+    }
+    Ok(view)
+}
+
+fn tensor(
+    buffers: &Buffers,
+    orchestrator: &Orchestrator,
+    args: &TaskArgsWire<'_>,
+    meta: TensorMeta,
+    desc: Option<&RemoteTensorDesc>,
+) -> Result<Tensor, String> {
+    let text = |error: Error| error.to_string();
+    let nbytes = meta.nbytes().ok_or("its size in bytes overflows 64 bits")?;
+    let Some(desc) = desc else {
+        if nbytes != 0 {
+            return Err(format!(
+                "{nbytes} bytes: remote TASK tensor without a descriptor must be empty"
+            ));
+        }
+        return orchestrator.alloc(meta).map_err(text);
+    };
+    if desc.nbytes != nbytes {
+        return Err(format!(
+            "{} bytes described and {nbytes} by shape: remote TASK descriptor nbytes does not match tensor metadata",
+            desc.nbytes
+        ));
+    }
+    if desc.address_space == AddressSpace::HostInline {
+        // A private copy in the arena, so that it can be forwarded to sub workers (design §15.1).
+        let bytes = args
+            .inline_bytes(desc)
+            .ok_or("remote TASK inline range is outside the arena")?;
+        let tensor = orchestrator.alloc(meta).map_err(text)?;
+        tensor
+            .memory()
+            .map_err(text)?
+            .copy_in(0, bytes)
+            .map_err(|error| error.to_string())?;
+        return Ok(tensor);
+    }
+    let place = buffers.locate(desc).map_err(|error| error.to_string())?;
+    Tensor::new(meta, Arc::clone(&place.region), place.offset, None, false).map_err(text)
+}

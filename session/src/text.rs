@@ -1,0 +1,118 @@
+//! Error texts that travel: bounded in bytes, cut where a character ends (contract §11, R-238).
+
+use echelon_wire::limits::MAX_ERROR_MESSAGE_BYTES;
+
+/// What stands where text was taken out.
+const GAP: &str = "\n[...]\n";
+
+/// `text` cut to [`MAX_ERROR_MESSAGE_BYTES`] bytes.
+///
+/// The last line of a traceback says what happened and the first who, so the middle is taken out: the beginning keeps a
+/// third. A last line that is too long by itself is cut at its end.
+#[must_use]
+pub(crate) fn cut(text: String) -> String {
+    let limit = MAX_ERROR_MESSAGE_BYTES as usize;
+    if text.len() <= limit {
+        return text;
+    }
+    let last_line = text.trim_end().rfind('\n').map_or(0, |at| at + 1);
+    let tail_room = limit - limit / 3 - GAP.len();
+    let last_len = text.len() - last_line;
+    if last_line == 0 || last_len > tail_room {
+        let head = prefix(
+            &text,
+            if last_line == 0 {
+                limit
+            } else {
+                last_line.min(limit / 3)
+            },
+        );
+        if last_line == 0 {
+            return head.to_owned();
+        }
+        let (_, last) = text.split_at(last_line);
+        return format!(
+            "{head}{GAP}{}",
+            prefix(last, limit - head.len() - GAP.len())
+        );
+    }
+    let head = prefix(&text, limit / 3);
+    format!(
+        "{head}{GAP}{}",
+        suffix(&text, limit - head.len() - GAP.len())
+    )
+}
+
+/// The longest beginning of at most `limit` bytes.
+fn prefix(text: &str, limit: usize) -> &str {
+    let end = (0..=limit.min(text.len()))
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0);
+    text.split_at(end).0
+}
+
+/// The longest end of at most `limit` bytes.
+fn suffix(text: &str, limit: usize) -> &str {
+    let start = text.len().saturating_sub(limit);
+    let start = (start..=text.len())
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(text.len());
+    text.split_at(start).1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: usize = MAX_ERROR_MESSAGE_BYTES as usize;
+
+    #[test]
+    fn short_text_stays() {
+        assert_eq!(cut("é".repeat(LIMIT / 2)), "é".repeat(LIMIT / 2));
+    }
+
+    #[test]
+    fn a_cut_ends_at_a_character_r_238() {
+        for text in [
+            "é".repeat(4000),
+            format!("x{}", "é".repeat(4000)),
+            format!("head\n{}", "語".repeat(4000)),
+        ] {
+            let short = cut(text.clone());
+            assert!(
+                short.len() <= LIMIT && short.len() > LIMIT - 8,
+                "{}",
+                short.len()
+            );
+            assert_eq!(short.chars().next(), text.chars().next());
+        }
+    }
+
+    #[test]
+    fn the_first_and_the_last_line_survive() {
+        let text = format!(
+            "remote worker_id=3 sequence=4: Traceback\n{}ValueError: boom",
+            "  frame\n".repeat(4000)
+        );
+        let short = cut(text);
+        assert!(short.len() <= LIMIT);
+        assert!(short.starts_with("remote worker_id=3 sequence=4: Traceback\n"));
+        assert!(short.ends_with("\nValueError: boom"));
+    }
+
+    #[test]
+    fn an_overlong_last_line_keeps_its_beginning() {
+        let text = format!(
+            "remote worker_id=3: Traceback\n  frame\nValueError: {}",
+            "x".repeat(9000)
+        );
+        let short = cut(text);
+        assert_eq!(short.len(), LIMIT);
+        assert!(short
+            .lines()
+            .last()
+            .expect("lines")
+            .starts_with("ValueError: xxx"));
+    }
+}
