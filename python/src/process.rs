@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use echelon_runtime::child::{Child, ChildArgs, ChildError};
-use echelon_runtime::worker::Worker;
+use echelon_runtime::worker::{ChildProgram, Worker};
 use pyo3::prelude::*;
 
 use crate::host::PyHost;
@@ -37,14 +37,20 @@ pub(crate) fn session_main(py: Python<'_>, argv: Vec<String>) -> PyResult<i32> {
     }))
 }
 
-/// Runs the daemon until SIGTERM or SIGINT; returns the exit status. Its sessions run in this interpreter's program.
+/// Runs the daemon until SIGTERM or SIGINT; returns the exit status. Its sessions run with this interpreter unless the
+/// arguments name another.
 #[pyfunction]
 pub(crate) fn daemon_main(py: Python<'_>, argv: Vec<String>) -> PyResult<i32> {
-    let executable: OsString = py.import("sys")?.getattr("executable")?.extract()?;
-    let command =
-        (!executable.is_empty()).then(|| vec![executable, "-m".into(), "echelon._session".into()]);
+    let session = match worker_options::child_program(py)? {
+        ChildProgram::Python { executable } => Some(vec![
+            executable.into_os_string(),
+            "-m".into(),
+            "echelon._session".into(),
+        ]),
+        ChildProgram::Custom { .. } | ChildProgram::None => None,
+    };
     Ok(gil::detached(py, || {
-        echelon_session::daemon_main(argv.into_iter(), command)
+        echelon_session::daemon_main(argv.into_iter(), session)
     }))
 }
 
