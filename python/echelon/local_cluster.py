@@ -242,4 +242,6 @@ def _environment(pythonpath: Sequence[str] | str | None) -> dict[str, str]:
     paths += [os.path.abspath(p) for p in sys.path if isinstance(p, str)]
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    # Nobody operates this daemon: what matters to the script reaches it as an exception.
+    environment.setdefault("ECHELON_LOG", "error")
     return environment
