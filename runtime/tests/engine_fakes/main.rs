@@ -10,5 +10,6 @@ mod eligibility;
 mod groups;
 mod handles;
 mod losses;
+mod model;
 mod registration;
 mod runs;
