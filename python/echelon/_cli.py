@@ -52,9 +52,9 @@ def worker_main(argv: list[str] | None = None) -> int:
 
 def session_main(argv: list[str] | None = None) -> int:
     """The ``echelon-session`` command: one session runner, as the daemon starts it."""
-    from . import _core
+    from ._session import main as session
 
-    return _core.session_main(list(sys.argv[1:] if argv is None else argv))
+    return session(argv)
 
 
 def _doctor() -> int:

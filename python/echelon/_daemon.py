@@ -13,6 +13,10 @@ EXIT_WITH_STDIN = "--exit-with-stdin"
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the daemon until SIGTERM or SIGINT; returns the exit status."""
+    import signal
+
+    # The Rust side takes SIGINT and ends in order; Python's own handler would raise KeyboardInterrupt on top.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from . import _core
 
     args = list(sys.argv[1:] if argv is None else argv)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs one session; returns the exit status."""
     # What tasks print appears line by line, also when standard output is a pipe.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    import signal
+
+    # The Rust side takes SIGINT and ends in order; Python's own handler would raise KeyboardInterrupt on top.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from . import _core
 
-    return _core.session_main(sys.argv[1:])
+    return _core.session_main(list(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ pub(crate) fn loopback(what: &str, host: &str) -> Result<Ipv4Addr, String> {
             "{what} {host} is not an IPv4 loopback address: without channel security anybody who reaches it could run code \
              here; use 127.0.0.1"
         )),
-        Err(_) => Err(format!("{what} {host:?} is neither an IPv4 address nor localhost; use 127.0.0.1")),
+        Err(_) => Err(format!("{what} {host:?} is neither an IPv4 loopback address nor localhost; use 127.0.0.1")),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Names of published segments, so that whoever outlives their owner can remove them.
 //!
-//! A segment that a session publishes is named `psm_e<namespace>.<pid>.<start>_<random>`: the process that owns it, told apart
+//! A segment that a session publishes is named `psm_e` and hexadecimal digits only: 8 of the pid namespace, 8 of the process, 16 of
+//! its start time, and random ones. So the name says which process owns it, told apart
 //! from a later one of the same number by its start time, and from one of another container by its pid namespace. The daemon
 //! removes what is left of a runner after its end; a new daemon removes what is left of owners that are gone.
 
@@ -40,18 +41,20 @@ impl Owner {
     /// What the names of its segments begin with.
     #[must_use]
     pub(crate) fn prefix(&self) -> String {
-        format!("{MARK}{:x}.{}.{:x}_", self.namespace, self.pid, self.start)
+        format!(
+            "{MARK}{:08x}{:08x}{:016x}",
+            self.namespace, self.pid, self.start
+        )
     }
 
     fn parse(name: &str) -> Option<Self> {
-        let (owner, _) = name.strip_prefix(MARK)?.split_once('_')?;
-        let mut parts = owner.split('.');
-        let owner = Self {
-            namespace: u64::from_str_radix(parts.next()?, 16).ok()?,
-            pid: parts.next()?.parse().ok()?,
-            start: u64::from_str_radix(parts.next()?, 16).ok()?,
-        };
-        parts.next().is_none().then_some(owner)
+        let owner = name.strip_prefix(MARK)?;
+        let number = |from: usize, to: usize| u64::from_str_radix(owner.get(from..to)?, 16).ok();
+        Some(Self {
+            namespace: number(0, 8)?,
+            pid: u32::try_from(number(8, 16)?).ok()?,
+            start: number(16, 32)?,
+        })
     }
 
     fn is_gone(&self) -> bool {
@@ -122,9 +125,8 @@ mod tests {
         for name in [
             "psm_1a2b3c4d",
             "psm_e",
-            "psm_e1.2_x",
-            "psm_e1.2.3.4_x",
-            "psm_ez.2.3_x",
+            "psm_e0123456",
+            "psm_e0123456789abcdef0123456789abcdeg",
             "other",
         ] {
             assert_eq!(Owner::parse(name), None, "{name}");

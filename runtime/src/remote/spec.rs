@@ -89,7 +89,7 @@ impl RemoteWorkerSpec {
                 return Err(SpecError::Empty(name));
             }
         }
-        if !matches!(self.transport.as_str(), "sim" | "tcp") {
+        if self.transport != "sim" {
             return Err(SpecError::Transport(self.transport.clone()));
         }
         if self.num_sub_workers > MAX_SUB_WORKERS {

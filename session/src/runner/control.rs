@@ -45,6 +45,8 @@ impl Session {
         };
         let message = match &outcome {
             Ok(_) => String::new(),
+            // The whole text of a reserved control belongs to the contract.
+            Err(reason) if reserved_control_message(name).is_some() => reason.clone(),
             Err(reason) => cut(format!(
                 "{}{reason}",
                 failure_prefix(self.worker_id, sequence)

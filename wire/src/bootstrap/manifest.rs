@@ -80,7 +80,7 @@ pub struct Manifest {
     pub remote_worker_level: i64,
     /// What the session runs on, not empty.
     pub platform: String,
-    /// `sim` or `tcp`.
+    /// `sim`.
     pub transport: String,
     /// Name of the runtime.
     #[serde(default = "default_runtime")]
@@ -159,12 +159,8 @@ impl Manifest {
         if self.platform.is_empty() {
             return refuse("platform", &"empty", "name a platform");
         }
-        if !matches!(self.transport.as_str(), "sim" | "tcp") {
-            return refuse(
-                "transport",
-                &self.transport,
-                "known transports are sim and tcp",
-            );
+        if self.transport != "sim" {
+            return refuse("transport", &self.transport, "the one transport is sim");
         }
         if !self.session_timeout_s.is_finite() || self.session_timeout_s <= 0.0 {
             let got = self.session_timeout_s;
@@ -317,7 +313,7 @@ mod tests {
             manifest.validate()
         };
         assert_eq!(changed(|_| ()), Ok(()));
-        assert_eq!(changed(|m| m.transport = "tcp".to_owned()), Ok(()));
+        assert!(changed(|m| m.transport = "tcp".to_owned()).is_err());
         let cases: [(&str, Change); 8] = [
             ("session_id", |m| m.session_id = 0),
             ("worker_id", |m| m.worker_id = -1),
