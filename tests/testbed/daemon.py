@@ -165,6 +165,7 @@ class Daemon:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         if self.process.returncode is not None:
+            self._close_pipe()
             return
         if kind is None:
             self.stop()

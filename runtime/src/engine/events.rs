@@ -31,7 +31,12 @@ impl Core {
             EndpointEvent::ControlDone { ticket, result } => {
                 self.on_control_done(endpoint, ticket, result);
             }
-            EndpointEvent::Lost { reason } => self.on_lost(endpoint, &reason),
+            EndpointEvent::Lost { reason } => {
+                if let Some(slot) = self.slot(endpoint) {
+                    tracing::warn!(worker = %slot.info.name, reason, "worker lost");
+                }
+                self.on_lost(endpoint, &reason);
+            }
         }
     }
 
@@ -180,7 +185,6 @@ impl Core {
         if slot.lost.is_some() {
             return;
         }
-        tracing::warn!(worker = %slot.info.name, reason, "worker lost");
         slot.lost = Some(reason.to_owned());
         slot.callables.clear();
         let mut tickets: Vec<Ticket> = self

@@ -126,12 +126,13 @@ impl RunnerProcess {
         let _ = self.exit.wait_for(Option::is_some).await;
     }
 
-    /// How it ended, in words.
+    /// How it ended, in words. Status 0 is what a session that was told to end comes to.
     pub(crate) fn end_text(&self) -> String {
-        self.exit
-            .borrow()
-            .as_ref()
-            .map_or_else(|| "has not ended".to_owned(), ToString::to_string)
+        match &*self.exit.borrow() {
+            None => "has not ended".to_owned(),
+            Some(info) if info.code == Some(0) => "exited with status 0".to_owned(),
+            Some(info) => info.to_string(),
+        }
     }
 }
 

@@ -258,7 +258,8 @@ fn die(lifeline: &Lifeline, reason: &str) -> ! {
     let _ = std::thread::Builder::new()
         .name("last".to_owned())
         .spawn(|| {
-            std::thread::sleep(EXIT_GRACE);
+            // Nothing is waited for: the process ends under this thread, or it ends the process.
+            std::thread::park_timeout(EXIT_GRACE);
             // Cannot fail: the signal is valid and the target is this process.
             let _ = rustix::process::kill_process(
                 rustix::process::getpid(),
