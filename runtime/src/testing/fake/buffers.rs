@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use echelon_wire::buffer::{AddressSpace, RemoteTensorDesc};
+use echelon_wire::buffer::{AccessFlags, AddressSpace, RemoteTensorDesc};
 use echelon_wire::frame::control::transfer::{ExportResult, ImportResult};
 use echelon_wire::id::{BufferId, ExportId, Generation, ImportId, WorkerId};
 use parking_lot::Mutex;
@@ -168,23 +168,7 @@ impl Buffers {
         }
         match request {
             ControlRequest::Alloc { nbytes } => self.alloc(nbytes),
-            ControlRequest::Free { buffer } => {
-                let users = in_flight
-                    .iter()
-                    .filter(|tensor| self.names(tensor, buffer, None))
-                    .count();
-                let imports = self.world.imports.lock();
-                let importers = imports.get(&(self.worker, buffer)).copied().unwrap_or(0);
-                drop(imports);
-                if users > 0 || importers > 0 {
-                    self.world.violation(format!(
-                        "{name}: {buffer:?} was freed with {users} tasks and {importers} imports on it"
-                    ));
-                }
-                self.owned.remove(&buffer);
-                self.world.buffers.lock().remove(&(self.worker, buffer));
-                Ok(ControlReply::Done)
-            }
+            ControlRequest::Free { buffer } => Ok(self.free(name, buffer, in_flight)),
             ControlRequest::CopyTo {
                 buffer,
                 offset,
@@ -206,25 +190,7 @@ impl Buffers {
                 offset,
                 nbytes,
                 access,
-            } => {
-                self.part(buffer, offset, nbytes as usize)?;
-                self.next += 1;
-                Ok(ControlReply::Exported(Box::new(ExportResult {
-                    owner_worker_id: self.worker,
-                    buffer_id: buffer.buffer,
-                    generation: buffer.generation,
-                    address_space: AddressSpace::RemoteWindow,
-                    offset,
-                    nbytes,
-                    export_id: ExportId(self.next),
-                    remote_addr: 0,
-                    rkey_or_token: self.next,
-                    ub_ldst_va: 0,
-                    access_flags: access,
-                    transport_profile: Cow::Borrowed("sim"),
-                    transport_descriptor: Cow::Borrowed(b"fake"),
-                })))
-            }
+            } => self.export(buffer, offset, nbytes, access),
             ControlRequest::Import { export, access } => self.import(&export, access),
             ControlRequest::ReleaseImport {
                 owner,
@@ -259,6 +225,48 @@ impl Buffers {
         })
     }
 
+    fn free(&mut self, name: &str, key: BufferKey, in_flight: &[&OutboundTensor]) -> ControlReply {
+        let uses = |tensor: &&&OutboundTensor| self.names(tensor, key, None);
+        let users = in_flight.iter().filter(uses).count();
+        let imports = self.world.imports.lock();
+        let importers = imports.get(&(self.worker, key)).copied().unwrap_or(0);
+        drop(imports);
+        if users > 0 || importers > 0 {
+            self.world.violation(format!(
+                "{name}: {key:?} was freed with {users} tasks and {importers} imports on it"
+            ));
+        }
+        self.owned.remove(&key);
+        self.world.buffers.lock().remove(&(self.worker, key));
+        ControlReply::Done
+    }
+
+    fn export(
+        &mut self,
+        key: BufferKey,
+        offset: u64,
+        nbytes: u64,
+        access: AccessFlags,
+    ) -> Result<ControlReply, ControlFailure> {
+        self.part(key, offset, nbytes as usize)?;
+        self.next += 1;
+        Ok(ControlReply::Exported(Box::new(ExportResult {
+            owner_worker_id: self.worker,
+            buffer_id: key.buffer,
+            generation: key.generation,
+            address_space: AddressSpace::RemoteWindow,
+            offset,
+            nbytes,
+            export_id: ExportId(self.next),
+            remote_addr: 0xfa_ce00,
+            rkey_or_token: self.next,
+            ub_ldst_va: 0,
+            access_flags: access,
+            transport_profile: Cow::Borrowed("sim"),
+            transport_descriptor: Cow::Borrowed(b"fake"),
+        })))
+    }
+
     fn part(&self, key: BufferKey, offset: u64, len: usize) -> Result<HostMemory, ControlFailure> {
         let bytes = self.owned.get(&key).ok_or_else(|| {
             self.world
@@ -273,7 +281,7 @@ impl Buffers {
     fn import(
         &mut self,
         export: &ExportResult<'static>,
-        access: echelon_wire::buffer::AccessFlags,
+        access: AccessFlags,
     ) -> Result<ControlReply, ControlFailure> {
         let key = BufferKey {
             buffer: export.buffer_id,

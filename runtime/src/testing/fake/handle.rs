@@ -1,0 +1,153 @@
+//! The test's side of a fake: verdicts, what was received, answers and losses at the test's word.
+
+use std::time::Instant;
+
+use echelon_wire::callable::Digest;
+
+use super::{done, ControlVerdict, FakeHandle, FakeTask, TaskVerdict, PATIENCE};
+use crate::endpoint::{ControlRequest, EndpointEvent, Ticket};
+use crate::memory::HostMemory;
+
+impl FakeHandle {
+    /// What becomes of tasks from now on. The rule must not call this handle.
+    pub fn on_task(&self, rule: impl FnMut(&FakeTask) -> TaskVerdict + Send + 'static) {
+        self.0.state.lock().on_task = Box::new(rule);
+    }
+
+    /// Keeps tasks in flight until told otherwise.
+    pub fn hold_tasks(&self) {
+        self.on_task(|_| TaskVerdict::Hold);
+    }
+
+    /// What becomes of controls from now on. The rule must not call this handle.
+    pub fn on_control(&self, rule: impl FnMut(&ControlRequest) -> ControlVerdict + Send + 'static) {
+        self.0.state.lock().on_control = Box::new(rule);
+    }
+
+    /// Controls are carried out again.
+    pub fn carry_controls(&self) {
+        self.on_control(|_| ControlVerdict::Carry);
+    }
+
+    /// `kill` only makes it refuse work; the loss is reported by [`Self::lose`].
+    pub fn dies_slowly(&self) {
+        self.0.state.lock().dies_slowly = true;
+    }
+
+    /// Every task that was accepted, in order.
+    #[must_use]
+    pub fn submitted(&self) -> Vec<FakeTask> {
+        self.0.state.lock().submitted.clone()
+    }
+
+    /// Every control that was accepted, in order.
+    #[must_use]
+    pub fn controls(&self) -> Vec<ControlRequest> {
+        self.0.state.lock().controls.clone()
+    }
+
+    /// Tasks in flight, oldest first.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<FakeTask> {
+        self.0.state.lock().held.values().cloned().collect()
+    }
+
+    /// True while a callable is prepared or live here.
+    #[must_use]
+    pub fn knows(&self, digest: &Digest) -> bool {
+        let state = self.0.state.lock();
+        state.functions.contains(digest) || state.prepared.contains(digest)
+    }
+
+    /// Buffers and imports that exist here.
+    #[must_use]
+    pub fn live_buffers(&self) -> usize {
+        self.0.state.lock().buffers.len()
+    }
+
+    /// Waits until `done` holds of the accepted tasks and controls.
+    ///
+    /// # Panics
+    /// When it does not come true within [`PATIENCE`].
+    pub fn wait_for(
+        &self,
+        what: &str,
+        mut done: impl FnMut(&[FakeTask], &[ControlRequest]) -> bool,
+    ) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.0.state.lock();
+        while !done(&state.submitted, &state.controls) {
+            let timeout = self.0.changed.wait_until(&mut state, deadline);
+            assert!(
+                !timeout.timed_out(),
+                "{}: {what} did not come",
+                self.0.info.name
+            );
+        }
+    }
+
+    /// Waits until so many tasks have been accepted in all.
+    ///
+    /// # Panics
+    /// When they do not come within [`PATIENCE`].
+    pub fn wait_tasks(&self, count: usize) {
+        self.wait_for(&format!("task {count}"), |tasks, _| tasks.len() >= count);
+    }
+
+    /// Completes the oldest task in flight. True when there was one.
+    #[must_use]
+    pub fn complete_next(&self) -> bool {
+        let ticket = self.0.state.lock().held.keys().next().copied();
+        ticket.is_some_and(|ticket| {
+            self.finish(ticket, None);
+            true
+        })
+    }
+
+    /// Completes a task, whether or not it is in flight here: also after the endpoint was lost, as no endpoint should.
+    pub fn complete(&self, ticket: Ticket) {
+        self.finish(ticket, None);
+    }
+
+    /// Fails a task with this text.
+    pub fn fail(&self, ticket: Ticket, message: &str) {
+        self.finish(ticket, Some(message.to_owned()));
+    }
+
+    fn finish(&self, ticket: Ticket, failure: Option<String>) {
+        let mut state = self.0.state.lock();
+        state.held.remove(&ticket);
+        state.events.push_back(done(ticket, failure));
+        self.0.announce(state);
+    }
+
+    /// Carries out and answers the oldest control that is held. True when there was one.
+    #[must_use]
+    pub fn answer_held(&self) -> bool {
+        let mut state = self.0.state.lock();
+        let Some((ticket, request)) = state.held_controls.pop_front() else {
+            return false;
+        };
+        let result = state.carry(&self.0.info.name, request);
+        state
+            .events
+            .push_back(EndpointEvent::ControlDone { ticket, result });
+        self.0.announce(state);
+        true
+    }
+
+    /// The endpoint is lost: whatever is in flight is never answered.
+    pub fn lose(&self, reason: &str) {
+        let mut state = self.0.state.lock();
+        state.lose(reason);
+        self.0.announce(state);
+    }
+
+    /// The bytes that a task sees as its tensor `index`.
+    ///
+    /// # Errors
+    /// What a session would say: the buffer is gone, the range is outside.
+    pub fn bytes(&self, task: &FakeTask, index: usize) -> Result<HostMemory, String> {
+        self.0.state.lock().buffers.resolve(&task.tensors[index])
+    }
+}
