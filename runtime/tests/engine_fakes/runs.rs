@@ -1,10 +1,12 @@
 //! Runs: several at once, interrupted, failed by their own function.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use echelon_runtime::memory::HostMemory;
 use echelon_runtime::testing::fake::TaskVerdict;
-use echelon_runtime::{Error, RunEnd, Tag, TaskArgs, Worker};
+use echelon_runtime::{Callable, Error, Interrupt, Interrupted, RunEnd, Tag, TaskArgs, Worker};
 use echelon_wire::call_config::CallConfig;
 
 use crate::bed::{array, bounded, start, submit, whole, Bed};
@@ -232,4 +234,50 @@ fn an_orchestrator_is_refused_after_its_run() {
     let (kept, _) = bed.worker.run(|o| Ok::<_, Error>(o.clone())).unwrap();
     let error = submit(&kept, &task, TaskArgs::new()).unwrap_err();
     assert!(matches!(error, Error::Lifecycle { .. }), "{error:?}");
+}
+
+#[test]
+fn r_092_r_244_waits_end_by_the_bell_and_not_by_a_period() {
+    const RUNNERS: u64 = 4;
+    const RUNS: u64 = 500;
+    let asked = Arc::new(AtomicU64::new(0));
+    let worker = Worker::builder()
+        .threads(2)
+        .memory_limit(Some(1 << 20))
+        .build()
+        .unwrap();
+    worker.set_interrupt(Arc::new(Asked(Arc::clone(&asked))));
+    let noop = Callable::native("noop", |_| Ok(()));
+    let noop = worker.register(noop, Default::default()).unwrap();
+    worker.init().unwrap();
+    let before = asked.load(Ordering::SeqCst);
+    let runners: Vec<_> = (0..RUNNERS)
+        .map(|_| {
+            let (w, noop) = (worker.clone(), noop.clone());
+            start(move || {
+                for _ in 0..RUNS {
+                    w.run_simple(|o| {
+                        o.submit_sub(&noop, TaskArgs::new())?;
+                        o.submit_sub(&noop, TaskArgs::new()).map(drop)
+                    })
+                    .unwrap();
+                }
+            })
+        })
+        .collect();
+    runners.into_iter().for_each(|runner| runner.join("runs"));
+    // A wait asks after 50 ms without its event: a lost wake-up would show here. A few are a busy machine's.
+    let asked = asked.load(Ordering::SeqCst) - before;
+    assert!(asked < RUNNERS * RUNS / 20, "{asked} waits were not woken");
+    worker.close().unwrap();
+}
+
+/// Counts how often a wait asks whether to go on.
+struct Asked(Arc<AtomicU64>);
+
+impl Interrupt for Asked {
+    fn check(&self) -> Result<(), Interrupted> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
 }
