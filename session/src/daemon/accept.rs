@@ -110,7 +110,7 @@ fn admit<S>(
 fn is_exhaustion(error: &std::io::Error) -> bool {
     let code = error
         .raw_os_error()
-        .map(rustix::io::Errno::from_raw_os_error);
+        .map(Errno::from_raw_os_error);
     use rustix::io::Errno;
     matches!(
         code,
