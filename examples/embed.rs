@@ -1,6 +1,6 @@
 //! Echelon without Python: a tree of sums over worker threads, on shared tensors.
 //!
-//! Run it with `cargo run -p echelon-runtime --example embed`.
+//! Run it with `cargo run --example embed`.
 
 use echelon_runtime::{Callable, Error, RegisterOptions, Tag, TaskArgs, TaskView, Worker};
 use echelon_wire::tensor::{DataType, TensorMeta};
