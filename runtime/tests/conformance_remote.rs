@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use echelon_runtime::channel::Until;
 use echelon_runtime::endpoint::{ControlRequest, Endpoint};
 use echelon_runtime::mailbox::Bell;
 use echelon_runtime::remote::RemoteEndpoint;
@@ -210,8 +211,8 @@ impl Fixture for Sessions {
         let manifest = spec.manifest(7, 3, 4, TIMEOUT, Vec::new(), Vec::new());
         let ringing = Arc::clone(&bell);
         let ring = Arc::new(move || ringing.ring());
-        let deadline = Instant::now() + TIMEOUT;
-        let endpoint = RemoteEndpoint::start(&spec, manifest, TIMEOUT, ring, deadline).unwrap();
+        let until = Until::new(Instant::now() + TIMEOUT);
+        let endpoint = RemoteEndpoint::start(&spec, manifest, TIMEOUT, ring, &until).unwrap();
         (Box::new(endpoint), bell)
     }
 

@@ -40,8 +40,8 @@ pub struct RemoteEndpoint {
 }
 
 impl RemoteEndpoint {
-    /// Has the daemon start a session and connects to it. `timeout` bounds answers, writes and health silence afterwards, `deadline`
-    /// the whole start; `ring` is called whenever there is an event.
+    /// Has the daemon start a session and connects to it. `timeout` bounds answers, writes and health silence afterwards, `until` the
+    /// whole start; `ring` is called whenever there is an event.
     ///
     /// # Errors
     /// [`StartError`]; connections and threads are gone then, and a session that had started ends by itself.
@@ -50,9 +50,9 @@ impl RemoteEndpoint {
         manifest: Manifest,
         timeout: Duration,
         ring: Ring,
-        deadline: Instant,
+        until: &Until,
     ) -> Result<Self, StartError> {
-        let connected = establish(spec, &manifest, timeout, &Until::new(deadline))?;
+        let connected = establish(spec, &manifest, timeout, until)?;
         let name = format!("remote{}", manifest.worker_id);
         let (session, worker) = (manifest.session(), manifest.worker());
         let config = LaneConfig {

@@ -4,13 +4,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use echelon_wire::bootstrap::{CallableEntry, Manifest};
-use echelon_wire::callable::{CallableKind, Digest, Hashid, ImportTarget, RegistryTarget};
-
-use super::builder::{random_u64, ChildProgram};
+use super::builder::ChildProgram;
 use super::register::Registration;
 use super::{Child, Live, Worker, WorkerState};
-use crate::callable::CallableSource;
 use crate::endpoint::local::{LocalEndpoint, LocalSpec};
 use crate::endpoint::thread::ThreadEndpoint;
 use crate::endpoint::Endpoint;
@@ -20,7 +16,6 @@ use crate::graph::EndpointId;
 use crate::mailbox::Bell;
 use crate::memory::Arena;
 use crate::process::Keeper;
-use crate::remote::{RemoteEndpoint, RemoteWorkerSpec};
 
 impl Worker {
     /// Starts everything: sub workers, local children, remote sessions; registers every callable. READY when it returns.
@@ -124,7 +119,7 @@ impl Worker {
             Driver::start(Arc::clone(&engine))
                 .map_err(|error| startup("the driver thread", error))?,
         );
-        self.register_all(&engine, children, registrations)?;
+        self.register_all(&engine, children, registrations, deadline)?;
         engine.interrupt.check().map_err(|_| Error::Interrupted)?;
         if Instant::now() >= deadline {
             return Err(startup(
@@ -220,105 +215,13 @@ impl Worker {
         )
     }
 
-    /// Starts all remote sessions side by side, under the one deadline.
-    fn start_remotes(
-        &self,
-        engine: &Arc<Engine>,
-        children: &[Child],
-        registrations: &[Registration],
-        deadline: Instant,
-    ) -> Result<Vec<(i32, RemoteEndpoint, String)>, Error> {
-        let mut wanted = Vec::new();
-        for (child, id) in children.iter().zip(0..) {
-            if let Child::Remote(spec) = child {
-                wanted.push((id, spec, self.manifest(id, spec, child, registrations)?));
-            }
-        }
-        let timeout = self.0.settings.remote_session_timeout;
-        let results: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = wanted
-                .into_iter()
-                .map(|(id, spec, manifest)| {
-                    let bell = Arc::clone(&engine.bell);
-                    let ring = Arc::new(move || bell.ring());
-                    let start =
-                        move || RemoteEndpoint::start(spec, manifest, timeout, ring, deadline);
-                    (id, spec, scope.spawn(start))
-                })
-                .collect();
-            threads
-                .into_iter()
-                .map(|(id, spec, thread)| (id, spec, thread.join()))
-                .collect()
-        });
-        let mut started = Vec::new();
-        let mut first_error = None;
-        for (id, spec, result) in results {
-            let why = match result {
-                Ok(Ok(endpoint)) => {
-                    started.push((id, endpoint, spec.endpoint.clone()));
-                    continue;
-                }
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "its starting thread panicked".to_owned(),
-            };
-            first_error.get_or_insert_with(|| startup(&format!("{id} ({})", spec.endpoint), why));
-        }
-        let Some(error) = first_error else {
-            return Ok(started);
-        };
-        let bound = Instant::now() + self.0.settings.close_timeout;
-        for (_, endpoint, _) in &mut started {
-            endpoint.begin_close();
-        }
-        for (_, endpoint, _) in &mut started {
-            if let Err(survivor) = endpoint.finish_close(bound) {
-                tracing::error!(survivor, "could not be ended after a failed start");
-            }
-        }
-        Err(error)
-    }
-
-    fn manifest(
-        &self,
-        id: i32,
-        spec: &RemoteWorkerSpec,
-        child: &Child,
-        registrations: &[Registration],
-    ) -> Result<Manifest, Error> {
-        let entries = |inner: bool| -> Vec<CallableEntry> {
-            let mut seen = std::collections::HashSet::new();
-            registrations
-                .iter()
-                .filter(|r| r.options.inner == inner && r.includes(id, child))
-                .filter(|r| seen.insert(r.handle.callable.digest))
-                .filter_map(|r| match &r.handle.callable.source {
-                    CallableSource::Import(target) => {
-                        Some(entry(&r.handle.callable.digest, target, inner))
-                    }
-                    _ => None,
-                })
-                .collect()
-        };
-        // 63 bits: the contract's peers read it as a signed integer (slr3-v1 §8).
-        let session_id = (random_u64()? >> 1).max(1);
-        let settings = &self.0.settings;
-        Ok(spec.manifest(
-            session_id,
-            id,
-            settings.level,
-            settings.remote_session_timeout,
-            entries(false),
-            entries(true),
-        ))
-    }
-
     /// Callables of local workers go by control; those of remote workers went with the manifest.
     fn register_all(
         &self,
         engine: &Engine,
         children: &[Child],
         registrations: &[Registration],
+        deadline: Instant,
     ) -> Result<(), Error> {
         for registration in registrations {
             let mut by_control = Vec::new();
@@ -348,10 +251,10 @@ impl Worker {
                 }
             }
             drop(core);
-            engine.register_on(registration, &by_control)?;
+            engine.register_on(registration, &by_control, Some(deadline))?;
         }
         // A worker without callables has not been spoken to yet: ask every local one, so that READY means ready.
-        engine.confirm_locals()
+        engine.confirm_locals(deadline)
     }
 
     /// Puts fresh sub workers in the place of lost ones, with the same names and callables.
@@ -401,7 +304,7 @@ impl Worker {
             .iter()
             .filter(|registration| registration.for_subs())
         {
-            engine.register_on(registration, &[fresh])?;
+            engine.register_on(registration, &[fresh], None)?;
         }
         Ok(())
     }
@@ -409,7 +312,7 @@ impl Worker {
 
 impl Engine {
     /// Waits until every local worker has answered something.
-    fn confirm_locals(&self) -> Result<(), Error> {
+    fn confirm_locals(&self, deadline: Instant) -> Result<(), Error> {
         let silent: Vec<EndpointId> = {
             let core = self.core.lock();
             let slots = core.endpoints.iter().zip(0..);
@@ -420,7 +323,7 @@ impl Engine {
         };
         for endpoint in silent {
             let request = crate::endpoint::ControlRequest::DropRegion { region: 0 };
-            self.control(endpoint, "the start", request, None)
+            self.control(endpoint, "the start", request, Some(deadline))
                 .map_err(|error| match error {
                     Error::Interrupted => error,
                     error => startup(&self.worker_name(endpoint), error),
@@ -430,24 +333,7 @@ impl Engine {
     }
 }
 
-/// The manifest's entry of an import path (slr3-v1 §8).
-fn entry(digest: &Digest, target: &ImportTarget, inner: bool) -> CallableEntry {
-    let registry = if inner {
-        RegistryTarget::InnerL3Worker
-    } else {
-        RegistryTarget::RemoteTaskDispatcher
-    };
-    CallableEntry {
-        hashid: Hashid(*digest).to_string(),
-        kind: CallableKind::PythonImport.name().to_owned(),
-        target_registry: registry.name().to_owned(),
-        target: Some(target.to_string()),
-        payload_version: Some(1),
-        payload_hex: None,
-    }
-}
-
-fn startup(worker: &str, error: impl std::fmt::Display) -> Error {
+pub(super) fn startup(worker: &str, error: impl std::fmt::Display) -> Error {
     Error::Startup {
         worker: worker.to_owned(),
         message: error.to_string(),

@@ -11,6 +11,7 @@ mod over;
 mod plan;
 mod register;
 mod remote;
+mod remotes;
 mod run;
 
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::time::Instant;
 
 use echelon_wire::callable::{CallableKind, Digest, Hashid, RegistryTarget};
 
@@ -165,7 +166,7 @@ impl Worker {
         let engine = self.engine("register a callable with")?;
         let endpoints = engine.core.lock().registration_targets(&registration)?;
         let endpoints = self.without_holders(&engine, &registration, endpoints);
-        engine.register_on(&registration, &endpoints)?;
+        engine.register_on(&registration, &endpoints, None)?;
         self.0.life.lock().registrations.push(registration);
         Ok(handle)
     }
@@ -333,11 +334,13 @@ impl Core {
 }
 
 impl Engine {
-    /// Prepare everywhere, commit everywhere; on the first failure undo what was done and report it.
+    /// Prepare everywhere, commit everywhere; on the first failure undo what was done and report it. Without a
+    /// `deadline` the wait for a local worker that is inside a task lasts as long as the task, or until the interrupt.
     pub(crate) fn register_on(
         &self,
         registration: &Registration,
         endpoints: &[EndpointId],
+        deadline: Option<Instant>,
     ) -> Result<(), Error> {
         let step = |endpoint: EndpointId, step: RegisterStep| {
             let request = ControlRequest::Register {
@@ -345,7 +348,7 @@ impl Engine {
                 callable: registration.handle.callable.clone(),
                 registry: registration.registry(),
             };
-            self.control(endpoint, "the registration", request, None)
+            self.control(endpoint, "the registration", request, deadline)
         };
         for (index, endpoint) in endpoints.iter().enumerate() {
             if let Err(error) = step(*endpoint, RegisterStep::Prepare) {

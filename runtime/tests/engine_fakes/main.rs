@@ -13,3 +13,4 @@ mod losses;
 mod model;
 mod registration;
 mod runs;
+mod starting;

@@ -1,0 +1,106 @@
+//! `init()` with daemons that do not answer: bounded, called off together, interruptible.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use echelon_runtime::{Error, RemoteWorkerSpec, Worker, WorkerState};
+
+use crate::bed::{bounded, start, Switch};
+
+/// Far beyond the tests' patience: whoever waits for it hangs.
+const LONG: Duration = Duration::from_secs(3_600);
+
+/// A daemon that takes connections and says nothing.
+fn silent() -> (TcpListener, RemoteWorkerSpec) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let spec = at(&listener);
+    (listener, spec)
+}
+
+fn at(listener: &TcpListener) -> RemoteWorkerSpec {
+    RemoteWorkerSpec {
+        endpoint: listener.local_addr().unwrap().to_string(),
+        ..RemoteWorkerSpec::default()
+    }
+}
+
+fn worker(startup: Duration, specs: &[RemoteWorkerSpec]) -> Worker {
+    let builder = Worker::builder().memory_limit(Some(1 << 20));
+    let worker = builder.startup_timeout(startup).build().unwrap();
+    for spec in specs {
+        worker.add_remote_worker(spec.clone()).unwrap();
+    }
+    worker
+}
+
+#[test]
+fn r_001_a_daemon_that_says_nothing_fails_the_start_at_its_deadline() {
+    let (_daemon, spec) = silent();
+    let w = worker(Duration::from_millis(50), &[spec.clone()]);
+    let starting = w.clone();
+    let error = bounded("init", move || starting.init()).unwrap_err();
+    assert!(matches!(error, Error::Startup { .. }), "{error:?}");
+    assert!(error.to_string().contains(&spec.endpoint), "{error}");
+    assert!(matches!(w.state(), WorkerState::Failed(_)));
+    w.close().unwrap();
+}
+
+#[test]
+fn the_first_failure_calls_the_other_starts_off_and_is_the_error() {
+    let (_daemon, spec) = silent();
+    let nobody = {
+        let gone = TcpListener::bind("127.0.0.1:0").unwrap();
+        at(&gone)
+    };
+    let w = worker(LONG, &[spec, nobody.clone()]);
+    let starting = w.clone();
+    let error = bounded("init", move || starting.init()).unwrap_err();
+    assert!(error.to_string().contains(&nobody.endpoint), "{error}");
+    assert!(error.to_string().contains("no daemon"), "{error}");
+    w.close().unwrap();
+}
+
+#[test]
+fn r_093_an_interrupt_ends_the_start() {
+    let (daemon, spec) = silent();
+    let w = worker(LONG, &[spec]);
+    let interrupt = Arc::new(Switch::default());
+    w.set_interrupt(Arc::clone(&interrupt) as _);
+    let starting = start({
+        let w = w.clone();
+        move || w.init()
+    });
+    // It is inside: its connection is here.
+    let _inside = daemon.accept().unwrap();
+    interrupt.set(true);
+    let error = starting.join("init").unwrap_err();
+    assert!(matches!(error, Error::Interrupted), "{error:?}");
+    assert!(matches!(w.state(), WorkerState::Failed(_)));
+    w.close().unwrap();
+}
+
+#[test]
+fn r_131_a_close_during_the_start_waits_for_it_within_its_bound() {
+    let (daemon, spec) = silent();
+    let builder = Worker::builder().memory_limit(Some(1 << 20));
+    let builder = builder.startup_timeout(LONG);
+    let w = builder
+        .close_timeout(Duration::from_millis(20))
+        .build()
+        .unwrap();
+    w.add_remote_worker(spec).unwrap();
+    let interrupt = Arc::new(Switch::default());
+    w.set_interrupt(Arc::clone(&interrupt) as _);
+    let starting = start({
+        let w = w.clone();
+        move || w.init()
+    });
+    let _inside = daemon.accept().unwrap();
+    let closing = w.clone();
+    let early = bounded("close", move || closing.close());
+    assert!(matches!(early, Err(Error::Close { .. })), "{early:?}");
+    interrupt.set(true);
+    assert!(starting.join("init").is_err());
+    w.close().unwrap();
+}
