@@ -108,9 +108,7 @@ fn admit<S>(
 
 /// Out of descriptors or memory: trying again at once would spin.
 fn is_exhaustion(error: &std::io::Error) -> bool {
-    let code = error
-        .raw_os_error()
-        .map(Errno::from_raw_os_error);
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
     use rustix::io::Errno;
     matches!(
         code,
