@@ -13,15 +13,19 @@ fn a_close_from_another_thread_ends_a_run_that_waits() {
     let task = bed.remote_task();
     bed.remotes[0].hold_tasks();
     let (w, t) = (bed.worker.clone(), task.clone());
+    let (told, all_submitted) = std::sync::mpsc::channel();
     let running = start(move || {
         w.run_simple(|o| {
             for _ in 0..3 {
                 submit(o, &t, TaskArgs::new())?;
             }
+            // A close between two submits would be the next submit's error, not the run's.
+            told.send(()).unwrap();
             Ok(())
         })
     });
     bed.remotes[0].wait_tasks(1);
+    all_submitted.recv().unwrap();
     let w = bed.worker.clone();
     bounded("close", move || w.close()).unwrap();
     let Err(Error::Run(error)) = running.join("run") else {
