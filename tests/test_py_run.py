@@ -319,6 +319,37 @@ def test_a_local_child_runs_orchestration_callables_with_workers_of_its_own(task
     assert sum(report.tasks_per_worker.values()) == 3
 
 
+def test_a_task_that_nobody_can_run_says_why(tasks):
+    with ec.Worker(level=4) as worker:
+        noop = worker.register(tasks.noop)
+        with pytest.raises(ec.NotEligibleError, match="add one before init"):
+            run_one(worker, noop)
+        for unknown in (9, -2):
+            with pytest.raises(ValueError, match=f"no worker {unknown}; known ids"):
+                worker.run(
+                    lambda orch, a, c, to=unknown: orch.submit_next_level(noop, ec.TaskArgs(), worker=to)
+                )
+        with pytest.raises(ValueError, match="known ids"):
+            worker.register(tasks.noop, workers=[3])
+        for wrong in ({}, np.zeros(1), "args"):
+            with pytest.raises(TypeError, match="TaskArgs"):
+                worker.run(lambda orch, a, c, args=wrong: orch.submit_sub(noop, args))
+        assert repr(worker.run(lambda orch, a, c: None)) == "<RunReport no tasks on 0 workers>"
+
+
+def test_memory_of_an_ended_scope_is_refused(tasks):
+    with ec.Worker(num_sub_workers=1) as worker:
+        double = worker.register(tasks.double)
+
+        def graph(orch, args, config):
+            with orch.scope():
+                t = orch.alloc(3, "int8")
+            orch.submit_sub(double, ec.TaskArgs.of((t, INOUT)))
+
+        with pytest.raises(ec.HandleError, match="scope has ended"):
+            worker.run(graph)
+
+
 def test_a_given_away_worker_is_used_no_more(tasks):
     """Design §15.22"""
     parent, child = ec.Worker(level=4), ec.Worker(level=3)

@@ -63,13 +63,16 @@ impl PyRunReport {
 
     fn __repr__(&self) -> String {
         let counts = self.0.counts.iter().filter(|(_, count)| **count > 0);
-        let counts = counts
+        let counts: Vec<String> = counts
             .map(|(outcome, count)| format!("{count} {outcome}"))
-            .collect::<Vec<_>>()
-            .join(", ");
+            .collect();
+        let counts = if counts.is_empty() {
+            "no tasks".to_owned()
+        } else {
+            counts.join(", ")
+        };
         format!(
-            "<RunReport {} on {} workers>",
-            counts,
+            "<RunReport {counts} on {} workers>",
             self.0.tasks_per_worker.len()
         )
     }
