@@ -164,23 +164,47 @@ pub(crate) fn check_members_disjoint(members: &[Vec<TensorArg>]) -> Result<(), E
     }
     for ranges in by_space.values_mut() {
         ranges.sort_unstable();
-        let mut open: Vec<(u64, bool, usize)> = Vec::new();
+        let (mut readers, mut writers) = (Furthest::default(), Furthest::default());
         for &(start, end, writes, member) in ranges.iter() {
-            open.retain(|(open_end, _, _)| *open_end > start);
-            if let Some((_, _, other)) = open
-                .iter()
-                .find(|(_, w, other)| *other != member && (*w || writes))
-            {
-                let (first, second) = (member.min(*other), member.max(*other));
+            let other = writers.beyond(start, member);
+            let other = other.or_else(|| readers.beyond(start, member).filter(|_| writes));
+            if let Some(other) = other {
+                let (first, second) = (member.min(other), member.max(other));
                 return Err(Error::argument(
                     "args_list",
                     format!("members {first} and {second} touch the same bytes and one of them writes; use disjoint ranges or NO_DEP"),
                 ));
             }
-            open.push((end, writes, member));
+            let side = if writes { &mut writers } else { &mut readers };
+            side.add(end, member);
         }
     }
     Ok(())
+}
+
+/// The two ranges of different members that reach furthest, among those seen so far: one of them is another member's whenever
+/// any is, so that a group of any size is checked in one pass.
+#[derive(Default)]
+struct Furthest([Option<(u64, usize)>; 2]);
+
+impl Furthest {
+    /// A member other than `member` with a range that reaches beyond `start`.
+    fn beyond(&self, start: u64, member: usize) -> Option<usize> {
+        let known = self.0.iter().flatten();
+        let mut found = known.filter(|(end, other)| *end > start && *other != member);
+        found.next().map(|(_, other)| *other)
+    }
+
+    fn add(&mut self, end: u64, member: usize) {
+        let own = self
+            .0
+            .iter()
+            .position(|known| known.is_some_and(|(_, m)| m == member));
+        // `None` is less than any range: a free place is taken first.
+        let nearest = usize::from(self.0[1] < self.0[0]);
+        let place = &mut self.0[own.unwrap_or(nearest)];
+        *place = (*place).max(Some((end, member)));
+    }
 }
 
 impl Core {
@@ -326,4 +350,43 @@ pub(crate) fn check_kinds(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use echelon_wire::tensor::{DataType, TensorMeta};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::memory::HostMemory;
+
+    const TAGS: [Tag; 5] = Tag::ALL;
+
+    proptest! {
+        #[test]
+        fn section_15_23_overlaps_between_members_are_found_as_by_comparing_all(
+            members in prop::collection::vec(
+                prop::collection::vec((0..12_usize, 0..6_usize, 0..5_usize), 0..4), 0..6
+            )
+        ) {
+            let memory = HostMemory::from_vec(vec![0; 32]);
+            let arg = |&(offset, len, tag): &(usize, usize, usize)| TensorArg {
+                meta: TensorMeta::new(&[len as u32], DataType::Uint8).unwrap(),
+                source: ArgSource::Host(memory.slice(offset, len).unwrap()),
+                tag: TAGS[tag],
+            };
+            let args: Vec<Vec<TensorArg>> =
+                members.iter().map(|m| m.iter().map(arg).collect()).collect();
+            let clash = |a: &TensorArg, b: &TensorArg| match (access_of(a), access_of(b)) {
+                (Some(a), Some(b)) => {
+                    a.start.max(b.start) < a.end.min(b.end) && (a.mode.writes() || b.mode.writes())
+                }
+                _ => false,
+            };
+            let expected = (0..args.len()).any(|i| {
+                (0..i).any(|j| args[i].iter().any(|a| args[j].iter().any(|b| clash(a, b))))
+            });
+            prop_assert_eq!(check_members_disjoint(&args).is_err(), expected);
+        }
+    }
 }
