@@ -12,6 +12,8 @@ impl Worker {
     /// # Errors
     /// [`Error::Close`] naming what could not be ended; call it again to go on.
     pub fn close(&self) -> Result<(), Error> {
+        // Dropped last, with no lock held: what a callable holds may call back into the worker.
+        let mut registrations = Vec::new();
         let _one_at_a_time = self.0.closing.lock();
         let deadline = Instant::now() + self.0.settings.close_timeout;
         {
@@ -50,7 +52,7 @@ impl Worker {
         let mut life = self.0.life.lock();
         if survivors.is_empty() {
             life.state = WorkerState::Closed;
-            life.registrations.clear();
+            std::mem::swap(&mut registrations, &mut life.registrations);
             self.0.changed.notify_all();
             return Ok(());
         }

@@ -16,7 +16,7 @@ mod run;
 
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, ReentrantMutex, RwLock};
 
 pub use builder::{ChildProgram, WorkerBuilder};
 pub(crate) use orchestrator::ScopedBlock;
@@ -94,8 +94,8 @@ struct Inner {
     /// Notified at every change of state.
     changed: Condvar,
     live: RwLock<Option<Live>>,
-    /// One `close()` works at a time; others wait for it and see its result.
-    closing: Mutex<()>,
+    /// One `close()` works at a time; others wait for it and see its result. What ends meanwhile may call it again.
+    closing: ReentrantMutex<()>,
     interrupt: RwLock<Arc<dyn Interrupt>>,
 }
 
@@ -141,7 +141,7 @@ impl Worker {
             }),
             changed: Condvar::new(),
             live: RwLock::new(None),
-            closing: Mutex::new(()),
+            closing: ReentrantMutex::new(()),
             interrupt: RwLock::new(Arc::new(NoInterrupt)),
         }))
     }

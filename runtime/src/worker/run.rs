@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Orchestrator, Worker};
 use crate::endpoint::{ControlReply, ControlRequest};
@@ -10,6 +10,9 @@ use crate::engine::{Core, EndpointRole, Engine, Flight, RunState, WaitEnd};
 use crate::error::{Error, RunError};
 use crate::graph::{EndpointId, Event, RunId, Space};
 use crate::trace::{adopt, now_ns, TraceEvent, TraceReport};
+
+/// How long a report waits for a worker's own events.
+const TIMELINE_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a completed run did.
 #[derive(Clone, Debug, Default)]
@@ -233,11 +236,19 @@ impl Engine {
                 .filter(|(slot, _)| slot.role != EndpointRole::Sub && slot.lost.is_none())
                 .filter(|(slot, _)| report.tasks_per_worker.contains_key(&slot.info.name))
                 .map(|(slot, id)| (EndpointId(id), slot.info.name.clone()))
+                // The answer of a worker that is busy for another run could be long in coming.
+                .filter(|(id, _)| !core.flights.values().any(|f| f.endpoint() == *id))
                 .collect()
         };
         for (endpoint, name) in outer {
             let sent_ns = now_ns();
-            let reply = self.control(endpoint, "the timeline", ControlRequest::CollectTrace, None);
+            let bound = Some(Instant::now() + TIMELINE_WITHIN);
+            let reply = self.control(
+                endpoint,
+                "the timeline",
+                ControlRequest::CollectTrace,
+                bound,
+            );
             let Ok(ControlReply::Trace(json)) = reply else {
                 continue;
             };

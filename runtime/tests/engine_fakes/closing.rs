@@ -3,7 +3,10 @@
 use echelon_runtime::endpoint::ControlRequest;
 use echelon_runtime::memory::HostMemory;
 use echelon_runtime::testing::fake::ControlVerdict;
-use echelon_runtime::{CopySide, Error, FailureKind, TaskArgs, Worker, WorkerState};
+use echelon_runtime::{
+    Callable, CopySide, Error, FailureKind, RegisterOptions, RegisterScope, TaskArgs, Worker,
+    WorkerState,
+};
 
 use crate::bed::{bounded, start, submit, u8s, Bed};
 
@@ -145,5 +148,60 @@ fn close_races_with_submits_and_nothing_hangs() {
         let w = bed.worker.clone();
         bounded("close", move || w.close()).unwrap();
         drop(running.join("run"));
+    }
+}
+
+/// Closes the worker when it goes.
+struct ClosesWhenDropped(Worker);
+
+impl Drop for ClosesWhenDropped {
+    fn drop(&mut self) {
+        self.0.close().unwrap();
+    }
+}
+
+#[test]
+fn r_106_a_callable_that_closes_the_worker_when_it_is_dropped_does_no_harm() {
+    let worker = Worker::builder()
+        .threads(1)
+        .memory_limit(Some(1 << 20))
+        .build()
+        .unwrap();
+    let closes = ClosesWhenDropped(worker.clone());
+    let callable = Callable::native("holds", move |_| {
+        let _held = &closes;
+        Ok(())
+    });
+    let handle = worker.register(callable, Default::default()).unwrap();
+    drop(handle);
+    worker.init().unwrap();
+    let w = worker.clone();
+    bounded("close", move || w.close()).unwrap();
+    assert_eq!(worker.state(), WorkerState::Closed);
+}
+
+#[test]
+fn r_102_close_races_with_registrations_and_nothing_hangs() {
+    for round in 0..50 {
+        let bed = Bed::new(0, 3);
+        let w = bed.worker.clone();
+        let registering = start(move || {
+            for count in 0..100 {
+                let callable = crate::bed::import(&format!("m:f{count}"));
+                let options = RegisterOptions {
+                    scope: RegisterScope::Remote,
+                    ..RegisterOptions::default()
+                };
+                match w.register(callable, options) {
+                    Ok(handle) if count % 2 == 0 => w.unregister(&handle)?,
+                    other => drop(other?),
+                }
+            }
+            Ok::<_, Error>(())
+        });
+        bed.remotes[round % 3].wait_for("a control", |_, controls| controls.len() > round);
+        let w = bed.worker.clone();
+        bounded("close", move || w.close()).unwrap();
+        drop(registering.join("the registrations"));
     }
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
+use echelon_runtime::endpoint::ControlRequest;
 use echelon_runtime::memory::HostMemory;
 use echelon_runtime::testing::fake::TaskVerdict;
 use echelon_runtime::{Callable, Error, Interrupt, Interrupted, RunEnd, Tag, TaskArgs, Worker};
@@ -280,4 +281,30 @@ impl Interrupt for Asked {
         self.0.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
+}
+
+#[test]
+fn a_report_does_not_wait_for_a_worker_that_is_busy_for_another_run() {
+    let bed = Bed::with(0, 1, 2, Worker::builder());
+    let task = bed.remote_task();
+    let session = bed.remotes[0].clone();
+    session.hold_tasks();
+    session.on_control(|_| echelon_runtime::testing::fake::ControlVerdict::Hold);
+    let (w, t) = (bed.worker.clone(), task.clone());
+    let long = start(move || w.run_simple(|o| submit(o, &t, TaskArgs::new()).map(drop)));
+    session.wait_tasks(1);
+    let report = bed.worker.run_simple(|o| {
+        submit(o, &task, TaskArgs::new())?;
+        session.complete(session.in_flight()[1].ticket);
+        Ok(())
+    });
+    assert_eq!(report.unwrap().counts["completed"], 1);
+    let asked = session.controls();
+    let asked = asked
+        .iter()
+        .filter(|c| matches!(c, ControlRequest::CollectTrace));
+    assert_eq!(asked.count(), 0);
+    session.carry_controls();
+    assert!(session.complete_next());
+    long.join("the long run").unwrap();
 }

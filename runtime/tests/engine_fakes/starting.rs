@@ -37,7 +37,7 @@ fn worker(startup: Duration, specs: &[RemoteWorkerSpec]) -> Worker {
 #[test]
 fn r_001_a_daemon_that_says_nothing_fails_the_start_at_its_deadline() {
     let (_daemon, spec) = silent();
-    let w = worker(Duration::from_millis(50), &[spec.clone()]);
+    let w = worker(Duration::from_millis(50), std::slice::from_ref(&spec));
     let starting = w.clone();
     let error = bounded("init", move || starting.init()).unwrap_err();
     assert!(matches!(error, Error::Startup { .. }), "{error:?}");
