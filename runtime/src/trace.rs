@@ -55,17 +55,28 @@ pub fn now_ns() -> u64 {
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
-/// A bounded list of events.
+/// A bounded list of events, for a worker whose parent will ask for them; one that nobody asks keeps none.
 #[derive(Debug, Default)]
 pub(crate) struct TraceLog {
+    kept: bool,
     events: Vec<TraceEvent>,
     dropped: u64,
 }
 
 impl TraceLog {
-    pub(crate) fn push(&mut self, event: TraceEvent) {
+    pub(crate) fn keeping(kept: bool) -> Self {
+        Self {
+            kept,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn push(&mut self, event: &TraceEvent) {
+        if !self.kept {
+            return;
+        }
         if self.events.len() < MAX_EVENTS {
-            self.events.push(event);
+            self.events.push(event.clone());
         } else {
             self.dropped += 1;
         }
@@ -209,11 +220,9 @@ mod tests {
 
     #[test]
     fn the_log_is_bounded() {
-        let mut log = TraceLog {
-            events: vec![TraceEvent::default(); MAX_EVENTS],
-            dropped: 0,
-        };
-        log.push(TraceEvent::default());
+        let mut log = TraceLog::keeping(true);
+        log.events = vec![TraceEvent::default(); MAX_EVENTS];
+        log.push(&TraceEvent::default());
         let report = log.take();
         assert_eq!((report.events.len(), report.dropped), (MAX_EVENTS, 1));
         assert!(log.take().events.is_empty());

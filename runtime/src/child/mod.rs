@@ -374,7 +374,7 @@ fn start_inner(json: &[u8], builder: WorkerBuilder) -> Result<Worker, ChildError
     let inner = |error: Error| ChildError::Inner(error.to_string());
     let plan: LevelPlan =
         serde_json::from_slice(json).map_err(|error| ChildError::Inner(error.to_string()))?;
-    let worker = plan.into_worker(builder.name_prefix("")).map_err(inner)?;
+    let worker = plan.into_worker(builder.inner()).map_err(inner)?;
     worker.init().map_err(inner)?;
     Ok(worker)
 }

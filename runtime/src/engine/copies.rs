@@ -266,7 +266,7 @@ impl Core {
             deps: record.deps.clone(),
             outcome: "completed".into(),
         };
-        self.trace.push(event.clone());
+        self.trace.push(&event);
         if let Some(run) = self.runs.get_mut(&record.run) {
             run.push_event(event);
         }

@@ -120,7 +120,7 @@ impl Core {
                 }
                 .into(),
             };
-            self.trace.push(event.clone());
+            self.trace.push(&event);
             run.push_event(event);
         }
         result

@@ -50,6 +50,7 @@ pub(crate) struct Settings {
     pub(crate) child_env: Vec<(OsString, OsString)>,
     pub(crate) inherited_regions: Vec<Arc<SharedRegion>>,
     pub(crate) name_prefix: String,
+    pub(crate) inner: bool,
 }
 
 /// Makes a [`Worker`]. Every value is checked by [`WorkerBuilder::build`].
@@ -76,6 +77,7 @@ impl Default for WorkerBuilder {
                 child_env: Vec::new(),
                 inherited_regions: Vec::new(),
                 name_prefix: "local/".into(),
+                inner: false,
             },
             memory_limit: None,
         }
@@ -167,10 +169,12 @@ impl WorkerBuilder {
         self
     }
 
-    /// What the names of workers start with: `local/` for the parent (`local/sub0`), empty inside sessions.
+    /// A worker inside a session or a local child: its workers are named `sub0` and not `local/sub0`, and it keeps its timeline for
+    /// the parent that will ask for it ([`Worker::trace_json`]).
     #[must_use]
-    pub fn name_prefix(mut self, prefix: &str) -> Self {
-        prefix.clone_into(&mut self.settings.name_prefix);
+    pub fn inner(mut self) -> Self {
+        self.settings.inner = true;
+        self.settings.name_prefix.clear();
         self
     }
 

@@ -16,6 +16,7 @@ use crate::graph::EndpointId;
 use crate::mailbox::Bell;
 use crate::memory::Arena;
 use crate::process::Keeper;
+use crate::trace::TraceLog;
 
 impl Worker {
     /// Starts everything: sub workers, local children, remote sessions; registers every callable. READY when it returns.
@@ -63,6 +64,7 @@ impl Worker {
             interrupt,
             self.0.uid,
         );
+        engine.core.lock().trace = TraceLog::keeping(settings.inner);
         let mut live = Live {
             engine,
             driver: None,

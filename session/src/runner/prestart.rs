@@ -51,7 +51,7 @@ impl Prepared {
         let text = |error: echelon_runtime::Error| error.to_string();
         let worker = builder
             .level(3)
-            .name_prefix("")
+            .inner()
             .sub_workers(manifest.num_sub_workers)
             .build()
             .map_err(text)?;
