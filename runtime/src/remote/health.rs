@@ -16,6 +16,9 @@ use rustix::event::{poll, PollFd, PollFlags};
 use super::lane::Lane;
 use crate::channel::{timespec, Channel, Step};
 
+/// A thread that wakes so much later than planned was not allowed to run.
+const STALL: Duration = Duration::from_millis(500);
+
 /// What the monitor thinks. A failure is final.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -96,6 +99,14 @@ impl HealthMonitor {
             .expect_identity(self.session, self.worker)
             .map_err(text)?;
         Ok(payload)
+    }
+
+    /// The watching thread woke at `now` and had meant to at `planned`. When it is much later, this process did not run
+    /// (it was stopped, or its machine paused), and what the peer sent meanwhile is still to be read: the bound starts anew.
+    pub fn woke(&mut self, planned: Instant, now: Instant) {
+        if now > planned + STALL {
+            self.due = self.due.max(now + self.timeout);
+        }
     }
 
     /// The lane ended or broke. The first failure counts.
@@ -198,6 +209,7 @@ fn watch(channel: &dyn Channel, monitor: &mut HealthMonitor) -> String {
                 let timeout = timespec(due.saturating_duration_since(Instant::now()));
                 // An interrupted poll is a spurious wake.
                 let _ = poll(&mut fds, Some(&timeout));
+                monitor.woke(due, Instant::now());
             }
         }
     }
@@ -254,6 +266,22 @@ mod tests {
         assert!(
             matches!(monitor.poll(start + TIMEOUT), Verdict::Failed(reason) if reason.contains("no HEALTH frame"))
         );
+    }
+
+    /// A parent that was stopped (Ctrl-Z) blames no session for its own absence, and goes on judging afterwards.
+    #[test]
+    fn r_057_a_stalled_watcher_starts_the_bound_anew() {
+        let start = Instant::now();
+        let mut monitor = monitor(start);
+        let due = start + TIMEOUT;
+        let later = due + Duration::from_secs(3600);
+        monitor.woke(due, later);
+        assert_eq!(monitor.poll(later), Verdict::Alive(later + TIMEOUT));
+        monitor.on_bytes(&frame(FrameType::Health, 3, b""), later);
+        assert_eq!(monitor.poll(later), Verdict::Alive(later + TIMEOUT));
+        // Waking in time changes nothing.
+        monitor.woke(later + TIMEOUT, later + TIMEOUT);
+        assert!(matches!(monitor.poll(later + TIMEOUT), Verdict::Failed(_)));
     }
 
     #[test]

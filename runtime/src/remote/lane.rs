@@ -1,6 +1,5 @@
 //! The edge of the command lane: one thread that polls the socket, and a first write by whoever submits.
 
-use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -10,6 +9,7 @@ use crossbeam_channel::{bounded, Receiver};
 use parking_lot::Mutex;
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags};
 
+use super::reader::FrameReader;
 use super::state::{LaneConfig, LaneError, LaneState, Request};
 use crate::channel::{timespec, Channel, Step};
 use crate::endpoint::EndpointEvent;
@@ -28,9 +28,17 @@ struct Inner {
 /// What the thread and the endpoint share.
 pub(crate) struct Lane {
     channel: Box<dyn Channel>,
+    config: LaneConfig,
     inner: Mutex<Inner>,
     wake: OwnedFd,
     ring: Ring,
+}
+
+/// What the thread waits for after it has done what could be done.
+struct Turn {
+    /// The socket took less than there is.
+    blocked: bool,
+    deadline: Instant,
 }
 
 /// The thread that serves a lane, joined by [`LaneThread::join`].
@@ -55,6 +63,7 @@ impl Lane {
         };
         let lane = Arc::new(Self {
             channel,
+            config,
             inner: Mutex::new(inner),
             wake,
             ring,
@@ -82,9 +91,13 @@ impl Lane {
         if let Some(reason) = &inner.lost {
             return Err(reason.clone());
         }
+        if inner.closing {
+            return Err("it is being closed".into());
+        }
         inner.state.enqueue(request, Instant::now());
         let refused = !inner.state.events.is_empty();
-        let left = self.write(&mut inner);
+        // A broken connection is found by the thread, which may still have answers to read.
+        let left = self.write(&mut inner).unwrap_or(true);
         drop(inner);
         if left {
             self.wake();
@@ -144,7 +157,7 @@ impl Lane {
         }
         inner.closing = true;
         inner.state.shut_down(Instant::now());
-        let left = self.write(&mut inner);
+        let left = self.write(&mut inner).unwrap_or(true);
         drop(inner);
         if left {
             self.wake();
@@ -157,76 +170,106 @@ impl Lane {
     }
 
     /// Writes what the socket takes. True when the thread has to go on with it.
-    fn write(&self, inner: &mut Inner) -> bool {
+    fn write(&self, inner: &mut Inner) -> Result<bool, LaneError> {
         loop {
-            let bytes = inner.state.unwritten();
-            if bytes.is_empty() {
+            let pieces = inner.state.unwritten();
+            if pieces.is_empty() {
                 if inner.closing {
                     self.channel.finish_writing();
                 }
-                return false;
+                return Ok(false);
             }
-            match self.channel.try_write(&[IoSlice::new(bytes)]) {
+            let step = self.channel.try_write(&pieces);
+            drop(pieces);
+            match step {
                 Ok(Step::Moved(count)) => inner.state.wrote(count, Instant::now()),
-                // A broken connection is found by the thread, which reads its reason.
-                Ok(Step::Blocked | Step::Ended) | Err(_) => return true,
+                Ok(Step::Blocked | Step::Ended) => return Ok(true),
+                Err(error) => return Err(LaneError::Io(error.to_string())),
             }
         }
     }
 
-    /// Reads what is there.
-    fn read(&self, inner: &mut Inner) -> Result<bool, LaneError> {
-        let mut progressed = false;
+    /// Reads what is there. The lock is not held meanwhile: submitting never waits for a large reply to arrive.
+    fn read(&self, reader: &mut FrameReader) -> Result<(), LaneError> {
         loop {
-            match self.channel.try_read(inner.state.read_into()) {
+            match self.channel.try_read(reader.space()) {
                 Ok(Step::Moved(count)) => {
-                    inner.state.read(count, Instant::now())?;
-                    progressed = true;
+                    let Some(frame) = reader.took(count, Instant::now())? else {
+                        continue;
+                    };
+                    let mut inner = self.inner.lock();
+                    if inner.lost.is_some() {
+                        // First verdict wins: a late answer is dropped.
+                        return Ok(());
+                    }
+                    inner.state.on_frame(&frame, Instant::now())?;
+                    let written = self.write(&mut inner);
+                    drop(inner);
+                    (self.ring)();
+                    written?;
                 }
-                Ok(Step::Blocked) => return Ok(progressed),
+                Ok(Step::Blocked) => return Ok(()),
                 Ok(Step::Ended) => return Err(LaneError::Ended),
                 Err(error) => return Err(LaneError::Io(error.to_string())),
             }
         }
     }
 
+    /// Does all that can be done now; `None` when the lane has ended.
+    fn turn(&self, reader: &mut FrameReader) -> Result<Option<Turn>, LaneError> {
+        let (now, timeout) = (Instant::now(), self.config.timeout);
+        // What has arrived is read before any bound is judged: a process that was stopped for a while owes its peer that.
+        self.read(reader)?;
+        let mut inner = self.inner.lock();
+        if inner.lost.is_some() {
+            return Ok(None);
+        }
+        let blocked = self.write(&mut inner)?;
+        inner.state.check_deadlines(now)?;
+        reader.check(timeout, now)?;
+        // A control that a submitter writes while this thread sleeps is due no earlier than `timeout` from now, so nobody has
+        // to wake the thread for it.
+        let owed = [
+            inner.state.next_deadline(),
+            reader.begun().map(|b| b + timeout),
+        ];
+        let deadline = owed.into_iter().flatten().fold(now + timeout, Instant::min);
+        Ok(Some(Turn { blocked, deadline }))
+    }
+
     fn serve(&self) {
+        let LaneConfig {
+            session,
+            worker,
+            features,
+            ..
+        } = self.config;
+        let mut reader = FrameReader::new(session, worker, features);
         loop {
-            let mut inner = self.inner.lock();
-            if inner.lost.is_some() {
-                return;
-            }
-            let now = Instant::now();
-            let read = self.read(&mut inner);
-            let outcome = read.and_then(|progressed| {
-                let blocked = self.write(&mut inner);
-                inner.state.check_deadlines(now)?;
-                Ok((progressed, blocked))
-            });
-            let (progressed, blocked) = match outcome {
-                Ok(step) => step,
+            match self.turn(&mut reader) {
+                Ok(None) => return,
+                Ok(Some(turn)) => {
+                    if self.wait(&turn) {
+                        reader.shrink();
+                    }
+                }
                 Err(error) => {
-                    let reason = if inner.closing {
+                    let closing = self.inner.lock().closing;
+                    let reason = if closing {
                         "it was closed".to_owned()
                     } else {
                         error.to_string()
                     };
-                    drop(inner);
                     self.lose(&reason);
                     return;
                 }
-            };
-            let deadline = inner.state.next_deadline();
-            drop(inner);
-            if progressed {
-                (self.ring)();
             }
-            self.wait(blocked, deadline);
         }
     }
 
-    fn wait(&self, blocked: bool, deadline: Option<Instant>) {
-        let flags = if blocked {
+    /// Waits for bytes, for room, for a wake or for the deadline. True when nothing happened until then.
+    fn wait(&self, turn: &Turn) -> bool {
+        let flags = if turn.blocked {
             PollFlags::IN | PollFlags::OUT
         } else {
             PollFlags::IN
@@ -235,13 +278,13 @@ impl Lane {
             PollFd::from_borrowed_fd(self.channel.as_fd(), flags),
             PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
         ];
-        let timeout =
-            deadline.map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
+        let timeout = timespec(turn.deadline.saturating_duration_since(Instant::now()));
         // An interrupted poll is a spurious wake: the loop looks at everything again.
-        let _ = poll(&mut fds, timeout.as_ref());
+        let ready = poll(&mut fds, Some(&timeout));
         if !fds[1].revents().is_empty() {
             let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         }
+        ready == Ok(0)
     }
 }
 

@@ -3,13 +3,14 @@
 //! ```text
 //! submit/control ──> queue ──> in flight (≤ limit) ──> outbox ──> socket
 //!                                  │ reply matched by sequence, name, version
-//! socket ──> partial frame ──> frame ──> event
+//! socket ──> FrameReader ──> frame ──> event
 //! ```
 //!
 //! Time is a parameter; nothing here reads a clock or a socket. Whatever does not fit the contract is an error, and an error ends
 //! the lane for good (R-068, R-071, R-236).
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
 use echelon_wire::codec::Decode;
@@ -19,10 +20,13 @@ use echelon_wire::frame::{
     TimedCompletion,
 };
 use echelon_wire::id::{Sequence, SessionId, WorkerId};
-use echelon_wire::limits::HEADER_BYTES;
+use smallvec::SmallVec;
 
 use super::requests::Expected;
 use crate::endpoint::{ControlFailure, EndpointEvent, TaskFailure, TaskReport, Ticket};
+
+/// Payloads up to this many bytes share a piece of the outbox with their header; larger ones are not copied.
+const JOINED_BYTES_MAX: usize = 4096;
 
 /// Why the lane ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,29 +67,6 @@ struct InFlight {
     sent: Option<Instant>,
 }
 
-/// The bytes of one frame that has not arrived as a whole.
-struct Partial {
-    header: [u8; HEADER_BYTES],
-    /// Header bytes that are there.
-    have: usize,
-    payload: Vec<u8>,
-    /// Payload bytes that are there.
-    filled: usize,
-    begun: Option<Instant>,
-}
-
-impl Partial {
-    fn new() -> Self {
-        Self {
-            header: [0; HEADER_BYTES],
-            have: 0,
-            payload: Vec::new(),
-            filled: 0,
-            begun: None,
-        }
-    }
-}
-
 /// Identity and bounds of a lane.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LaneConfig {
@@ -104,11 +85,12 @@ pub(crate) struct LaneState {
     next_sequence: u64,
     queue: VecDeque<Request>,
     in_flight: VecDeque<InFlight>,
-    outbox: Vec<u8>,
+    /// What is to be written, in order; none is empty.
+    outbox: VecDeque<Vec<u8>>,
+    /// Bytes of the first piece that are written.
     written: usize,
     /// Since when the outbox has not moved.
     write_begun: Option<Instant>,
-    partial: Partial,
     pub(crate) events: VecDeque<EndpointEvent>,
 }
 
@@ -119,10 +101,9 @@ impl LaneState {
             next_sequence: 1,
             queue: VecDeque::new(),
             in_flight: VecDeque::new(),
-            outbox: Vec::new(),
+            outbox: VecDeque::new(),
             written: 0,
             write_begun: None,
-            partial: Partial::new(),
             events: VecDeque::new(),
         }
     }
@@ -140,7 +121,7 @@ impl LaneState {
                 return;
             };
             let sequence = Sequence(self.next_sequence);
-            match self.append(request.frame_type, sequence, &request.payload, now) {
+            match self.append(request.frame_type, sequence, request.payload, now) {
                 Ok(()) => {
                     self.next_sequence += 1;
                     let Request {
@@ -164,7 +145,7 @@ impl LaneState {
         &mut self,
         frame_type: FrameType,
         sequence: Sequence,
-        payload: &[u8],
+        payload: Vec<u8>,
         now: Instant,
     ) -> Result<(), EncodeError> {
         let header = FrameHeader::new(
@@ -174,8 +155,13 @@ impl LaneState {
             sequence,
             payload.len(),
         )?;
-        self.outbox.extend_from_slice(&header.to_array()?);
-        self.outbox.extend_from_slice(payload);
+        let mut head = header.to_array()?.to_vec();
+        if payload.len() <= JOINED_BYTES_MAX {
+            head.extend_from_slice(&payload);
+            self.outbox.push_back(head);
+        } else {
+            self.outbox.extend([head, payload]);
+        }
         self.write_begun.get_or_insert(now);
         Ok(())
     }
@@ -184,73 +170,48 @@ impl LaneState {
     pub(crate) fn shut_down(&mut self, now: Instant) {
         self.queue.clear();
         // An empty payload always fits.
-        let _ = self.append(FrameType::Shutdown, Sequence(self.next_sequence), &[], now);
+        let sequence = Sequence(self.next_sequence);
+        let _ = self.append(FrameType::Shutdown, sequence, Vec::new(), now);
         self.next_sequence += 1;
     }
 
-    /// What is to be written next; empty when there is nothing.
-    pub(crate) fn unwritten(&self) -> &[u8] {
-        &self.outbox[self.written..]
+    /// What is to be written next, at most two pieces; none when there is nothing.
+    pub(crate) fn unwritten(&self) -> SmallVec<[IoSlice<'_>; 2]> {
+        let mut pieces = SmallVec::new();
+        let mut skip = self.written;
+        for piece in self.outbox.iter().take(2) {
+            pieces.push(IoSlice::new(&piece[skip..]));
+            skip = 0;
+        }
+        pieces
     }
 
     /// So many bytes of [`Self::unwritten`] were written.
     pub(crate) fn wrote(&mut self, count: usize, now: Instant) {
         self.written += count;
-        if self.written < self.outbox.len() {
-            self.write_begun = Some(now);
-            return;
+        while let Some(piece) = self.outbox.front().map(Vec::len) {
+            if self.written < piece {
+                self.write_begun = Some(now);
+                return;
+            }
+            self.written -= piece;
+            self.outbox.pop_front();
         }
-        self.outbox.clear();
-        // A large copy's buffer is not kept for ever.
-        self.outbox.shrink_to(64 * 1024);
-        self.written = 0;
         self.write_begun = None;
         for request in &mut self.in_flight {
             request.sent.get_or_insert(now);
         }
     }
 
-    /// Where the next bytes belong: never empty.
-    pub(crate) fn read_into(&mut self) -> &mut [u8] {
-        let partial = &mut self.partial;
-        if partial.have < HEADER_BYTES {
-            &mut partial.header[partial.have..]
-        } else {
-            &mut partial.payload[partial.filled..]
-        }
-    }
-
-    /// So many bytes were read into [`Self::read_into`]. Frames that are whole become events.
-    pub(crate) fn read(&mut self, count: usize, now: Instant) -> Result<(), LaneError> {
-        let partial = &mut self.partial;
-        partial.begun.get_or_insert(now);
-        if partial.have < HEADER_BYTES {
-            partial.have += count;
-            if partial.have < HEADER_BYTES {
-                return Ok(());
-            }
-            // Length first: nothing is allocated for a frame over the limit (R-069).
-            let len = FrameHeader::payload_len(&partial.header)?;
-            partial.payload = vec![0; len];
-            partial.filled = 0;
-        } else {
-            partial.filled += count;
-        }
-        if partial.filled < partial.payload.len() {
-            return Ok(());
-        }
-        let whole = std::mem::replace(&mut self.partial, Partial::new());
-        let header = FrameHeader::decode_with(&whole.header, self.config.features)?;
-        header.expect_identity(self.config.session, self.config.worker)?;
-        self.on_frame(&Frame {
-            header,
-            payload: &whole.payload,
-        })?;
+    /// A frame came: what it answers becomes an event, and the next request goes into the outbox.
+    pub(crate) fn on_frame(&mut self, frame: &Frame<'_>, now: Instant) -> Result<(), LaneError> {
+        let event = self.answered(frame)?;
+        self.events.push_back(event);
         self.advance(now);
         Ok(())
     }
 
-    fn on_frame(&mut self, frame: &Frame<'_>) -> Result<(), LaneError> {
+    fn answered(&mut self, frame: &Frame<'_>) -> Result<EndpointEvent, LaneError> {
         let kind = frame.header.frame_type;
         if !matches!(
             kind,
@@ -266,7 +227,10 @@ impl LaneState {
         let Some(request) = self.in_flight.pop_front().filter(|_| fits) else {
             return Err(LaneError::Unasked(kind));
         };
-        let event = match kind {
+        if frame.header.sequence != request.sequence {
+            return Err(out_of_order(frame.header.sequence, request.sequence));
+        }
+        Ok(match kind {
             FrameType::ControlReply => self.on_reply(request, frame.payload)?,
             FrameType::Completion => {
                 let done = Completion::decode(frame.payload)?;
@@ -285,10 +249,7 @@ impl LaneState {
             _ => {
                 let done = TimedCompletion::decode(frame.payload)?;
                 if done.sequence != request.sequence {
-                    return Err(LaneError::Answer(format!(
-                        "sequence {} for {}",
-                        done.sequence, request.sequence
-                    )));
+                    return Err(out_of_order(done.sequence, request.sequence));
                 }
                 let failure = failure_of(done.error_code, &done.error_message);
                 let report = TaskReport {
@@ -301,9 +262,7 @@ impl LaneState {
                     report,
                 }
             }
-        };
-        self.events.push_back(event);
-        Ok(())
+        })
     }
 
     fn on_reply(&self, request: InFlight, payload: &[u8]) -> Result<EndpointEvent, LaneError> {
@@ -370,12 +329,12 @@ impl LaneState {
         let write = self
             .write_begun
             .map(|begun| (begun, LaneError::Stalled(limit)));
-        let frame = self
-            .partial
-            .begun
-            .map(|begun| (begun, LaneError::Drip(limit)));
-        [answer, write, frame].into_iter().flatten()
+        [answer, write].into_iter().flatten()
     }
+}
+
+fn out_of_order(got: Sequence, asked: Sequence) -> LaneError {
+    LaneError::Answer(format!("it has sequence {got}, and {asked} is awaited"))
 }
 
 fn failure_of(error_code: i32, message: &str) -> Option<TaskFailure> {
@@ -383,3 +342,6 @@ fn failure_of(error_code: i32, message: &str) -> Option<TaskFailure> {
         message: message.to_owned(),
     })
 }
+
+#[cfg(test)]
+mod tests;
