@@ -22,8 +22,7 @@ FILE_LINES_MAX = 800
 FILE_LINES_TALK = 500
 FUNCTION_LINES_MAX = 70
 
-LARGE_FILES: dict[str, int] = {
-}
+LARGE_FILES: dict[str, int] = {}
 """The ratchet: files over 500 lines with the size that they may not exceed. It only ever shrinks."""
 
 MAY_HOLD_UNSAFE = {

@@ -29,7 +29,9 @@ def source_sha256(root: Path) -> str:
 
 def main() -> int:
     """Runs the command line; the exit status is 1 when the document has another hash and was not updated."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--update", action="store_true", help="write the hash into docs/protocol.md")
     update = parser.parse_args().update
 
