@@ -68,11 +68,11 @@ class Tasks:
 
     def local(self, orch: ec.Orchestrator) -> None:
         """Submits a task without arguments to the sub worker."""
-        orch.submit_sub(self._leaf)
+        orch.submit_sub(self._leaf, ec.TaskArgs())
 
     def far(self, orch: ec.Orchestrator) -> None:
         """Submits a task without arguments to the session."""
-        orch.submit_next_level(self._entry, worker=self.remote)
+        orch.submit_next_level(self._entry, ec.TaskArgs(), worker=self.remote)
 
     def one(self, submit: Callable[[ec.Orchestrator], object]) -> list[float]:
         """Microseconds from a submit to the end of its task, one by one."""

@@ -7,10 +7,6 @@ import sys
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one session; returns the exit status."""
-    import signal
-
-    # The runner has its own answer to SIGINT; Python's handler would raise after an orderly end.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # What tasks print appears line by line, also when standard output is a pipe.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     import signal
