@@ -29,6 +29,8 @@ pub struct ChildSpec {
     pub fds: Vec<RawFd>,
     /// A session and process group of its own, so that the whole subtree can be ended and a terminal's Ctrl-C does not reach it.
     pub new_session: bool,
+    /// It lives on when this process is killed, because it watches somebody else. Otherwise the kernel kills it then.
+    pub outlives_parent: bool,
     /// What files that it makes are not to allow, e.g. `0o077`; ours when `None`.
     pub umask: Option<u32>,
     /// It and its children can never gain privileges, by set-user-id programs for instance.
@@ -68,6 +70,7 @@ pub(super) fn spawn(mut spec: ChildSpec) -> Result<u32, ProcessError> {
     let prepare = Prepare {
         inherited: std::mem::take(&mut spec.fds),
         new_session: spec.new_session,
+        outlives_parent: spec.outlives_parent,
         umask: spec.umask,
         no_new_privileges: spec.no_new_privileges,
         parent: std::process::id(),
@@ -101,6 +104,7 @@ fn check(result: i32) -> io::Result<()> {
 struct Prepare {
     inherited: Vec<RawFd>,
     new_session: bool,
+    outlives_parent: bool,
     umask: Option<u32>,
     no_new_privileges: bool,
     parent: u32,
@@ -110,10 +114,12 @@ impl Prepare {
     fn run(&self) -> io::Result<()> {
         // SAFETY: plain system calls with constants and integers; async-signal-safe.
         unsafe {
-            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
-            // The parent may have ended before the line above: then nobody would send the signal.
-            if u32::try_from(libc::getppid()) != Ok(self.parent) {
-                libc::_exit(127);
+            if !self.outlives_parent {
+                check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
+                // The parent may have ended before the line above: then nobody would send the signal.
+                if u32::try_from(libc::getppid()) != Ok(self.parent) {
+                    libc::_exit(127);
+                }
             }
             if self.new_session {
                 check(libc::setsid())?;

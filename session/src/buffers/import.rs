@@ -94,18 +94,18 @@ impl Imports {
         let unknown = BufferError::UnknownImport {
             import: release.import_id.0,
         };
-        let known = self
-            .lookup(
-                release.import_id,
-                release.owner_worker_id,
-                release.buffer_id,
-                release.generation,
-            )
-            .is_some();
-        match self.windows.remove(&release.import_id).filter(|_| known) {
-            Some(import) => Ok(import.region),
-            None => Err(unknown),
+        let known = self.lookup(
+            release.import_id,
+            release.owner_worker_id,
+            release.buffer_id,
+            release.generation,
+        );
+        // Looked at before anything is removed: a release with a wrong id must not take another's window away.
+        if known.is_none() {
+            return Err(unknown);
         }
+        let removed = self.windows.remove(&release.import_id);
+        removed.map(|import| import.region).ok_or(unknown)
     }
 
     pub(super) fn len(&self) -> usize {

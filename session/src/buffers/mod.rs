@@ -380,3 +380,6 @@ fn check_profile(control: ControlName, profile: &str) -> Result<(), BufferError>
         got: profile.chars().take(32).collect(),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,6 +76,8 @@ impl RunnerProcess {
             clear_env: true,
             fds: vec![manifest.as_raw_fd(), ready_end.as_raw_fd()],
             new_session: true,
+            // A running session has lanes of its own and ends with its parent, not with the daemon.
+            outlives_parent: true,
             umask: Some(0o077),
             no_new_privileges: true,
             stdout: Some(output_end.try_clone().map_err(|error| failed(&error))?),

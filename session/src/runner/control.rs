@@ -1,6 +1,7 @@
 //! CONTROL: decoded, carried out, answered (contract §4.7, §5, §11).
 
 use echelon_runtime::memory::SharedRegion;
+use echelon_runtime::trace::TraceReport;
 use echelon_runtime::{Callable, RegisterOptions};
 use echelon_wire::callable::{CallableKind, ImportTarget, RegistryTarget};
 use echelon_wire::codec::{Decode, Encode};
@@ -13,6 +14,7 @@ use echelon_wire::frame::control::CONTROL_VERSION;
 use echelon_wire::frame::control_reply::failure_prefix;
 use echelon_wire::frame::{Control, ControlName, ControlReply, FrameType};
 use echelon_wire::id::Sequence;
+use echelon_wire::limits::MAX_COPY_FROM_BYTES;
 
 use super::command::{Reply, Session};
 use crate::text::cut;
@@ -111,12 +113,33 @@ impl Session {
                 self.forget(Some(&region));
                 Ok(Vec::new())
             }
-            ControlName::CollectTrace => self.worker.trace_json().map_err(text),
+            ControlName::CollectTrace => self.collect_trace(),
             ControlName::CommInit | ControlName::AllocDomain | ControlName::ReleaseDomain => {
                 Err(reserved_control_message(name)
                     .unwrap_or_else(|| format!("{} is not supported", name.name())))
             }
         }
+    }
+
+    /// The events of the inner worker, as many as a reply holds.
+    fn collect_trace(&self) -> Outcome {
+        let json = self.worker.trace_json().map_err(text)?;
+        if json.len() as u64 <= MAX_COPY_FROM_BYTES {
+            return Ok(json);
+        }
+        // Each event takes its share of the text, so the first of them fit in half of what a reply holds.
+        let mut report: TraceReport = serde_json::from_slice(&json).map_err(text)?;
+        let kept = report.events.len() * (MAX_COPY_FROM_BYTES as usize / 2) / json.len();
+        report.dropped += (report.events.len() - kept) as u64;
+        report.events.truncate(kept);
+        let json = serde_json::to_vec(&report).map_err(text)?;
+        if json.len() as u64 > MAX_COPY_FROM_BYTES {
+            return Err(format!(
+                "COLLECT_TRACE: {} bytes of events do not fit a reply",
+                json.len()
+            ));
+        }
+        Ok(json)
     }
 
     /// The inner workers drop their mappings of a region that is gone.

@@ -1,5 +1,7 @@
 //! TASK: arguments materialised, the callable called in a run of the inner worker (contract §4.5, §11).
 
+use std::any::Any;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 
 use echelon_runtime::{trace, Error, Orchestrator, RunEnd, TaskView, Tensor};
@@ -71,15 +73,28 @@ impl Session {
                 task.digest
             )
         })?;
-        let ran = self.worker.run(|orchestrator| {
-            let view = materialise(&self.buffers, orchestrator, &task)?;
-            callable.call_orchestration(orchestrator, view)
-        });
-        ran.map(drop).map_err(|end| match end {
-            RunEnd::Function(text) => text,
-            RunEnd::Engine(error) => error.to_string(),
-        })
+        // A callable that panics has failed, like one that raises: the session goes on (S-4).
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            self.worker.run(|orchestrator| {
+                let view = materialise(&self.buffers, orchestrator, &task)?;
+                callable.call_orchestration(orchestrator, view)
+            })
+        }));
+        match ran {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(RunEnd::Function(text))) => Err(text),
+            Ok(Err(RunEnd::Engine(error))) => Err(error.to_string()),
+            Err(panic) => Err(panic_text(panic.as_ref())),
+        }
     }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the callable panicked: {}", text.unwrap_or("no message"))
 }
 
 fn materialise(

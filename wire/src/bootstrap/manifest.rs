@@ -181,10 +181,12 @@ impl Manifest {
         parse_json(json)
     }
 
-    /// `session_timeout_s` as a duration; what a duration cannot hold is as good as for ever.
+    /// `session_timeout_s` as a duration; 136 years stand for everything beyond, so that clocks can add it.
     pub fn session_timeout(&self) -> std::time::Duration {
+        const FOR_EVER: std::time::Duration = std::time::Duration::from_secs(1 << 32);
         std::time::Duration::try_from_secs_f64(self.session_timeout_s)
-            .unwrap_or(std::time::Duration::from_secs(1 << 32))
+            .unwrap_or(FOR_EVER)
+            .min(FOR_EVER)
     }
 
     /// The session's identity.

@@ -1,0 +1,326 @@
+//! The buffer tables without a session around them; real segments, no sockets.
+
+use echelon_wire::buffer::AccessFlags;
+use echelon_wire::frame::control::buffer::{AllocResult, CopyHeader, FreeCommand};
+use echelon_wire::frame::control::transfer::{
+    ExportRequest, ExportResult, ImportRequest, ReleaseImport,
+};
+use echelon_wire::id::{BufferId, Generation, WorkerId};
+
+use super::*;
+use crate::segments::Owner;
+
+const LIMIT: u64 = 1 << 20;
+const ME: WorkerId = WorkerId(3);
+
+fn buffers() -> Buffers {
+    Buffers::new(
+        ME,
+        LIMIT,
+        Owner::this_process().expect("proc is mounted").prefix(),
+    )
+}
+
+fn header(buffer: &AllocResult, offset: u64, size: u64) -> CopyHeader {
+    CopyHeader {
+        worker_id: ME,
+        buffer_id: buffer.buffer_id,
+        generation: buffer.generation,
+        offset,
+        size,
+    }
+}
+
+fn free(buffer: &AllocResult) -> FreeCommand {
+    FreeCommand {
+        worker_id: ME,
+        buffer_id: buffer.buffer_id,
+        generation: buffer.generation,
+    }
+}
+
+fn request(
+    buffer: &AllocResult,
+    offset: u64,
+    nbytes: u64,
+    access_flags: AccessFlags,
+) -> ExportRequest<'static> {
+    ExportRequest {
+        owner_worker_id: ME,
+        buffer_id: buffer.buffer_id,
+        generation: buffer.generation,
+        offset,
+        nbytes,
+        access_flags,
+        transport_profile: "".into(),
+    }
+}
+
+fn import_of(export: ExportResult<'static>, access: AccessFlags) -> ImportRequest<'static> {
+    ImportRequest {
+        importer_worker_id: ME,
+        requested_access_flags: access,
+        export,
+    }
+}
+
+fn segment(export: &ExportResult<'_>) -> std::path::PathBuf {
+    let name = std::str::from_utf8(&export.transport_descriptor).expect("text");
+    std::path::Path::new("/dev/shm").join(name)
+}
+
+#[test]
+fn ids_count_from_one_and_memory_is_zero_r_127() {
+    let mut buffers = buffers();
+    let first = buffers.alloc(10).expect("room");
+    let second = buffers.alloc(20).expect("room");
+    assert_eq!(
+        (first.buffer_id, first.generation, second.buffer_id),
+        (BufferId(1), Generation(1), BufferId(2))
+    );
+    assert_eq!(
+        buffers.copy_from(&header(&first, 0, 10)).expect("inside"),
+        [0; 10]
+    );
+    assert!(buffers.free(&free(&first)).expect("own").is_some());
+    assert!(buffers.free(&free(&first)).expect("idempotent").is_none());
+    assert_eq!(buffers.alloc(1).expect("room").buffer_id, BufferId(3));
+}
+
+#[test]
+fn absurd_sizes_name_the_limit_and_leave_nothing_r_126_r_242() {
+    let mut buffers = buffers();
+    for nbytes in [LIMIT + 1, 1 << 45, 1 << 63, u64::MAX] {
+        let text = buffers.alloc(nbytes).expect_err("too large").to_string();
+        assert!(
+            text.contains("RESOURCE_EXHAUSTED") && text.contains(&LIMIT.to_string()),
+            "{text}"
+        );
+    }
+    let whole = buffers.alloc(LIMIT).expect("everything is still free");
+    assert!(buffers.alloc(1).is_err());
+    buffers.free(&free(&whole)).expect("own");
+    assert!(buffers.alloc(LIMIT).is_ok());
+}
+
+#[test]
+fn copies_check_worker_then_buffer_then_length_then_range() {
+    let mut buffers = buffers();
+    let buffer = buffers.alloc(8).expect("room");
+    buffers
+        .copy_to(&header(&buffer, 6, 2), b"ab")
+        .expect("inside");
+    assert_eq!(
+        buffers.copy_from(&header(&buffer, 5, 3)).expect("inside"),
+        b"\0ab"
+    );
+    assert_eq!(
+        buffers
+            .copy_from(&header(&buffer, 8, 0))
+            .expect("empty at the end"),
+        b""
+    );
+    let wrong = CopyHeader {
+        worker_id: WorkerId(4),
+        buffer_id: BufferId(9),
+        ..header(&buffer, 9, 9)
+    };
+    assert!(matches!(
+        buffers.copy_to(&wrong, b""),
+        Err(BufferError::WorkerMismatch { .. })
+    ));
+    let stale = CopyHeader {
+        generation: Generation(2),
+        ..header(&buffer, 0, 1)
+    };
+    assert!(matches!(
+        buffers.copy_to(&stale, b""),
+        Err(BufferError::UnknownBuffer { .. })
+    ));
+    assert!(matches!(
+        buffers.copy_to(&header(&buffer, 9, 1), b""),
+        Err(BufferError::DataLength { .. })
+    ));
+    for (offset, size) in [(8, 1), (9, 0), (u64::MAX, 2)] {
+        assert!(matches!(
+            buffers.copy_from(&header(&buffer, offset, size)),
+            Err(BufferError::Range { .. })
+        ));
+    }
+}
+
+#[test]
+fn an_export_with_an_offset_shows_exactly_its_bytes_r_234() {
+    let mut buffers = buffers();
+    let buffer = buffers.alloc(100).expect("room");
+    buffers
+        .copy_to(&header(&buffer, 40, 3), b"abc")
+        .expect("inside");
+    let export = buffers
+        .export(&request(&buffer, 40, 10, AccessFlags::READ))
+        .expect("inside");
+    let import = buffers
+        .import(&import_of(export, AccessFlags::READ))
+        .expect("opens");
+    let desc = RemoteTensorDesc {
+        address_space: AddressSpace::RemoteWindow,
+        rkey_or_token: import.import_id.0,
+        ..RemoteTensorDesc::remote_device(ME, buffer.buffer_id, buffer.generation, 40, 3)
+    };
+    let place = buffers.locate(&desc).expect("inside");
+    let memory = place.region.host(place.offset, 3).expect("inside");
+    assert_eq!(memory.to_vec(), b"abc");
+    // a read-only import cannot be written through.
+    assert!(!memory.is_writable());
+    for outside in [
+        RemoteTensorDesc { offset: 39, ..desc },
+        RemoteTensorDesc { offset: 48, ..desc },
+    ] {
+        assert!(matches!(
+            buffers.locate(&outside),
+            Err(BufferError::TensorRange)
+        ));
+    }
+    let other = RemoteTensorDesc {
+        rkey_or_token: import.import_id.0 + 1,
+        ..desc
+    };
+    assert!(matches!(
+        buffers.locate(&other),
+        Err(BufferError::UnknownTensor)
+    ));
+}
+
+#[test]
+fn a_name_lives_from_the_first_export_to_the_free() {
+    let mut buffers = buffers();
+    let buffer = buffers.alloc(16).expect("room");
+    let first = buffers
+        .export(&request(&buffer, 0, 16, AccessFlags::READ_WRITE))
+        .expect("inside");
+    let second = buffers
+        .export(&request(&buffer, 8, 8, AccessFlags::READ))
+        .expect("inside");
+    assert_eq!((first.export_id.0, second.export_id.0), (1, 2));
+    assert_eq!(first.transport_descriptor, second.transport_descriptor);
+    let path = segment(&first);
+    assert!(path.exists());
+    // A view of the memory keeps it, not its name (contract §5, FREE).
+    let view = buffers.free(&free(&buffer)).expect("own").expect("known");
+    assert!(!path.exists());
+    drop(view);
+    assert!(matches!(
+        buffers.import(&import_of(first, AccessFlags::READ)),
+        Err(BufferError::Memory {
+            source: MemoryError::NoSuchSegment,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn everything_goes_with_the_table_r_126() {
+    let mut buffers = buffers();
+    let buffer = buffers.alloc(16).expect("room");
+    let export = buffers
+        .export(&request(&buffer, 0, 16, AccessFlags::READ))
+        .expect("inside");
+    let path = segment(&export);
+    drop(buffers);
+    assert!(!path.exists());
+}
+
+#[test]
+fn an_import_is_checked_and_released_by_all_its_ids() {
+    let mut buffers = buffers();
+    let buffer = buffers.alloc(16).expect("room");
+    let export = buffers
+        .export(&request(&buffer, 0, 16, AccessFlags::READ))
+        .expect("inside");
+    let more = import_of(export.clone(), AccessFlags::READ_WRITE);
+    assert!(matches!(
+        buffers.import(&more),
+        Err(BufferError::Access { .. })
+    ));
+    let elsewhere = ImportRequest {
+        importer_worker_id: WorkerId(9),
+        ..import_of(export.clone(), AccessFlags::READ)
+    };
+    assert!(matches!(
+        buffers.import(&elsewhere),
+        Err(BufferError::WorkerMismatch { .. })
+    ));
+    for (profile, name) in [
+        ("", "psm_x"),
+        ("rdma", "psm_x"),
+        ("sim", "passwd"),
+        ("sim", "psm_/../x"),
+    ] {
+        let forged = ExportResult {
+            transport_profile: profile.into(),
+            transport_descriptor: name.as_bytes().to_vec().into(),
+            ..export.clone()
+        };
+        assert!(
+            buffers
+                .import(&import_of(forged, AccessFlags::READ))
+                .is_err(),
+            "{profile} {name}"
+        );
+    }
+    // more than the segment has.
+    let longer = ExportResult {
+        nbytes: 1 << 30,
+        ..export.clone()
+    };
+    assert!(buffers
+        .import(&import_of(longer, AccessFlags::READ))
+        .is_err());
+    let import = buffers
+        .import(&import_of(export, AccessFlags::READ))
+        .expect("opens");
+    let release = ReleaseImport {
+        importer_worker_id: ME,
+        owner_worker_id: ME,
+        buffer_id: buffer.buffer_id,
+        generation: buffer.generation,
+        import_id: import.import_id,
+    };
+    let stale = ReleaseImport {
+        generation: Generation(2),
+        ..release
+    };
+    assert!(matches!(
+        buffers.release(&stale),
+        Err(BufferError::UnknownImport { .. })
+    ));
+    assert!(buffers.release(&release).is_ok());
+    assert!(matches!(
+        buffers.release(&release),
+        Err(BufferError::UnknownImport { .. })
+    ));
+}
+
+#[test]
+fn a_device_tensor_of_another_worker_needs_an_import() {
+    let mut buffers = buffers();
+    let buffer = buffers.alloc(8).expect("room");
+    let desc =
+        RemoteTensorDesc::remote_device(WorkerId(4), buffer.buffer_id, buffer.generation, 0, 8);
+    assert!(matches!(
+        buffers.locate(&desc),
+        Err(BufferError::ForeignDevice)
+    ));
+    let own = RemoteTensorDesc {
+        owner_worker_id: ME,
+        ..desc
+    };
+    assert!(buffers.locate(&own).is_ok());
+    assert!(matches!(
+        buffers.locate(&RemoteTensorDesc {
+            generation: Generation(2),
+            ..own
+        }),
+        Err(BufferError::UnknownTensor)
+    ));
+}
