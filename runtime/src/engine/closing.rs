@@ -85,7 +85,7 @@ impl Core {
                 slot.endpoint = endpoint;
             }
         }
-        let unconfirmed = self.pending_releases.len();
+        let unconfirmed = self.pending_releases.len() + self.pending_undos.len();
         if unconfirmed > 0 {
             tracing::warn!(
                 unconfirmed,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::record::{ControlCell, Flight};
+use super::record::{ControlCell, Flight, Undo};
 use super::{Core, Engine, WaitEnd};
 use crate::buffer::RemoteBuffer;
 use crate::endpoint::{BufferKey, ControlFailure, ControlReply, ControlRequest};
@@ -155,13 +155,7 @@ impl Core {
                 .control(ticket, ControlRequest::DropRegion { region })
                 .is_ok()
             {
-                self.flights.insert(
-                    ticket,
-                    Flight::Forget {
-                        endpoint,
-                        pin: None,
-                    },
-                );
+                self.flights.insert(ticket, Flight::Forget { endpoint });
             }
         }
     }
@@ -185,15 +179,35 @@ impl Core {
             },
             _ => return self.unpin_if(pin),
         };
+        self.send_undo(Undo {
+            endpoint,
+            request,
+            pin,
+        });
+    }
+
+    /// Sends the undoing; with a lost session there is nothing left to undo.
+    pub(super) fn send_undo(&mut self, undo: Undo) {
         let ticket = self.new_ticket();
-        let sent = self.slot_mut(endpoint).is_some_and(|slot| {
+        let request = undo.request.clone();
+        let sent = self.slot_mut(undo.endpoint).is_some_and(|slot| {
             slot.lost.is_none() && slot.endpoint.control(ticket, request).is_ok()
         });
         if sent {
-            self.flights
-                .insert(ticket, Flight::Forget { endpoint, pin });
+            self.flights.insert(ticket, Flight::Undo(undo));
         } else {
-            self.unpin_if(pin);
+            self.unpin_if(undo.pin);
+        }
+    }
+
+    /// What was refused is tried again with the other releases.
+    pub(super) fn undo_done(&mut self, undo: Undo, result: &Result<ControlReply, ControlFailure>) {
+        match result {
+            Ok(_) | Err(ControlFailure::Lost(_)) => self.unpin_if(undo.pin),
+            Err(failure) => {
+                tracing::warn!(%failure, "undoing an interrupted call was refused; it is tried again");
+                self.pending_undos.push(undo);
+            }
         }
     }
 }

@@ -144,7 +144,8 @@ impl Core {
                 }
             }
             Some(Flight::Release { buffer, cell, .. }) => self.release_done(&buffer, cell, result),
-            Some(Flight::Forget { pin, .. }) => self.unpin_if(pin),
+            Some(Flight::Undo(undo)) => self.undo_done(undo, &result),
+            Some(Flight::Forget { .. }) => {}
             Some(Flight::Member { .. }) | None => {
                 tracing::warn!(
                     ticket = ticket.0,
@@ -209,8 +210,8 @@ impl Core {
                 Some(Flight::Release { buffer, cell, .. }) => {
                     self.release_done(&buffer, cell, lost());
                 }
-                Some(Flight::Forget { pin, .. }) => self.unpin_if(pin),
-                None => {}
+                Some(Flight::Undo(undo)) => self.unpin_if(undo.pin),
+                Some(Flight::Forget { .. }) | None => {}
             }
         }
         self.feed(Event::EndpointLost { endpoint });

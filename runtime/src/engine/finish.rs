@@ -86,6 +86,9 @@ impl Core {
         if buffer.unpin() {
             self.send_release(buffer, None);
         }
+        for undo in std::mem::take(&mut self.pending_undos) {
+            self.send_undo(undo);
+        }
     }
 
     /// Sends FREE or RELEASE_IMPORT for a buffer whose last pin is gone; a failure is kept and retried. `cell` gets the

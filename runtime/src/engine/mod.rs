@@ -25,6 +25,8 @@ pub(crate) use drive::{Driver, WaitEnd};
 pub(crate) use record::{ControlCell, EndpointRole, EndpointSlot, Flight, RunState, TaskRecord};
 pub(crate) use submit::{GroupKind, SubmitSpec, Target};
 
+use record::Undo;
+
 use crate::buffer::RemoteBuffer;
 use crate::endpoint::{Endpoint, Ticket};
 use crate::error::Interrupt;
@@ -61,6 +63,8 @@ pub(crate) struct Core {
     pub(crate) finished: u64,
     /// Releases whose control failed; retried at the next flush and reported at close.
     pub(crate) pending_releases: Vec<RemoteBuffer>,
+    /// Likewise, of what no handle was made for.
+    pending_undos: Vec<Undo>,
     /// `close()` has taken the endpoints: nothing is submitted any more.
     pub(crate) closed: bool,
     actions: Vec<Action>,
@@ -87,6 +91,7 @@ impl Engine {
             submitted: 0,
             finished: 0,
             pending_releases: Vec::new(),
+            pending_undos: Vec::new(),
             closed: false,
             actions: Vec::new(),
             next_ticket: 0,

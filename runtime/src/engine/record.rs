@@ -12,7 +12,7 @@ use super::Core;
 use crate::args::TensorArg;
 use crate::buffer::RemoteBuffer;
 use crate::callable::Callable;
-use crate::endpoint::{ControlFailure, ControlReply, Endpoint, EndpointInfo};
+use crate::endpoint::{ControlFailure, ControlReply, ControlRequest, Endpoint, EndpointInfo};
 use crate::error::{FailureKind, TaskFailureInfo};
 use crate::graph::{EndpointId, RunId, TaskId};
 use crate::memory::{ArenaBlock, HostMemory};
@@ -182,12 +182,18 @@ pub(crate) enum Flight {
         endpoint: EndpointId,
         cell: Option<ControlCell>,
     },
+    /// The undoing of what was made for a thread that has gone away.
+    Undo(Undo),
     /// A control whose answer does not matter.
-    Forget {
-        endpoint: EndpointId,
-        /// Pinned until the answer.
-        pin: Option<RemoteBuffer>,
-    },
+    Forget { endpoint: EndpointId },
+}
+
+/// A free or release of what no handle was made for.
+pub(crate) struct Undo {
+    pub(crate) endpoint: EndpointId,
+    pub(crate) request: ControlRequest,
+    /// Pinned until it has worked: the owner of an import.
+    pub(crate) pin: Option<RemoteBuffer>,
 }
 
 impl Flight {
@@ -197,7 +203,8 @@ impl Flight {
             | Self::Copy { endpoint, .. }
             | Self::Control { endpoint, .. }
             | Self::Release { endpoint, .. }
-            | Self::Forget { endpoint, .. } => *endpoint,
+            | Self::Undo(Undo { endpoint, .. })
+            | Self::Forget { endpoint } => *endpoint,
         }
     }
 }

@@ -202,7 +202,7 @@ impl Worker {
             } else {
                 range.read(done, part)
             };
-            engine.control(endpoint, what, request, None)?;
+            engine.control_pinning(endpoint, what, request, buffer)?;
             done += step;
             if done >= nbytes {
                 return Ok(());
@@ -242,7 +242,7 @@ impl Worker {
             nbytes,
             access,
         };
-        match engine.control(facts.endpoint, "remote_export", request, None)? {
+        match engine.control_pinning(facts.endpoint, "remote_export", request, buffer)? {
             ControlReply::Exported(result) => {
                 let agrees = result.buffer_id == facts.key.buffer
                     && result.generation == facts.key.generation

@@ -4,6 +4,7 @@
 
 mod bed;
 mod buffers;
+mod chaos;
 mod closing;
 mod copies;
 mod eligibility;
