@@ -64,6 +64,8 @@ pub enum ControlVerdict {
     CarryAndRefuse(String),
     /// It is answered as unsupported.
     Unsupported,
+    /// It is answered with this, whatever was asked for.
+    Answer(Box<ControlReply>),
     /// It waits for [`FakeHandle::answer_held`].
     Hold,
     /// It is accepted and the endpoint is lost before it is carried out.
@@ -321,6 +323,7 @@ impl Endpoint for FakeEndpoint {
                 let _ = state.carry(name, request);
                 Err(ControlFailure::Refused(text))
             }
+            ControlVerdict::Answer(reply) => Ok(*reply),
             ControlVerdict::Unsupported => Err(unsupported(name, "it")),
             ControlVerdict::Hold => {
                 state.held_controls.push_back((ticket, request));

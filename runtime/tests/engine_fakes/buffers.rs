@@ -1,6 +1,6 @@
 //! When buffers are really freed: after the last task and import, and again when it did not work.
 
-use echelon_runtime::endpoint::ControlRequest;
+use echelon_runtime::endpoint::{ControlReply, ControlRequest};
 use echelon_runtime::testing::fake::{ControlVerdict, TaskVerdict};
 use echelon_runtime::{Error, Tag, TaskArgs, Worker};
 use echelon_wire::buffer::AccessFlags;
@@ -336,4 +336,30 @@ fn r_089_a_free_during_a_submit_that_fails_afterwards_is_sent() {
     }
     session.wait_for("the free", |_, controls| frees(controls) == 2);
     assert_eq!(session.live_buffers(), 0);
+}
+
+#[test]
+fn r_114_an_answer_that_does_not_fit_the_question_is_an_error_and_holds_nothing() {
+    let bed = Bed::new(0, 2);
+    let w = &bed.worker;
+    let owner = bed.malloc(0, 8);
+    let export = w.remote_export(&owner, 0, None, AccessFlags::READ).unwrap();
+    bed.remotes.iter().for_each(|remote| {
+        remote.on_control(|_| ControlVerdict::Answer(Box::new(ControlReply::Done)));
+    });
+    let results = [
+        w.remote_malloc(0, 8).map(drop),
+        w.remote_export(&owner, 0, None, AccessFlags::READ)
+            .map(drop),
+        w.remote_import(&export, 1, None).map(drop),
+    ];
+    for result in results {
+        assert!(matches!(result, Err(Error::Remote { .. })), "{result:?}");
+    }
+    bed.remotes[0].carry_controls();
+    let half = w.remote_export(&owner, 4, None, AccessFlags::READ).unwrap();
+    assert_eq!((half.offset(), half.nbytes()), (4, 4));
+    bed.remotes[1].carry_controls();
+    w.remote_free(&owner).unwrap();
+    assert_eq!(bed.remotes[0].live_buffers(), 0);
 }

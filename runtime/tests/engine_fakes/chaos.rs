@@ -63,7 +63,12 @@ impl Interrupt for Dice {
 fn allowed(error: &Error) -> bool {
     matches!(
         error,
-        Error::Interrupted | Error::Remote { .. } | Error::Run(_) | Error::Handle { .. }
+        Error::Interrupted
+            | Error::Remote { .. }
+            | Error::Run(_)
+            | Error::Handle { .. }
+            | Error::EndpointLost { .. }
+            | Error::NotEligible { .. }
     )
 }
 
@@ -119,10 +124,21 @@ fn use_it(w: &Worker, task: &CallableHandle, seed: u64) {
 
 #[test]
 fn nothing_is_left_after_chaos() {
+    chaos(7, false);
+}
+
+#[test]
+fn nothing_is_left_after_chaos_in_which_a_session_is_lost() {
+    for seed in 1..4 {
+        chaos(seed, true);
+    }
+}
+
+fn chaos(seed: u64, loses: bool) {
     let bell = Bell::create().unwrap();
     let world = FakeWorld::new(Arc::clone(&bell));
     let dice = Arc::new(Dice {
-        state: AtomicU64::new(7),
+        state: AtomicU64::new(seed),
         calm: AtomicBool::new(false),
         sessions: OnceLock::new(),
     });
@@ -142,7 +158,8 @@ fn nothing_is_left_after_chaos() {
         ..RegisterOptions::default()
     };
     let task = w.register(import("m:task"), options).unwrap();
-    for session in &sessions {
+    for (id, session) in sessions.iter().enumerate() {
+        let dies = loses && id + 1 == SESSIONS;
         let thrown = Arc::clone(&dice);
         session.on_task(move |_| match (thrown.throw(10), thrown.throw(5)) {
             (true, _) => TaskVerdict::Hold,
@@ -155,6 +172,9 @@ fn nothing_is_left_after_chaos() {
                 control,
                 ControlRequest::Free { .. } | ControlRequest::ReleaseImport { .. }
             );
+            if dies && thrown.throw(3) {
+                return ControlVerdict::Lose("as it fell".into());
+            }
             match (thrown.throw(5), release && thrown.throw(20)) {
                 (true, _) => ControlVerdict::Hold,
                 (_, true) => ControlVerdict::Refuse("busy".into()),
