@@ -1,4 +1,4 @@
-"""The examples of docs/python.md, as a reader would type them (R-225)."""
+"""What documents show runs: the examples of docs/python.md, that of the README, and `examples/` (R-225)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
 
 
 @pytest.mark.parametrize("page", ["python.md"])
@@ -25,12 +26,32 @@ def test_the_examples_run(page: str, tmp_path: Path) -> None:
         else:
             script += block
     (tmp_path / "script.py").write_text(script)
+    run(tmp_path / "script.py", tmp_path)
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
+    """Its first block, with the result that its last comment promises."""
+    block = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert block is not None
+    (tmp_path / "script.py").write_text(block[1])
+    promised = block[1].rstrip().rpartition("# ")[2]
+    assert run(tmp_path / "script.py", tmp_path).strip() == promised
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_the_example_runs(name: str, tmp_path: Path) -> None:
+    assert run(ROOT / "examples" / name, tmp_path)
+
+
+def run(script: Path, folder: Path) -> str:
+    """Runs a script with this Python in `folder`; returns what it printed."""
     done = subprocess.run(
-        [sys.executable, "script.py"],
-        cwd=tmp_path,
+        [sys.executable, script],
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()

@@ -208,10 +208,31 @@ def test_console_scripts_name_functions_that_exist() -> None:
 
 def test_the_map_names_only_what_is_there() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
-    named = set(re.findall(r"`((?:wire|runtime|session|python|tests|docs|demo|examples)/[\w./-]*)`", text))
+    named = set(
+        re.findall(r"`((?:wire|runtime|session|python|tests|docs|demo|examples|benches)/[\w./-]*)`", text)
+    )
     assert named, "the map names no path"
     gone = sorted(path for path in named if not (ROOT / path).exists())
     assert not gone, f"docs/architecture.md names what is not there: {gone}"
+
+
+@pytest.mark.parametrize("crate", ["wire", "runtime", "session"])
+def test_the_map_has_each_module_of_a_crate(crate: str) -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    section = text.partition(f"### `{crate}/`")[2].partition("\n### ")[0]
+    first_cells = "".join(re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE))
+    source = ROOT / crate / "src"
+    there = {path.name + "/" * path.is_dir() for path in source.iterdir() if path.name != "lib.rs"}
+    assert set(re.findall(r"`([\w.]+/?)`", first_cells)) == there
+
+
+def test_the_map_knows_which_invariants_there_are() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| ([A-Z])-1 to \1-(\d+) \| `([\w./]+)` \|", text, re.MULTILINE)
+    assert len(rows) >= 5
+    for letter, last, source in rows:
+        ids = re.findall(rf"^//! \* (?:\*\*)?{letter}-(\d+)\b", (ROOT / source).read_text(), re.MULTILINE)
+        assert [int(number) for number in ids] == list(range(1, int(last) + 1)), source
 
 
 # --- text -------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ class TaskFailure:
         worker_id: id of the worker that ran it, ``None`` when it never reached one.
         worker: name of that worker, for example ``local/sub0`` or ``remote1``.
         host: host of a remote worker, ``None`` for local ones.
-        sequence: number of the task in its run, from 0 in submit order.
+        sequence: number of the task in its run, from 1 in submit order.
         remote_traceback: what the worker reported, with the traceback of the code that raised.
         hint: what to do next.
     """

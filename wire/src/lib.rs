@@ -5,16 +5,16 @@
 //! documents, in [`bootstrap`]. Callables are named by the hash of a descriptor, in [`callable`]. What goes beyond
 //! version 1 is negotiated by [`Features`]. `docs/protocol.md` has every byte.
 //!
-//! The crate is pure: no sockets, threads, clocks or environment. Rules that hold everywhere:
+//! The crate is pure: no sockets, threads, clocks or environment. Invariants:
 //!
-//! 1. Decoding never panics, and never allocates more than a small multiple of the input's length.
-//! 2. What decodes encodes to the same bytes, with three exceptions that the contract makes: shape words beyond
-//!    a tensor's rank are read as zero; an import result of 0 bytes, and a copy whose size is not that of its
-//!    data, are read and never written.
-//! 3. A decoder consumes its input exactly; left-over bytes, unknown codes and non-zero reserved fields are errors
-//!
-//! 4. An error names field, value and limit, and never repeats bytes of the payload.
-//! 5. Only [`codec`] touches positions in byte strings; only [`limits`] declares limits.
+//! * **W-1** Decoding never panics, and never allocates more than a small multiple of the input's length.
+//! * **W-2** What decodes encodes to the same bytes, with three exceptions that the contract makes: shape words beyond
+//!   a tensor's rank are read as zero; an import result of 0 bytes, and a copy whose size is not that of its
+//!   data, are read and never written.
+//! * **W-3** A decoder consumes its input exactly; left-over bytes, unknown codes and non-zero reserved fields are errors
+//!
+//! * **W-4** An error names field, value and limit, and never repeats bytes of the payload.
+//! * **W-5** Only [`codec`] touches positions in byte strings; only [`limits`] declares limits.
 
 #![forbid(unsafe_code)]
 
