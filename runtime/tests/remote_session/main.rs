@@ -1,0 +1,9 @@
+//! The remote endpoint against sessions that do everything wrong that can be done: each failure is told once, in time, and is final.
+#![allow(clippy::unwrap_used, missing_docs)] // A failed unwrap is a failed test.
+
+mod closing;
+mod commands;
+mod faults;
+mod liveness;
+mod peer;
+mod starting;
