@@ -1,0 +1,89 @@
+//! The daemon and its runners as real processes: this program is its own daemon and its own session runner.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)] // A failed unwrap is a failed test.
+
+mod bed;
+mod neighbours;
+mod runners;
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use echelon_runtime::Worker;
+use echelon_session::NativeHost;
+
+/// What a runner of a test does.
+fn session(mode: &str, args: Vec<String>) -> i32 {
+    // `late:PATH` serves once PATH exists.
+    let mode = match mode.strip_prefix("late:") {
+        Some(path) => {
+            bed::eventually("the permission to be ready", || {
+                std::path::Path::new(path).exists()
+            });
+            "serve"
+        }
+        None => mode,
+    };
+    match mode {
+        "serve" => {
+            let host = NativeHost::new()
+                .with("m:noop", |_, _| Ok(()))
+                .with("m:panics", |_, _| panic!("on purpose"))
+                .with("m:endless", |_, _| loop {
+                    std::thread::park();
+                });
+            echelon_session::session_main(args.into_iter(), Arc::new(host), Worker::builder())
+        }
+        "silent" => loop {
+            std::thread::park();
+        },
+        "fails" => {
+            eprintln!("first line\nthe reason of it all");
+            3
+        }
+        "junk" => {
+            let at = args.iter().position(|arg| arg == "--ready-fd").unwrap() + 1;
+            let path = format!("/proc/self/fd/{}", args[at]);
+            let mut ready = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+            ready.write_all(b"certainly not JSON\n").unwrap();
+            0
+        }
+        other => panic!("no mode {other}"),
+    }
+}
+
+/// A small harness: the usual one would read the daemon's arguments as its own. Speaks what cargo and nextest ask for.
+fn main() {
+    let mut args = std::env::args().skip(1);
+    match args.next().as_deref() {
+        Some("daemon") => std::process::exit(echelon_session::daemon_main(args, None)),
+        Some("session") => {
+            let mode = args.next().unwrap();
+            std::process::exit(session(&mode, args.collect()));
+        }
+        _ => {}
+    }
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let has = |flag: &str| args.iter().any(|arg| arg == flag);
+    let cases = || neighbours::CASES.iter().chain(runners::CASES);
+    if has("--list") {
+        for (name, _) in cases().filter(|_| !has("--ignored")) {
+            println!("{name}: test");
+        }
+        return;
+    }
+    let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    let mut passed = 0;
+    for (name, case) in cases() {
+        if wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())) {
+            case();
+            println!("test {name} ... ok");
+            passed += 1;
+        }
+    }
+    println!("test result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+}

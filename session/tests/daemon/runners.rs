@@ -1,0 +1,186 @@
+//! Runners that fail, hang, are killed or outlive their daemon.
+
+use echelon_wire::bootstrap::Manifest;
+use echelon_wire::buffer::AccessFlags;
+use echelon_wire::codec::Decode as _;
+use echelon_wire::frame::control::buffer::{AllocCommand, AllocResult};
+use echelon_wire::frame::control::transfer::{ExportRequest, ExportResult};
+use echelon_wire::frame::control::ControlName;
+use echelon_wire::frame::FrameType;
+use rustix::process::Signal;
+
+use crate::bed::{eventually, exists, manifest, signal, Case, Daemon};
+
+pub(crate) const CASES: &[Case] = &[
+    (
+        "a_runner_that_is_never_ready_is_killed_in_time_r_011",
+        never_ready,
+    ),
+    (
+        "a_runner_that_exits_early_is_named_with_its_last_words_r_012",
+        exits_early,
+    ),
+    ("a_ready_line_that_is_none_is_refused", junk),
+    (
+        "a_runner_nobody_connects_to_ends_by_itself_r_009",
+        not_connected,
+    ),
+    (
+        "a_killed_runner_leaves_no_zombie_and_no_segment_r_032_r_125",
+        killed,
+    ),
+    (
+        "sigterm_ends_the_daemon_with_its_sessions_r_051",
+        terminated,
+    ),
+    (
+        "a_session_outlives_a_killed_daemon_and_ends_with_its_parent_r_040",
+        outlives,
+    ),
+    (
+        "a_callable_that_panics_fails_and_the_session_goes_on",
+        panics,
+    ),
+    ("a_session_ends_although_its_task_does_not", endless),
+    ("shutdown_in_any_form_ends_a_session", shutdown),
+    ("two_hundred_sessions_leave_nothing_r_032", two_hundred),
+];
+
+fn never_ready() {
+    let daemon = Daemon::start("silent", &[]);
+    let text = daemon.refusal(&Manifest {
+        session_timeout_s: 0.2,
+        ..manifest()
+    });
+    assert!(text.contains("not ready within 200ms"), "{text}");
+    assert!(daemon.children().is_empty());
+}
+
+fn exits_early() {
+    let daemon = Daemon::start("fails", &[]);
+    let text = daemon.refusal(&manifest());
+    assert!(
+        text.contains("exited with status 3") && text.ends_with("the reason of it all"),
+        "{text}"
+    );
+}
+
+fn junk() {
+    let daemon = Daemon::start("junk", &[]);
+    let text = daemon.refusal(&manifest());
+    assert!(text.contains("ready line"), "{text}");
+}
+
+fn not_connected() {
+    let daemon = Daemon::start("serve", &[]);
+    daemon.ask(&Manifest {
+        session_timeout_s: 1.0,
+        ..manifest()
+    });
+    eventually("its end", || daemon.children().is_empty());
+}
+
+fn killed() {
+    let daemon = Daemon::start("serve", &[]);
+    let mut parent = daemon.session();
+    let alloc = parent.control(
+        ControlName::AllocRemoteBuffer,
+        &AllocCommand { nbytes: 4096 },
+    );
+    let buffer = AllocResult::decode(&alloc).unwrap();
+    let request = ExportRequest {
+        owner_worker_id: buffer.worker_id,
+        buffer_id: buffer.buffer_id,
+        generation: buffer.generation,
+        offset: 0,
+        nbytes: 4096,
+        access_flags: AccessFlags::READ,
+        transport_profile: "sim".into(),
+    };
+    let export = parent.control(ControlName::ExportBuffer, &request);
+    let export = ExportResult::decode(&export).unwrap();
+    let name = std::str::from_utf8(&export.transport_descriptor).unwrap();
+    let segment = std::path::Path::new("/dev/shm").join(name);
+    assert!(segment.exists());
+    signal(parent.pid, Signal::KILL);
+    parent.expect_end();
+    eventually("its reaping", || !exists(parent.pid));
+    eventually("the end of its segment", || !segment.exists());
+    assert_eq!(daemon.session().task("m:noop"), "");
+}
+
+fn terminated() {
+    let mut daemon = Daemon::start("serve", &[]);
+    let (mut idle, mut busy) = (daemon.session(), daemon.session());
+    busy.submit("m:endless");
+    signal(daemon.pid(), Signal::TERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+    idle.expect_end();
+    busy.expect_end();
+    assert!(!exists(idle.pid) && !exists(busy.pid));
+}
+
+fn outlives() {
+    let mut daemon = Daemon::start("serve", &[]);
+    let mut parent = daemon.session();
+    signal(daemon.pid(), Signal::KILL);
+    daemon.wait();
+    assert_eq!(parent.task("m:noop"), "");
+    let pid = parent.pid;
+    drop(parent);
+    // Whoever adopted it may take its time to reap it.
+    let state = move || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    eventually("its end with its parent", || {
+        let state = state();
+        state.is_empty() || state.contains(") Z ")
+    });
+}
+
+fn panics() {
+    let daemon = Daemon::start("serve", &[]);
+    let mut parent = daemon.session();
+    let text = parent.task("m:panics");
+    assert!(
+        text.contains("panicked") && text.contains("on purpose"),
+        "{text}"
+    );
+    assert_eq!(parent.task("m:noop"), "");
+}
+
+fn endless() {
+    let daemon = Daemon::start("serve", &[]);
+    let mut parent = daemon.session();
+    parent.submit("m:endless");
+    drop(parent);
+    eventually("its end", || daemon.children().is_empty());
+}
+
+fn shutdown() {
+    let daemon = Daemon::start("serve", &[]);
+    for payload in [b"".as_slice(), b"junk"] {
+        let mut parent = daemon.session();
+        parent.send(FrameType::Shutdown, payload);
+        parent.expect_end();
+        eventually("its reaping", || !exists(parent.pid));
+    }
+}
+
+fn two_hundred() {
+    let daemon = Daemon::start("serve", &[]);
+    let mut before = None;
+    for number in 0..200 {
+        let mut parent = daemon.session();
+        parent.send(FrameType::Shutdown, b"");
+        parent.expect_end();
+        eventually("its reaping", || !exists(parent.pid));
+        if number == 9 {
+            before = Some(daemon.size());
+        }
+    }
+    eventually("an idle daemon", || daemon.children().is_empty());
+    let (after, before) = (daemon.size(), before.unwrap());
+    assert!(
+        after.0 <= before.0 && after.1 <= before.1,
+        "{before:?} descriptors and threads became {after:?}"
+    );
+}
