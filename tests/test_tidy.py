@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,6 +198,16 @@ def test_the_protocol_document_follows_its_source() -> None:
     )
 
 
+def test_the_table_of_requirements_follows_the_tests() -> None:
+    checked = subprocess.run(
+        [sys.executable, str(ROOT / "tools/requirements_table.py"), "--check"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_console_scripts_name_functions_that_exist() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert set(scripts) == CONSOLE_SCRIPTS
@@ -322,3 +334,21 @@ def test_the_scanner_measures_bodies_and_skips_declarations() -> None:
         "    {\n        if true {\n        }\n    }\n}\n"
     )
     assert list(rust_source.functions(source)) == [rust_source.Function("given", 3, 7)]
+
+
+def test_the_table_finds_requirements_in_names_and_doc_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    table = importlib.import_module("requirements_table")
+    rust = (
+        "/// R-001: said above.\n#[tokio::test]\nasync fn one() {}\n"
+        "#[test]\n/// Of R-002.\nfn r_003_and_r004() { // R-005\n}\n"
+        "/// R-006\nfn helper_r_007() {}\nfn in_a_table_r_008() {}\n"
+    )
+    python = 'def test_a_r009():\n    """R-010"""\n    # R-011\ndef helper_r012():\n    pass\n'
+    tests = [
+        *table.rust_tests("a.rs", rust, frozenset({"in_a_table_r_008"})),
+        *table.python_tests("test_b.py", python),
+    ]
+    proven = table.proofs(tests)
+    assert sorted(proven) == [f"R-{number:03}" for number in (1, 2, 3, 4, 8, 9, 10)]
+    assert proven["R-001"] == ["a.rs::one"]

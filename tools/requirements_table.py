@@ -1,0 +1,204 @@
+#!/usr/bin/env python3
+"""Writes docs/requirements.md: which test proves which requirement, and which requirements no test names.
+
+A test names a requirement in its own name or in its doc comment, as R-083, r_083 or r083. The requirements are listed in
+tools/requirements.toml. With --check nothing is written; the exit status is 1 when the document is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = Path("docs/requirements.md")
+LIST = Path("tools/requirements.toml")
+CRATES = ("wire", "runtime", "session", "python")
+
+sys.path.insert(0, str(ROOT / "tests"))
+from testbed import rust_source  # noqa: E402  (found beside this folder only)
+
+REQUIREMENT = re.compile(r"(?<![A-Za-z0-9])[rR][-_]?(\d{3})(?![0-9])")
+RUST_TEST = re.compile(r"#\[\s*(?:\w+::)*test\b[^\]]*\]")
+RUST_FUNCTION = re.compile(r"\bfn\s+(\w+)")
+TABLE_ENTRY = re.compile(r'\(\s*"(\w+)",\s*[\w:]+\s*,?\s*\)')
+
+
+class Test(NamedTuple):
+    """One test: where it is, and the text that may name requirements."""
+
+    path: str
+    name: str
+    text: str
+
+
+class Requirement(NamedTuple):
+    """One line of the list."""
+
+    id: str
+    priority: str
+    phrase: str
+
+
+class Section(NamedTuple):
+    """A group of requirements under one heading."""
+
+    title: str
+    requirements: list[Requirement]
+
+
+def listed(root: Path) -> list[Section]:
+    """The sections of tools/requirements.toml, in its order."""
+    table = tomllib.loads((root / LIST).read_text(encoding="utf-8"))
+    return [
+        Section(section["title"], [Requirement(name, *facts) for name, facts in section["ids"].items()])
+        for section in table["section"]
+    ]
+
+
+def python_tests(path: str, source: str) -> Iterator[Test]:
+    """Every function of a module or class that pytest would call."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            yield Test(path, node.name, f"{node.name} {ast.get_docstring(node) or ''}")
+
+
+def _doc_above(lines: list[str], line: int) -> str:
+    """The doc comment that ends above `line` (counted from 0); attributes may stand in between."""
+    found = []
+    while line > 0:
+        line -= 1
+        text = lines[line].strip()
+        if not text.startswith(("///", "#[")):
+            break
+        if text.startswith("///"):
+            found.append(text)
+    return "\n".join(reversed(found))
+
+
+def rust_tests(path: str, source: str, table: frozenset[str] = frozenset()) -> Iterator[Test]:
+    """Every function with a test attribute, and those whose names are in `table`."""
+    code = rust_source.code_only(source)
+    lines = source.split("\n")
+    marked = {
+        function.start(1)
+        for mark in RUST_TEST.finditer(code)
+        if (function := RUST_FUNCTION.search(code, mark.end()))
+    }
+    for function in RUST_FUNCTION.finditer(code):
+        if function.start(1) in marked or function[1] in table:
+            doc = _doc_above(lines, code.count("\n", 0, function.start()))
+            yield Test(path, function[1], f"{function[1]} {doc}")
+
+
+def _without_harness(root: Path, crate: str) -> Iterator[list[Path]]:
+    """The files of each test program of `crate` that has a table of its own in place of the usual harness."""
+    manifest = tomllib.loads((root / crate / "Cargo.toml").read_text(encoding="utf-8"))
+    for test in manifest.get("test", []):
+        if test.get("harness", True):
+            continue
+        single = root / crate / test.get("path", f"tests/{test['name']}.rs")
+        yield [single] if single.is_file() else sorted((root / crate / "tests" / test["name"]).rglob("*.rs"))
+
+
+def all_tests(root: Path) -> list[Test]:
+    """Every test below `root`, sorted by path and name."""
+    found: list[Test] = []
+    for path in sorted((root / "tests").rglob("test_*.py")):
+        found += python_tests(path.relative_to(root).as_posix(), path.read_text(encoding="utf-8"))
+    for crate in CRATES:
+        tables: dict[Path, frozenset[str]] = {}
+        for files in _without_harness(root, crate):
+            names = frozenset(name for file in files for name in TABLE_ENTRY.findall(file.read_text("utf-8")))
+            tables |= dict.fromkeys(files, names)
+        for folder in ("src", "tests"):
+            for path in sorted((root / crate / folder).rglob("*.rs")):
+                source = path.read_text(encoding="utf-8")
+                name = path.relative_to(root).as_posix()
+                found += rust_tests(name, source, tables.get(path, frozenset()))
+    return sorted(found)
+
+
+def proofs(tests: list[Test]) -> dict[str, list[str]]:
+    """Requirement id to the tests that name it, as `path::name`."""
+    named: dict[str, set[str]] = defaultdict(set)
+    for test in tests:
+        for number in REQUIREMENT.findall(test.text):
+            named[f"R-{number}"].add(f"{test.path}::{test.name}")
+    return {name: sorted(places) for name, places in named.items()}
+
+
+HEAD = """\
+# Requirements and their tests
+
+Written by `tools/requirements_table.py` from the tests and from `tools/requirements.toml`; a test fails while this page is
+out of date. A test proves a requirement when it names it, in its name or in its doc comment. That a requirement has a row
+says that something of it is tested, not that every case of it is.
+"""
+
+UNTESTED = """\
+
+## No test yet
+
+No test names these. Some hold all the same, by construction or unnoticed; some do not hold yet, or are about parts that do
+not exist yet. Until a test says otherwise, do not rely on them.
+"""
+
+
+def document(sections: list[Section], proven: dict[str, list[str]]) -> str:
+    """The whole page."""
+    every = [requirement for section in sections for requirement in section.requirements]
+    parts = [HEAD, "\n| priority | requirements | with a test |\n|---|---|---|\n"]
+    for priority in ("P0", "P1", "P2"):
+        ids = [requirement.id for requirement in every if requirement.priority == priority]
+        parts.append(f"| {priority} | {len(ids)} | {sum(name in proven for name in ids)} |\n")
+    for section in sections:
+        rows = [requirement for requirement in section.requirements if requirement.id in proven]
+        if rows:
+            parts.append(
+                f"\n## {section.title}\n\n| id | priority | what holds | tests |\n|---|---|---|---|\n"
+            )
+        for row in rows:
+            tests = "<br>".join(f"`{test}`" for test in proven[row.id])
+            parts.append(f"| {row.id} | {row.priority} | {row.phrase} | {tests} |\n")
+    parts.append(UNTESTED)
+    for priority in ("P0", "P1"):
+        bare = [row for row in every if row.priority == priority and row.id not in proven]
+        parts.append(f"\n### {priority}\n\n")
+        parts += [f"- {row.id}: {row.phrase}\n" for row in bare] or ["None.\n"]
+    return "".join(parts)
+
+
+def generated(root: Path = ROOT) -> str:
+    """What docs/requirements.md has to be for the tree below `root`."""
+    return document(listed(root), proofs(all_tests(root)))
+
+
+def main() -> int:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 when it is out of date")
+    check = parser.parse_args().check
+    path, text = ROOT / DOCUMENT, generated()
+    current = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if current == text:
+        return 0
+    if check:
+        print(f"{DOCUMENT} is out of date: run tools/requirements_table.py", file=sys.stderr)
+        return 1
+    path.write_text(text, encoding="utf-8")
+    print(f"{DOCUMENT} written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
