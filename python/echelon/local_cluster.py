@@ -36,7 +36,7 @@ class LocalCluster:
         remote: number of remote sessions, 0 or more.
         sub_workers: number of sub workers of the parent and of each session, 0 or more.
         pythonpath: folders from which sessions import, besides this process's ``sys.path``.
-        startup_timeout_s: seconds the daemon may take to listen.
+        startup_timeout_s: seconds the daemon may take to listen, more than 0.
         worker_kwargs: handed to :class:`Worker`.
 
     Raises:

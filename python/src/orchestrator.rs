@@ -80,7 +80,9 @@ impl PyOrchestrator {
     /// Submits a gang: one member for each entry of `args_list`, at once on distinct next-level workers.
     ///
     /// Args:
+    ///     handle: what to call, as `fn(orch, args, config)`.
     ///     args_list: one `TaskArgs` a member, at least one.
+    ///     config: a `CallConfig` for all members; the default one when absent.
     ///     workers: one worker id a member, or `None` for any eligible ones.
     ///
     /// Raises as `submit_next_level`; also when members touch the same bytes and one writes, or there are too few workers.
@@ -123,6 +125,10 @@ impl PyOrchestrator {
 
     /// Submits one member for each entry of `args_list` to sub workers; they may run in waves.
     ///
+    /// Args:
+    ///     handle: what to call, as `fn(args)`.
+    ///     args_list: one `TaskArgs` a member, at least one.
+    ///
     /// Raises as `submit_sub`.
     fn submit_sub_group(
         &self,
@@ -137,10 +143,15 @@ impl PyOrchestrator {
 
     /// Allocates a tensor in shared memory; its contents are undefined.
     ///
+    /// Args:
+    ///     shape: an int, or 1 to 5 extents in elements, each 0 or more.
+    ///     dtype: a `DataType`, its name, or a numpy dtype.
+    ///
     /// Inside `with orch.scope():` it may be submitted until the scope ends, else until the run ends. The memory is reused
     /// when neither a task nor a view of it is left.
     ///
-    /// Raises ResourceExhausted when the worker's memory_limit is reached and nothing running could give some back.
+    /// Raises ResourceExhausted when the worker's memory_limit is reached and nothing running could give some back,
+    /// ValueError for a shape or element type that cannot be.
     fn alloc(
         &self,
         py: Python<'_>,

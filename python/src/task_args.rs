@@ -148,6 +148,8 @@ impl PyTaskArgs {
     }
 
     /// Arguments in one expression: `TaskArgs.of((a, INPUT), (b, OUTPUT), scalars=(3, 4))`.
+    ///
+    /// Raises as `add_tensor` and `add_scalar`.
     #[staticmethod]
     #[pyo3(signature = (*tensors, scalars=None))]
     fn of(

@@ -80,8 +80,8 @@ impl PyTensor {
     /// other.
     ///
     /// Args:
-    ///     first: first row.
-    ///     count: number of rows.
+    ///     first: first row, 0 or more.
+    ///     count: number of rows, 0 or more.
     ///
     /// Raises ValueError when the rows do not lie inside the tensor.
     fn rows(&self, py: Python<'_>, first: u32, count: u32) -> PyResult<Self> {

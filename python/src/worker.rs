@@ -240,7 +240,7 @@ impl PyWorker {
     ///     handle: an owner's handle.
     ///     host: anything C-contiguous with the buffer protocol.
     ///     nbytes: how many of its bytes, from the first on; all when absent.
-    ///     offset: first byte in the buffer.
+    ///     offset: first byte in the buffer, 0 when absent.
     ///
     /// Raises ValueError for a range outside either side, HandleError, RemoteError, EndpointLost.
     #[pyo3(signature = (handle, host, nbytes=None, *, offset=None))]
@@ -263,7 +263,7 @@ impl PyWorker {
     ///     handle: an owner's handle.
     ///     host: anything writable and C-contiguous with the buffer protocol.
     ///     nbytes: how many bytes; as many as `host` has when absent.
-    ///     offset: first byte in the buffer.
+    ///     offset: first byte in the buffer, 0 when absent.
     ///
     /// Raises as `remote_copy_to`; ValueError also when `host` is read-only.
     #[pyo3(signature = (handle, host, nbytes=None, *, offset=None))]
@@ -284,8 +284,8 @@ impl PyWorker {
     ///
     /// Args:
     ///     handle: an owner's handle.
-    ///     offset: first byte.
-    ///     nbytes: size, to the end when absent.
+    ///     offset: first byte in the buffer, 0 when absent.
+    ///     nbytes: size in bytes, 1 or more; to the end when absent.
     ///     access: `"read"`, `"write"`, `"readwrite"` or an `AccessFlags`: what an importer may do.
     ///
     /// Raises HandleError for imports and released handles, ValueError for an empty range or one outside, RemoteError.
@@ -318,7 +318,7 @@ impl PyWorker {
     /// Args:
     ///     export: what `remote_export` of this Worker returned.
     ///     worker: id of the worker.
-    ///     access: a part of what the export allows; all of it when absent.
+    ///     access: a part of what the export allows, in the same words; all of it when absent.
     ///
     /// Raises HandleError for a foreign export, a freed owner or more access than exported, RemoteError when the session
     /// cannot reach the bytes, ValueError for the owner itself.
@@ -386,7 +386,7 @@ impl PyWorker {
         })
     }
 
-    /// The level.
+    /// The level, 3 to 255.
     #[getter]
     fn level(&self, py: Python<'_>) -> PyResult<u32> {
         Ok(self.0.get(py)?.level())
