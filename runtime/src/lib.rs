@@ -29,6 +29,7 @@ pub mod process;
 pub mod remote;
 pub mod tensor;
 pub mod testing;
+pub mod text;
 pub mod trace;
 pub mod worker;
 

@@ -19,7 +19,6 @@ mod policy;
 mod registry;
 mod runner;
 mod segments;
-mod text;
 
 pub use buffers::BufferError;
 pub use config::{DaemonConfig, Parsed, RunnerConfig};

@@ -22,6 +22,8 @@ use echelon_wire::codec::{Reader, Writer};
 use echelon_wire::error::{DecodeError, EncodeError};
 use echelon_wire::limits::{MAX_ERROR_MESSAGE_BYTES, MAX_STRING_BYTES};
 
+use crate::text::cut;
+
 pub(crate) const TASK: u32 = 1;
 pub(crate) const INSTALL: u32 = 2;
 pub(crate) const REMOVE: u32 = 3;
@@ -165,8 +167,8 @@ impl<'a> Done<'a> {
         writer.u32(u32::from(self.failure.is_some()) | u32::from(self.retained) << 1);
         writer.u64(self.start_ns);
         writer.u64(self.end_ns);
-        let text = cut(self.failure.unwrap_or(""));
-        writer.str("DONE.message", text, MAX_ERROR_MESSAGE_BYTES)?;
+        let text = cut(self.failure.unwrap_or("").to_owned());
+        writer.str("DONE.message", &text, MAX_ERROR_MESSAGE_BYTES)?;
         Ok(writer.into_bytes())
     }
 
@@ -204,7 +206,11 @@ impl<'a> Answer<'a> {
             Err(text) => (text, &[][..]),
         };
         writer.u32(u32::from(self.0.is_err()));
-        writer.str("ANSWER.message", cut(text), MAX_ERROR_MESSAGE_BYTES)?;
+        writer.str(
+            "ANSWER.message",
+            &cut(text.to_owned()),
+            MAX_ERROR_MESSAGE_BYTES,
+        )?;
         writer.blob("ANSWER.result", result, BLOB_LIMIT)?;
         Ok(writer.into_bytes())
     }
@@ -217,19 +223,6 @@ impl<'a> Answer<'a> {
         reader.finish("ANSWER")?;
         Ok(Self(if failed { Err(text) } else { Ok(result) }))
     }
-}
-
-/// The most of a text that a record carries, keeping its end: the last line of a traceback says what happened.
-pub(crate) fn cut(text: &str) -> &str {
-    let limit = MAX_ERROR_MESSAGE_BYTES as usize;
-    if text.len() <= limit {
-        return text;
-    }
-    let mut start = text.len() - limit;
-    while !text.is_char_boundary(start) {
-        start += 1;
-    }
-    &text[start..]
 }
 
 #[cfg(test)]

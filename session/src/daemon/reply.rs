@@ -12,7 +12,7 @@ use super::supervise::{life, Ready};
 use super::Context;
 use crate::config::loopback;
 use crate::error::SessionError;
-use crate::text::cut;
+use echelon_runtime::text::cut;
 
 /// Serves one connection: a request, a session, a reply.
 pub(crate) async fn serve(

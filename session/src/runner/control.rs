@@ -17,7 +17,7 @@ use echelon_wire::id::Sequence;
 use echelon_wire::limits::MAX_COPY_FROM_BYTES;
 
 use super::command::{Reply, Session};
-use crate::text::cut;
+use echelon_runtime::text::cut;
 
 /// What a control comes to: result bytes, or the text of its failure.
 type Outcome = Result<Vec<u8>, String>;

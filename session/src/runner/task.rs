@@ -14,7 +14,7 @@ use echelon_wire::tensor::TensorMeta;
 
 use super::command::{Reply, Session};
 use crate::buffers::Buffers;
-use crate::text::cut;
+use echelon_runtime::text::cut;
 
 impl Session {
     pub(super) fn task(

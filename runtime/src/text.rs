@@ -10,7 +10,7 @@ const GAP: &str = "\n[...]\n";
 /// The last line of a traceback says what happened and the first who, so the middle is taken out: the beginning keeps a
 /// third. A last line that is too long by itself is cut at its end.
 #[must_use]
-pub(crate) fn cut(text: String) -> String {
+pub fn cut(text: String) -> String {
     let limit = MAX_ERROR_MESSAGE_BYTES as usize;
     if text.len() <= limit {
         return text;
