@@ -23,6 +23,10 @@ pub(crate) fn to_py(py: Python<'_>, error: Error) -> PyErr {
         Error::Handle { .. } => named(py, "HandleError", &text),
         Error::Registration { .. } => named(py, "RegistrationError", &text),
         Error::Startup { .. } | Error::Process(_) => named(py, "StartupError", &text),
+        // A session answers with a text; this word is how it says that a limit of its own was reached.
+        Error::Remote { ref message, .. } if message.contains("RESOURCE_EXHAUSTED: ") => {
+            named(py, "ResourceExhausted", &text)
+        }
         Error::Remote { .. } => named(py, "RemoteError", &text),
         Error::EndpointLost { .. } => named(py, "EndpointLost", &text),
         Error::Run(run) => run_error(py, &run, &text).unwrap_or_else(|raised| raised),

@@ -216,11 +216,21 @@ impl Worker {
     fn expect_new(&self, life: &Life, action: &'static str) -> Result<(), Error> {
         match life.state {
             WorkerState::New => Ok(()),
-            ref state => Err(Error::Lifecycle {
-                state: state.to_string(),
-                action,
-                hint: "do it before init(), on a worker that was not added to another".into(),
-            }),
+            ref state => {
+                let hint = match state {
+                    WorkerState::Given => "use the worker that it was added to",
+                    WorkerState::Starting | WorkerState::Ready if action == "init" => {
+                        "that is done already; go on with run()"
+                    }
+                    WorkerState::Starting | WorkerState::Ready => "do it before init()",
+                    _ => "make a new Worker",
+                };
+                Err(Error::Lifecycle {
+                    state: state.to_string(),
+                    action,
+                    hint: hint.into(),
+                })
+            }
         }
     }
 

@@ -143,8 +143,13 @@ impl Worker {
     pub fn register(
         &self,
         callable: Callable,
-        options: RegisterOptions,
+        mut options: RegisterOptions,
     ) -> Result<CallableHandle, Error> {
+        if let Some(ids) = &mut options.workers {
+            // A worker named twice would be asked to commit twice.
+            let mut seen = std::collections::HashSet::new();
+            ids.retain(|id| seen.insert(*id));
+        }
         self.check_reach(&callable, &options)?;
         let handle = CallableHandle {
             callable,
