@@ -4,7 +4,7 @@ use bytes::Bytes;
 use echelon_runtime::callable::Callable;
 use echelon_runtime::worker::{RegisterOptions, RegisterScope, RunEnd, WorkerState};
 use echelon_wire::callable::ImportTarget;
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyException, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -192,9 +192,14 @@ impl PyWorker {
             worker.run(|orchestrator| {
                 let orchestrator = orchestrator.clone();
                 gil::attached(|py| {
-                    let orch = Bound::new(py, PyOrchestrator::new(orchestrator))?;
+                    let orch = Bound::new(py, PyOrchestrator::new(orchestrator.clone()))?;
                     let returned = function.bind(py).call1((&orch, args, config));
                     orch.get().end();
+                    let left = |raised: &PyErr| !raised.is_instance_of::<PyException>(py);
+                    if returned.as_ref().err().is_some_and(left) {
+                        // Ctrl-C, or SystemExit: nobody wants to wait for what runs (design §15.15).
+                        orchestrator.interrupted();
+                    }
                     returned.map(|_| ())
                 })
             })
@@ -213,7 +218,7 @@ impl PyWorker {
     ///     worker: id of the worker.
     ///     nbytes: size in bytes, 1 or more.
     ///
-    /// Raises ValueError, RemoteError when the session refuses (its limits), EndpointLost, LifecycleError.
+    /// Raises ValueError, ResourceExhausted when the session's limit is reached, RemoteError, EndpointLost, LifecycleError.
     #[pyo3(signature = (worker, nbytes))]
     fn remote_malloc(
         &self,

@@ -69,6 +69,14 @@ pub struct Orchestrator {
 }
 
 impl Orchestrator {
+    /// The run was interrupted while its function ran (design §15.15): what has not started never will, what runs has
+    /// `interrupt_grace`, and nothing is copied back into the caller's arrays. To be followed by the function's return.
+    pub fn interrupted(&self) {
+        if let Some(state) = self.engine.core.lock().runs.get_mut(&self.run) {
+            state.interrupted = true;
+        }
+    }
+
     pub(crate) fn new(worker: Worker, engine: Arc<Engine>, run: RunId) -> Self {
         Self {
             worker,

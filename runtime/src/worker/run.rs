@@ -87,10 +87,18 @@ impl Worker {
 
     fn wait_for_run(&self, engine: &Engine, run: RunId) -> Result<(), Error> {
         let done = |core: &mut Core| (core.scheduler.run_live(run) == 0).then_some(());
-        let Err(end) = engine.wait_until(None, done) else {
-            return Ok(());
-        };
-        debug_assert_eq!(end, WaitEnd::Interrupted);
+        let by_function = engine
+            .core
+            .lock()
+            .runs
+            .get(&run)
+            .is_some_and(|r| r.interrupted);
+        if !by_function {
+            let Err(end) = engine.wait_until(None, done) else {
+                return Ok(());
+            };
+            debug_assert_eq!(end, WaitEnd::Interrupted);
+        }
         if let Some(state) = engine.core.lock().runs.get_mut(&run) {
             state.interrupted = true;
         }
