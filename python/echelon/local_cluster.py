@@ -118,6 +118,17 @@ class LocalCluster:
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        daemon: _Daemon | None = getattr(self, "_daemon", None)
+        if daemon is None or daemon.stopped:
+            return
+        import contextlib
+        import warnings
+
+        warnings.warn(f"{self!r} was dropped without close()", ResourceWarning, source=self, stacklevel=1)
+        with contextlib.suppress(Exception):
+            self.close()
+
     def __repr__(self) -> str:
         return f"<LocalCluster daemon={self.daemon_endpoint} remote_ids={self._remote_ids}>"
 
@@ -151,6 +162,10 @@ class _Daemon:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def stopped(self) -> bool:
+        return self._process.returncode is not None
 
     def _await_endpoint(self, timeout_s: float) -> str:
         import os

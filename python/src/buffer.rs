@@ -47,6 +47,17 @@ pub(crate) fn drain(_py: Python<'_>) {
     }
 }
 
+/// The last field of an object that may hold pins: dropped after them, it gives the exporters their views back at once.
+#[derive(Default)]
+pub(crate) struct DrainOnDrop;
+
+impl Drop for DrainOnDrop {
+    fn drop(&mut self) {
+        // Python frees its objects with the GIL held, so this never waits; at the interpreter's end there is nothing to give back.
+        crate::gil::try_attached(drain);
+    }
+}
+
 /// Bytes of a Python object, with what the exporter says of their elements.
 pub(crate) struct HostBuffer {
     pub(crate) memory: HostMemory,

@@ -8,7 +8,7 @@ use echelon_runtime::worker::{CallableHandle, Orchestrator, Worker};
 use echelon_wire::callable::{CallableKind, ImportTarget};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyString};
 
 use crate::call_config::PyCallConfig;
 use crate::callable_handle::PyCallableHandle;
@@ -91,14 +91,37 @@ fn traceback_text(py: Python<'_>, raised: &PyErr) -> String {
     let formatted = py
         .import("traceback")
         .and_then(|module| module.call_method1("format_exception", parts))
-        .and_then(|lines| lines.extract::<Vec<String>>());
+        .and_then(|lines| printable(py, &lines));
     match formatted {
-        Ok(lines) => lines.concat(),
+        Ok(text) => text,
         // An exception whose own text raises must not hide that the callable failed.
         Err(_) => format!(
             "{} (its text could not be made)",
             convert::type_name(raised.value(py).as_any())
         ),
+    }
+}
+
+/// The lines as one text; what UTF-8 cannot hold (a lone surrogate, as in a file name of other bytes) is escaped.
+fn printable(py: Python<'_>, lines: &Bound<'_, PyAny>) -> PyResult<String> {
+    PyString::new(py, "")
+        .call_method1("join", (lines,))?
+        .call_method1("encode", ("utf-8", "backslashreplace"))?
+        .call_method1("decode", ("utf-8",))?
+        .extract()
+}
+
+/// Ends a process that user code forked off and that came back out of the callable: it shares the mailbox with its parent,
+/// and two processes that answer would corrupt it.
+fn end_stray_fork(py: Python<'_>, called_in: u32) {
+    if std::process::id() == called_in {
+        return;
+    }
+    let ended = py
+        .import("os")
+        .and_then(|os| os.call_method1("_exit", (0,)));
+    if ended.is_err() {
+        std::process::abort();
     }
 }
 
@@ -110,9 +133,11 @@ impl PyCallable {
         &self,
         call: impl FnOnce(Python<'_>, &Bound<'_, PyAny>) -> PyResult<()>,
     ) -> Result<(), String> {
-        gil::attached(|py| match call(py, self.0.bind(py)) {
-            Ok(()) => Ok(()),
-            Err(raised) => Err(failure_text(py, &raised)),
+        let called_in = std::process::id();
+        gil::attached(|py| {
+            let result = call(py, self.0.bind(py)).map_err(|raised| failure_text(py, &raised));
+            end_stray_fork(py, called_in);
+            result
         })
     }
 }

@@ -90,9 +90,12 @@ impl PyRemoteTensorRef {
                 meta.dtype().name()
             )));
         }
+        let copy = Bytes::from(memory.to_vec());
+        drop(memory);
+        buffer::drain(data.py());
         Ok(Self {
             meta,
-            backing: Backing::Inline(Bytes::from(memory.to_vec())),
+            backing: Backing::Inline(copy),
             handle: None,
         })
     }

@@ -10,6 +10,7 @@ use pyo3::exceptions::{PyIndexError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
+use crate::buffer::DrainOnDrop;
 use crate::remote_tensor_ref::{Backing, PyRemoteTensorRef};
 use crate::tensor::PyTensor;
 use crate::{buffer, convert};
@@ -30,12 +31,12 @@ enum Side {
 /// A submit takes a snapshot: the object may be changed and submitted again. A callable receives one too, as `args`, and may
 /// hand it on to tasks of its own.
 #[pyclass(frozen, module = "echelon._core", name = "TaskArgs")]
-pub(crate) struct PyTaskArgs(Mutex<Side>);
+pub(crate) struct PyTaskArgs(Mutex<Side>, DrainOnDrop);
 
 impl PyTaskArgs {
     /// What a callable receives.
     pub(crate) fn received(view: TaskView) -> Self {
-        Self(Mutex::new(Side::Received(view)))
+        Self(Mutex::new(Side::Received(view)), DrainOnDrop)
     }
 
     /// The arguments to submit.
@@ -141,10 +142,13 @@ impl PyTaskArgs {
 impl PyTaskArgs {
     #[new]
     fn new() -> Self {
-        Self(Mutex::new(Side::Building {
-            args: TaskArgs::new(),
-            objects: Vec::new(),
-        }))
+        Self(
+            Mutex::new(Side::Building {
+                args: TaskArgs::new(),
+                objects: Vec::new(),
+            }),
+            DrainOnDrop,
+        )
     }
 
     /// Arguments in one expression: `TaskArgs.of((a, INPUT), (b, OUTPUT), scalars=(3, 4))`.
