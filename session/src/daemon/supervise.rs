@@ -198,7 +198,7 @@ async fn serve(
 async fn finish(mut process: RunnerProcess, mut output: Output, who: &str, slot: Slot) {
     process.kill_group();
     process.exited().await;
-    output.take_available();
+    output.finish();
     let pid = process.pid();
     let end = process.end_text();
     let removed = process.owner().map_or(0, segments::sweep);
