@@ -99,13 +99,9 @@ impl Session {
         self.features = features;
         while let Some(command) = reader.next() {
             let header = command.header;
-            let reply = self.handle(command).unwrap_or_else(|error| {
-                tracing::error!(%error, "a reply could not be encoded");
-                Reply {
-                    frame_type: FrameType::Completion,
-                    payload: Vec::new(),
-                }
-            });
+            let reply = self.handle(command).map_err(|error| {
+                std::io::Error::other(format!("a reply could not be encoded: {error}"))
+            })?;
             self.send(stream, &header, &reply, limit)?;
         }
         Ok(())

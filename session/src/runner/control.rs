@@ -58,7 +58,15 @@ impl Session {
             Ok(result) => ControlReply::success(sequence, name, version, result),
             Err(_) => ControlReply::failure(sequence, name, version, &message),
         };
-        Reply::of(FrameType::ControlReply, &reply)
+        // A result that no frame holds is a failure like any other (S-4).
+        Reply::of(FrameType::ControlReply, &reply).or_else(|error| {
+            let message = cut(format!(
+                "{}{error}",
+                failure_prefix(self.worker_id, sequence)
+            ));
+            let reply = ControlReply::failure(sequence, name, version, &message);
+            Reply::of(FrameType::ControlReply, &reply)
+        })
     }
 
     fn carry_out(&mut self, name: ControlName, command: &[u8]) -> Outcome {

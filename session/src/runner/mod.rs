@@ -60,6 +60,8 @@ pub fn session_main(
         .with_env_filter(filter)
         .with_ansi(false)
         .with_writer(std::io::stderr)
+        // The daemon reads stderr, and a session outlives it. Complaining on stderr that stderr is broken would panic.
+        .log_internal_errors(false)
         .try_init();
     let config = match RunnerConfig::parse(args) {
         Ok(Parsed::Run(config)) => config,
@@ -218,7 +220,9 @@ impl Started {
             };
             let reader =
                 CommandReader::start(stream.try_clone()?, lane, Arc::clone(&self.lifeline))?;
-            self.session.serve(&reader, &stream, features, limit)
+            let served = self.session.serve(&reader, &stream, features, limit);
+            // Before the reader is dropped: it is joined, and only the end of the session wakes it when the parent is silent.
+            served.inspect_err(|error| self.lifeline.end(Verdict::Broken(error.to_string())))
         });
         if let Err(error) = served {
             self.lifeline.end(Verdict::Broken(error.to_string()));
