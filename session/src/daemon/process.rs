@@ -49,12 +49,9 @@ impl RunnerProcess {
     /// Starts the configured session command; `json` is its manifest.
     pub(crate) fn start(context: &Context, json: &[u8]) -> Result<(Self, Pipes), SessionError> {
         let command = &context.config.session_command;
-        let program = command
-            .first()
-            .map(|program| program.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let program = command.first().cloned().unwrap_or_default();
         let failed = |error: &dyn std::fmt::Display| SessionError::Spawn {
-            program: program.clone(),
+            program: program.to_string_lossy().into_owned(),
             reason: error.to_string(),
         };
         let manifest = memfd(json).map_err(|error| failed(&error))?;
