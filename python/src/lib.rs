@@ -1,7 +1,7 @@
 //! `echelon._core`: the runtime for Python. Converts and delegates; one class a file.
 //!
-//! There is no protocol constant, offset, socket or scheduling decision in this crate. [`gil`] says when the interpreter's
-//! lock is held (invariants P-1 to P-3), [`error`] maps every error, [`buffer`], [`tensor`] and [`dlpack`] hold the `unsafe`
+//! There is no protocol constant, offset, socket or scheduling decision in this crate. `gil` says when the interpreter's
+//! lock is held (invariants P-1 to P-3), `error` maps every error, `buffer`, `tensor` and `dlpack` hold the `unsafe`
 //! that the buffer protocol and DLPack need.
 
 mod buffer;
