@@ -56,9 +56,28 @@ pub(crate) enum ReplyKind {
     Empty,
     Allocated { nbytes: u64 },
     Copied { into: HostMemory },
-    Exported,
-    Imported,
+    Exported { asked: Window },
+    Imported { asked: Window },
     Trace,
+}
+
+/// A range of a buffer in its owner: what an export or import must describe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Window {
+    pub(crate) owner: WorkerId,
+    pub(crate) buffer: BufferKey,
+    pub(crate) offset: u64,
+    pub(crate) nbytes: u64,
+    pub(crate) access: AccessFlags,
+}
+
+impl Window {
+    fn expect(self, made: Self) -> Result<(), String> {
+        if self == made {
+            return Ok(());
+        }
+        Err(format!("it describes {made:?}, and {self:?} was asked for"))
+    }
 }
 
 impl ReplyKind {
@@ -92,14 +111,12 @@ impl ReplyKind {
                 result.len(),
                 into.len()
             )),
-            Self::Exported => {
+            Self::Exported { asked } => {
                 let made = ExportResult::decode(result).map_err(text)?;
-                if made.owner_worker_id != worker {
-                    return Err(format!("the export names worker {}", made.owner_worker_id));
-                }
+                asked.expect(exported(&made))?;
                 Ok(ControlReply::Exported(Box::new(made.into_owned())))
             }
-            Self::Imported => {
+            Self::Imported { asked } => {
                 let made = ImportResult::decode(result).map_err(text)?;
                 if made.importer_worker_id != worker {
                     return Err(format!(
@@ -107,10 +124,37 @@ impl ReplyKind {
                         made.importer_worker_id
                     ));
                 }
+                asked.expect(imported(&made))?;
                 Ok(ControlReply::Imported(Box::new(made.into_owned())))
             }
             Self::Trace => Ok(ControlReply::Trace(result.to_vec())),
         }
+    }
+}
+
+fn exported(made: &ExportResult<'_>) -> Window {
+    Window {
+        owner: made.owner_worker_id,
+        buffer: BufferKey {
+            buffer: made.buffer_id,
+            generation: made.generation,
+        },
+        offset: made.offset,
+        nbytes: made.nbytes,
+        access: made.access_flags,
+    }
+}
+
+fn imported(made: &ImportResult<'_>) -> Window {
+    Window {
+        owner: made.owner_worker_id,
+        buffer: BufferKey {
+            buffer: made.buffer_id,
+            generation: made.generation,
+        },
+        offset: made.offset,
+        nbytes: made.nbytes,
+        access: made.access_flags,
     }
 }
 
@@ -175,12 +219,7 @@ pub(crate) fn encode(
             access,
         } => export(worker, buffer, (offset, nbytes), access).map_err(refused),
         ControlRequest::Import { export, access } => {
-            let command = ImportRequest {
-                importer_worker_id: worker,
-                requested_access_flags: access,
-                export: *export,
-            };
-            control(ControlName::ImportBuffer, &command, ReplyKind::Imported).map_err(refused)
+            import(worker, *export, access).map_err(refused)
         }
         ControlRequest::ReleaseImport {
             owner,
@@ -223,7 +262,36 @@ fn export(
         access_flags: access,
         transport_profile: "sim".into(),
     };
-    control(ControlName::ExportBuffer, &command, ReplyKind::Exported)
+    let asked = Window {
+        owner: worker,
+        buffer,
+        offset,
+        nbytes,
+        access,
+    };
+    control(
+        ControlName::ExportBuffer,
+        &command,
+        ReplyKind::Exported { asked },
+    )
+}
+
+fn import(
+    worker: WorkerId,
+    export: ExportResult<'static>,
+    access: AccessFlags,
+) -> Result<Outgoing, EncodeError> {
+    let asked = Window {
+        access,
+        ..exported(&export)
+    };
+    let command = ImportRequest {
+        importer_worker_id: worker,
+        requested_access_flags: access,
+        export,
+    };
+    let reply = ReplyKind::Imported { asked };
+    control(ControlName::ImportBuffer, &command, reply)
 }
 
 fn refused(error: EncodeError) -> ControlFailure {

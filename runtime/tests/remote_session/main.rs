@@ -7,3 +7,4 @@ mod faults;
 mod liveness;
 mod peer;
 mod starting;
+mod windows;
