@@ -174,7 +174,10 @@ impl Daemon {
     }
 
     pub(crate) fn session(&self) -> Parent {
-        let manifest = manifest();
+        self.session_of(manifest())
+    }
+
+    pub(crate) fn session_of(&self, manifest: Manifest) -> Parent {
         match self.ask(&manifest) {
             DaemonReply::Ok { ports, pid } => Parent::connect(manifest, &ports, pid),
             DaemonReply::Err { error, .. } => panic!("{error}"),

@@ -2,10 +2,10 @@
 
 use echelon_wire::bootstrap::Manifest;
 use echelon_wire::buffer::AccessFlags;
-use echelon_wire::codec::Decode as _;
-use echelon_wire::frame::control::buffer::{AllocCommand, AllocResult};
+use echelon_wire::codec::{Decode as _, Encode as _};
+use echelon_wire::frame::control::buffer::{AllocCommand, AllocResult, CopyHeader};
 use echelon_wire::frame::control::transfer::{ExportRequest, ExportResult};
-use echelon_wire::frame::control::ControlName;
+use echelon_wire::frame::control::{Control, ControlName};
 use echelon_wire::frame::FrameType;
 use rustix::process::Signal;
 
@@ -36,6 +36,14 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_session_outlives_a_killed_daemon_and_ends_with_its_parent_r_040",
         outlives,
+    ),
+    (
+        "a_session_without_a_daemon_ends_although_its_task_does_not_r_040",
+        outlives_and_hangs,
+    ),
+    (
+        "a_parent_that_reads_nothing_does_not_hold_its_session_r_058",
+        unread,
     ),
     (
         "a_callable_that_panics_fails_and_the_session_goes_on",
@@ -128,12 +136,51 @@ fn outlives() {
     assert_eq!(parent.task("m:noop"), "");
     let pid = parent.pid;
     drop(parent);
-    // Whoever adopted it may take its time to reap it.
-    let state = move || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    eventually("its end with its parent", || {
-        let state = state();
-        state.is_empty() || state.contains(") Z ")
+    eventually("its end with its parent", || has_ended(pid));
+}
+
+/// Its complaints go to a pipe that nobody reads any more.
+fn outlives_and_hangs() {
+    let mut daemon = Daemon::start("serve", &[]);
+    let mut parent = daemon.session();
+    signal(daemon.pid(), Signal::KILL);
+    daemon.wait();
+    parent.submit("m:endless");
+    let pid = parent.pid;
+    drop(parent);
+    eventually("its end by force", || has_ended(pid));
+}
+
+/// True when it runs no more. Whoever adopted it may take its time to reap it.
+fn has_ended(pid: u32) -> bool {
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    state.is_empty() || state.contains(") Z ")
+}
+
+fn unread() {
+    const NBYTES: u64 = 12 << 20;
+    let daemon = Daemon::start("serve", &[]);
+    let mut parent = daemon.session_of(Manifest {
+        session_timeout_s: 3.0,
+        ..manifest()
     });
+    let alloc = parent.control(
+        ControlName::AllocRemoteBuffer,
+        &AllocCommand { nbytes: NBYTES },
+    );
+    let buffer = AllocResult::decode(&alloc).unwrap();
+    let copy = CopyHeader {
+        worker_id: buffer.worker_id,
+        buffer_id: buffer.buffer_id,
+        generation: buffer.generation,
+        offset: 0,
+        size: NBYTES,
+    };
+    let copy = Control::of(ControlName::CopyFromRemote, &copy).unwrap();
+    for _ in 0..4 {
+        parent.send(FrameType::Control, &copy.to_bytes().unwrap());
+    }
+    eventually("its end", || daemon.children().is_empty());
 }
 
 fn panics() {
