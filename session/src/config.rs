@@ -196,6 +196,9 @@ pub struct RunnerConfig {
     /// Descriptor to write the ready line to
     #[arg(long, value_name = "M")]
     pub ready_fd: RawFd,
+    /// Descriptor of the reading end of standard output and error, read when the daemon is gone
+    #[arg(long, value_name = "K")]
+    pub output_fd: Option<RawFd>,
     /// Module prefix that may be imported; may be repeated [default: every module]
     #[arg(long, value_name = "PREFIX")]
     pub allow_import: Vec<String>,

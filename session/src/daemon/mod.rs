@@ -1,7 +1,8 @@
 //! The daemon: one thread, one listener, one task a connection and one a session.
 //!
 //! A session that runs does not need the daemon: its lanes are direct, and it ends when its parent goes. So it outlives a daemon
-//! that is killed, while a daemon that is told to end takes its sessions along.
+//! that is killed, while a daemon that is told to end takes its sessions along. What such a session prints is thrown
+//! away by the session itself.
 
 mod accept;
 mod exchange;

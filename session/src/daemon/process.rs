@@ -61,6 +61,7 @@ impl RunnerProcess {
         let mut args: Vec<OsString> = command.iter().skip(1).cloned().collect();
         args.extend(["--manifest-fd", &manifest.as_raw_fd().to_string()].map(OsString::from));
         args.extend(["--ready-fd", &ready_end.as_raw_fd().to_string()].map(OsString::from));
+        args.extend(["--output-fd", &output.as_raw_fd().to_string()].map(OsString::from));
         for prefix in &context.config.allow_import {
             args.extend(["--allow-import", prefix].map(OsString::from));
         }
@@ -71,7 +72,11 @@ impl RunnerProcess {
             args,
             env: environment(&context.config.pass_env),
             clear_env: true,
-            fds: vec![manifest.as_raw_fd(), ready_end.as_raw_fd()],
+            fds: vec![
+                manifest.as_raw_fd(),
+                ready_end.as_raw_fd(),
+                output.as_raw_fd(),
+            ],
             new_session: true,
             // A running session has lanes of its own and ends with its parent, not with the daemon.
             outlives_parent: true,

@@ -7,6 +7,7 @@
 //! | health | shows the parent that the session lives |
 //! | watchdog | bounds how long the end takes |
 //! | signals | turns SIGTERM and SIGINT into a verdict |
+//! | orphan | takes what the session prints once the daemon is gone |
 
 mod command;
 mod control;
@@ -14,6 +15,7 @@ mod health;
 pub(crate) mod lifeline;
 mod listen;
 mod native;
+mod orphan;
 mod prestart;
 mod reader;
 mod signals;
@@ -39,6 +41,7 @@ use command::Session;
 use health::{HealthLane, Pulse};
 use lifeline::{Lifeline, Verdict, Watchdog};
 pub use native::NativeHost;
+use orphan::OrphanOutput;
 use prestart::Prepared;
 use reader::{CommandReader, Lane};
 use signals::Signals;
@@ -75,22 +78,21 @@ pub fn session_main(
             return error.exit_code();
         }
     };
-    let fds = take_inherited_fd(config.manifest_fd)
-        .and_then(|m| Ok((m, take_inherited_fd(config.ready_fd)?)));
-    let (manifest, ready) = match fds {
+    let fds = || {
+        let manifest = take_inherited_fd(config.manifest_fd)?;
+        let ready = take_inherited_fd(config.ready_fd)?;
+        let output = config.output_fd.map(take_inherited_fd).transpose()?;
+        Ok::<_, echelon_runtime::process::ProcessError>((manifest, ready, output))
+    };
+    let (manifest, ready, output) = match fds() {
         Ok(fds) => fds,
         Err(error) => {
             eprintln!("echelon-session: {error}");
             return 2;
         }
     };
-    run(
-        manifest,
-        ready,
-        ImportPolicy::new(config.allow_import),
-        host,
-        inner,
-    )
+    let policy = ImportPolicy::new(config.allow_import);
+    run_with_output(manifest, ready, output, policy, host, inner)
 }
 
 /// Runs one session from its two descriptors: the manifest to read, the ready line to write. Returns the exit status.
@@ -101,7 +103,18 @@ pub fn run(
     host: Arc<dyn CallableHost>,
     inner: WorkerBuilder,
 ) -> i32 {
-    match start(manifest, policy, host, inner) {
+    run_with_output(manifest, ready, None, policy, host, inner)
+}
+
+fn run_with_output(
+    manifest: OwnedFd,
+    ready: OwnedFd,
+    output: Option<OwnedFd>,
+    policy: ImportPolicy,
+    host: Arc<dyn CallableHost>,
+    inner: WorkerBuilder,
+) -> i32 {
+    match start(manifest, output, policy, host, inner) {
         Ok(started) => started.serve(ready),
         Err(error) => {
             tracing::error!(error, "the session cannot start");
@@ -119,11 +132,13 @@ struct Started {
     ports: SessionPorts,
     manifest: Manifest,
     _signals: Signals,
+    orphan: Option<OrphanOutput>,
     lifeline: Arc<Lifeline>,
 }
 
 fn start(
     manifest: OwnedFd,
+    output: Option<OwnedFd>,
     policy: ImportPolicy,
     host: Arc<dyn CallableHost>,
     inner: WorkerBuilder,
@@ -140,6 +155,8 @@ fn start(
     let address = loopback("listen_host", &manifest.listen_host)?;
     let lifeline = Lifeline::new().map_err(text)?;
     let signals = Signals::watch(Arc::clone(&lifeline)).map_err(text)?;
+    let orphan = output.map(|pipe| OrphanOutput::watch(pipe, Arc::clone(&lifeline)));
+    let orphan = orphan.transpose().map_err(text)?;
     // The inner worker is up before there is any socket (contract §8).
     let prepared = Prepared::new(&manifest, &policy, &host, inner, Arc::clone(&lifeline))?;
     let (command, health) = (
@@ -169,6 +186,7 @@ fn start(
         ports,
         manifest,
         _signals: signals,
+        orphan,
         lifeline,
     })
 }
@@ -197,6 +215,8 @@ impl Started {
         if let Err(error) = self.session.close() {
             tracing::error!(%error, "the inner worker did not close");
         }
+        // Last: what closing prints must find a reader too.
+        drop(self.orphan);
         drop(watchdog);
         verdict.exit_code()
     }
@@ -211,20 +231,29 @@ impl Started {
         };
         let offered = Features::from_names(self.manifest.feature_flags.iter().map(String::as_str));
         let features = offered.intersection(SERVED);
-        let served = self.hello(&stream, features).and_then(|()| {
-            let lane = Lane {
-                session: self.manifest.session(),
-                worker: self.manifest.worker(),
-                features,
-                frame_limit: limit,
-            };
-            let reader =
-                CommandReader::start(stream.try_clone()?, lane, Arc::clone(&self.lifeline))?;
-            let served = self.session.serve(&reader, &stream, features, limit);
+        let lane = Lane {
+            session: self.manifest.session(),
+            worker: self.manifest.worker(),
+            features,
+            frame_limit: limit,
+        };
+        let twin = stream.try_clone();
+        let reader =
+            twin.and_then(|twin| CommandReader::start(twin, lane, Arc::clone(&self.lifeline)));
+        let reader = match reader {
+            Ok(reader) => reader,
+            Err(error) => return self.lifeline.end(Verdict::Broken(error.to_string())),
+        };
+        if let Err(error) = self.hello(&stream, features) {
+            // A parent that cleans up sends SHUTDOWN and is gone without having read HELLO: what it sent decides (contract
+            // §10). The reader gets what arrived, then the end.
+            tracing::info!(%error, "HELLO could not be delivered");
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+            while reader.next().is_some() {}
+            return;
+        }
+        if let Err(error) = self.session.serve(&reader, &stream, features, limit) {
             // Before the reader is dropped: it is joined, and only the end of the session wakes it when the parent is silent.
-            served.inspect_err(|error| self.lifeline.end(Verdict::Broken(error.to_string())))
-        });
-        if let Err(error) = served {
             self.lifeline.end(Verdict::Broken(error.to_string()));
         }
     }

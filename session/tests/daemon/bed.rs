@@ -209,7 +209,9 @@ pub(crate) fn manifest() -> Manifest {
         worker_id: 2,
         platform: "cpu".to_owned(),
         session_timeout_s: 60.0,
-        remote_task_dispatcher: ["m:noop", "m:panics", "m:endless"].map(entry).to_vec(),
+        remote_task_dispatcher: ["m:noop", "m:prints", "m:panics", "m:endless"]
+            .map(entry)
+            .to_vec(),
         ..Manifest::default()
     }
 }

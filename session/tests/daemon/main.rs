@@ -32,6 +32,11 @@ fn session(mode: &str, args: Vec<String>) -> i32 {
         "serve" => {
             let host = NativeHost::new()
                 .with("m:noop", |_, _| Ok(()))
+                .with("m:prints", |_, _| {
+                    // More than a pipe holds; a failed write panics.
+                    println!("{}", "x".repeat(1 << 20));
+                    Ok(())
+                })
                 .with("m:panics", |_, _| panic!("on purpose"))
                 .with("m:endless", |_, _| loop {
                     std::thread::park();

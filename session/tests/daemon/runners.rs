@@ -22,6 +22,10 @@ pub(crate) const CASES: &[Case] = &[
     ),
     ("a_ready_line_that_is_none_is_refused", junk),
     (
+        "a_manifest_that_cannot_be_served_is_refused_with_its_reason_r_097",
+        wrong_callables,
+    ),
+    (
         "a_runner_nobody_connects_to_ends_by_itself_r_009",
         not_connected,
     ),
@@ -79,6 +83,41 @@ fn junk() {
     assert!(text.contains("ready line"), "{text}");
 }
 
+fn wrong_callables() {
+    let daemon = Daemon::start("serve", &[]);
+    let with = |change: fn(&mut Manifest)| {
+        let mut manifest = manifest();
+        change(&mut manifest);
+        daemon.refusal(&manifest)
+    };
+    for (change, reason) in [
+        (
+            (|manifest| manifest.remote_task_dispatcher[0].target = Some("m:other".to_owned()))
+                as fn(&mut Manifest),
+            "does not match",
+        ),
+        (
+            |manifest| {
+                let twice = manifest.remote_task_dispatcher[0].clone();
+                manifest.remote_task_dispatcher.push(twice);
+            },
+            "twice",
+        ),
+        (
+            |manifest| {
+                let entry = &mut manifest.remote_task_dispatcher[0];
+                entry.target = Some("m:missing".to_owned());
+                entry.hashid = crate::bed::digest("m:missing").to_string();
+            },
+            "--python",
+        ),
+    ] {
+        let text = with(change);
+        assert!(text.contains(reason), "{text}");
+        eventually("its end", || daemon.children().is_empty());
+    }
+}
+
 fn not_connected() {
     let daemon = Daemon::start("serve", &[]);
     daemon.ask(&Manifest {
@@ -134,6 +173,7 @@ fn outlives() {
     signal(daemon.pid(), Signal::KILL);
     daemon.wait();
     assert_eq!(parent.task("m:noop"), "");
+    assert_eq!(parent.task("m:prints"), "", "nobody reads what it prints");
     let pid = parent.pid;
     drop(parent);
     eventually("its end with its parent", || has_ended(pid));
