@@ -157,6 +157,10 @@ impl CopyJob {
         })
     }
 
+    fn is_whole(&self) -> bool {
+        self.done == self.src.nbytes()
+    }
+
     /// The step that `next` gave was answered.
     fn answered(&mut self) {
         if std::mem::take(&mut self.reading) {
@@ -223,7 +227,8 @@ impl Core {
         None
     }
 
-    /// A step was answered.
+    /// A step was answered. After an interrupt no further one is sent: the caller has its arrays back, and a copy of any size
+    /// ends within one step.
     pub(crate) fn copy_step_done(
         &mut self,
         task: TaskId,
@@ -240,8 +245,16 @@ impl Core {
             record.fail(kind, slot, failure.to_string());
             return Some(Event::CopyDone { task, ok });
         }
+        let run = self.runs.get(&record.run);
+        let frozen = run.is_none_or(|run| run.interrupted);
         if let Work::Copy(job) = &mut record.work {
             job.answered();
+            if frozen && !job.is_whole() {
+                let message = "the run was interrupted before all bytes had arrived".to_owned();
+                record.fail(FailureKind::Failed, None, message);
+                let ok = MemberResult::Failed;
+                return Some(Event::CopyDone { task, ok });
+            }
         }
         self.next_copy_step(task)
     }

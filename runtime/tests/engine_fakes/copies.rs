@@ -1,12 +1,14 @@
 //! Copy nodes: in steps, in the order of the graph, through the parent between two sessions.
 
+use std::time::Duration;
+
 use echelon_runtime::endpoint::ControlRequest;
 use echelon_runtime::memory::HostMemory;
 use echelon_runtime::testing::fake::ControlVerdict;
-use echelon_runtime::{CopySide, Error, FailureKind, RemoteBuffer, Tag};
+use echelon_runtime::{CopySide, Error, FailureKind, RemoteBuffer, Tag, Worker};
 use echelon_wire::buffer::AccessFlags;
 
-use crate::bed::{count, submit, u8s, whole, Bed};
+use crate::bed::{count, start, submit, u8s, whole, Bed};
 
 /// One full step and a bit.
 const LARGE: u64 = echelon_wire::limits::MAX_COPY_FROM_BYTES + 5;
@@ -227,4 +229,25 @@ fn sizes_must_agree_and_destinations_be_writable() {
         let error = bed.worker.run_simple(|o| o.copy(dst, src).map(drop));
         assert!(matches!(error, Err(Error::Argument { .. })), "{error:?}");
     }
+}
+
+#[test]
+fn an_interrupted_copy_ends_with_the_step_that_is_on_its_way() {
+    let builder = Worker::builder().interrupt_grace(Duration::from_secs(20));
+    let bed = Bed::with(0, 1, 1, builder);
+    let buffer = bed.malloc(0, LARGE);
+    let session = bed.remotes[0].clone();
+    session.on_control(|_| ControlVerdict::Hold);
+    let back = HostMemory::from_vec(vec![0; LARGE as usize]);
+    let (w, b, m) = (bed.worker.clone(), buffer.clone(), back.clone());
+    let running = start(move || w.run_simple(|o| o.copy(host(&m), remote(&b)).map(drop)));
+    session.wait_for("the first step", |_, controls| steps(controls).1 == 1);
+    bed.interrupt.set(true);
+    // Told twice: the first time ended the wait, the second time was in the grace.
+    bed.interrupt.wait_told(2);
+    assert!(session.answer_held());
+    assert!(matches!(running.join("run"), Err(Error::Interrupted)));
+    bed.interrupt.set(false);
+    assert_eq!(steps(&session.controls()).1, 1);
+    session.carry_controls();
 }
