@@ -342,13 +342,15 @@ def test_the_table_finds_requirements_in_names_and_doc_comments(monkeypatch: pyt
     rust = (
         "/// R-001: said above.\n#[tokio::test]\nasync fn one() {}\n"
         "#[test]\n/// Of R-002.\nfn r_003_and_r004() { // R-005\n}\n"
-        "/// R-006\nfn helper_r_007() {}\nfn in_a_table_r_008() {}\n"
+        "/// R-006\nfn helper_r_007() {}\n"
     )
-    python = 'def test_a_r009():\n    """R-010"""\n    # R-011\ndef helper_r012():\n    pass\n'
+    listing = '("named_r_008", case),\n/// R-012\nfn case() {}\n/// R-013\nfn helper() {}\n'
+    python = 'def test_a_r009():\n    """R-010"""\n    # R-011\ndef helper_r014():\n    pass\n'
     tests = [
-        *table.rust_tests("a.rs", rust, frozenset({"in_a_table_r_008"})),
+        *table.rust_tests("a.rs", rust),
+        *table.table_tests({"c.rs": listing}),
         *table.python_tests("test_b.py", python),
     ]
     proven = table.proofs(tests)
-    assert sorted(proven) == [f"R-{number:03}" for number in (1, 2, 3, 4, 8, 9, 10)]
+    assert sorted(proven) == [f"R-{number:03}" for number in (1, 2, 3, 4, 8, 9, 10, 12)]
     assert proven["R-001"] == ["a.rs::one"]

@@ -28,7 +28,7 @@ from testbed import rust_source  # noqa: E402  (found beside this folder only)
 REQUIREMENT = re.compile(r"(?<![A-Za-z0-9])[rR][-_]?(\d{3})(?![0-9])")
 RUST_TEST = re.compile(r"#\[\s*(?:\w+::)*test\b[^\]]*\]")
 RUST_FUNCTION = re.compile(r"\bfn\s+(\w+)")
-TABLE_ENTRY = re.compile(r'\(\s*"(\w+)",\s*[\w:]+\s*,?\s*\)')
+TABLE_ENTRY = re.compile(r'\(\s*"(\w+)",\s*(?:\w+::)*(\w+)\s*,?\s*\)')
 
 
 class Test(NamedTuple):
@@ -83,29 +83,40 @@ def _doc_above(lines: list[str], line: int) -> str:
     return "\n".join(reversed(found))
 
 
-def rust_tests(path: str, source: str, table: frozenset[str] = frozenset()) -> Iterator[Test]:
-    """Every function with a test attribute, and those whose names are in `table`."""
+def _doc_of(source: str, function: re.Match[str]) -> str:
+    return _doc_above(source.split("\n"), source.count("\n", 0, function.start()))
+
+
+def rust_tests(path: str, source: str) -> Iterator[Test]:
+    """Every function with a test attribute."""
     code = rust_source.code_only(source)
-    lines = source.split("\n")
-    marked = {
-        function.start(1)
-        for mark in RUST_TEST.finditer(code)
-        if (function := RUST_FUNCTION.search(code, mark.end()))
-    }
-    for function in RUST_FUNCTION.finditer(code):
-        if function.start(1) in marked or function[1] in table:
-            doc = _doc_above(lines, code.count("\n", 0, function.start()))
-            yield Test(path, function[1], f"{function[1]} {doc}")
+    for mark in RUST_TEST.finditer(code):
+        if function := RUST_FUNCTION.search(code, mark.end()):
+            yield Test(path, function[1], f"{function[1]} {_doc_of(source, function)}")
 
 
-def _without_harness(root: Path, crate: str) -> Iterator[list[Path]]:
-    """The files of each test program of `crate` that has a table of its own in place of the usual harness."""
+def table_tests(sources: dict[str, str]) -> Iterator[Test]:
+    """The tests of a program without the usual harness, from its files: its tables have each one's name and function."""
+    named = {function: name for source in sources.values() for name, function in TABLE_ENTRY.findall(source)}
+    for path, source in sources.items():
+        code = rust_source.code_only(source)
+        for function in RUST_FUNCTION.finditer(code):
+            if name := named.get(function[1]):
+                yield Test(path, name, f"{name} {_doc_of(source, function)}")
+
+
+def _without_harness(root: Path, crate: str) -> Iterator[dict[str, str]]:
+    """The sources of each test program of `crate` that has a table of its own in place of the usual harness."""
     manifest = tomllib.loads((root / crate / "Cargo.toml").read_text(encoding="utf-8"))
     for test in manifest.get("test", []):
         if test.get("harness", True):
             continue
-        single = root / crate / test.get("path", f"tests/{test['name']}.rs")
-        yield [single] if single.is_file() else sorted((root / crate / "tests" / test["name"]).rglob("*.rs"))
+        folder = root / crate / "tests"
+        main = root / crate / test["path"] if "path" in test else folder / f"{test['name']}.rs"
+        if not main.is_file():
+            main = folder / test["name"] / "main.rs"
+        files = sorted(main.parent.rglob("*.rs")) if main.name == "main.rs" else [main]
+        yield {file.relative_to(root).as_posix(): file.read_text(encoding="utf-8") for file in files}
 
 
 def all_tests(root: Path) -> list[Test]:
@@ -114,15 +125,11 @@ def all_tests(root: Path) -> list[Test]:
     for path in sorted((root / "tests").rglob("test_*.py")):
         found += python_tests(path.relative_to(root).as_posix(), path.read_text(encoding="utf-8"))
     for crate in CRATES:
-        tables: dict[Path, frozenset[str]] = {}
-        for files in _without_harness(root, crate):
-            names = frozenset(name for file in files for name in TABLE_ENTRY.findall(file.read_text("utf-8")))
-            tables |= dict.fromkeys(files, names)
+        for sources in _without_harness(root, crate):
+            found += table_tests(sources)
         for folder in ("src", "tests"):
             for path in sorted((root / crate / folder).rglob("*.rs")):
-                source = path.read_text(encoding="utf-8")
-                name = path.relative_to(root).as_posix()
-                found += rust_tests(name, source, tables.get(path, frozenset()))
+                found += rust_tests(path.relative_to(root).as_posix(), path.read_text(encoding="utf-8"))
     return sorted(found)
 
 
