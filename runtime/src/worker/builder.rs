@@ -155,6 +155,12 @@ impl WorkerBuilder {
         self
     }
 
+    /// True when there is a program to start children with.
+    #[must_use]
+    pub fn has_child_program(&self) -> bool {
+        !matches!(self.settings.child_program, ChildProgram::None)
+    }
+
     /// Environment that children get on top of this process's.
     #[must_use]
     pub fn child_env(mut self, env: Vec<(OsString, OsString)>) -> Self {

@@ -49,6 +49,13 @@ impl Prepared {
             policy,
         )?;
         let text = |error: echelon_runtime::Error| error.to_string();
+        if manifest.num_sub_workers > 0 && !builder.has_child_program() {
+            return Err(format!(
+                "num_sub_workers is {}, and this session runner has no Python and starts no sub workers; ask for 0, or start the \
+                 daemon with --python PATH",
+                manifest.num_sub_workers
+            ));
+        }
         let worker = builder
             .level(3)
             .inner()
