@@ -245,11 +245,14 @@ impl Endpoint for RemoteEndpoint {
         self.begin_close();
         // Both lanes end when the session has: then nothing of it is left.
         let in_order = self.thread.join(deadline);
+        if !in_order {
+            // Before anything is closed that the session could notice: the reason is ours.
+            self.lane.lose("it was closed and did not end in time");
+        }
         self.health.join(deadline);
         if in_order {
             return Ok(());
         }
-        self.lane.lose("it was closed and did not end in time");
         if self.thread.join(Instant::now() + JOIN_WITHIN) {
             tracing::warn!(worker = %self.name, "the session did not end in time; its connections were closed, which ends it");
             return Ok(());
