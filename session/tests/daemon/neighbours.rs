@@ -11,23 +11,35 @@ use crate::bed::{eventually, manifest, refused, Case, Daemon};
 pub(crate) const CASES: &[Case] = &[
     (
         "what_may_not_be_served_is_refused_with_status_2_r_197",
-        refusals,
+        what_may_not_be_served_is_refused_with_status_2_r_197,
     ),
-    ("garbage_gets_a_bounded_refusal_or_none_r_034", garbage),
-    ("silent_peers_delay_nobody_r_035_r_237", silent),
-    ("a_reset_before_the_reply_reclaims_the_runner_r_033", reset),
-    ("limits_are_refused_before_a_runner_exists_r_048", limits),
+    (
+        "garbage_gets_a_bounded_refusal_or_none_r_034",
+        garbage_gets_a_bounded_refusal_or_none_r_034,
+    ),
+    (
+        "silent_peers_delay_nobody_r_035_r_237",
+        silent_peers_delay_nobody_r_035_r_237,
+    ),
+    (
+        "a_reset_before_the_reply_reclaims_the_runner_r_033",
+        a_reset_before_the_reply_reclaims_the_runner_r_033,
+    ),
+    (
+        "limits_are_refused_before_a_runner_exists_r_048",
+        limits_are_refused_before_a_runner_exists_r_048,
+    ),
     (
         "a_listen_host_beyond_loopback_is_refused_r_197",
-        listen_host,
+        a_listen_host_beyond_loopback_is_refused_r_197,
     ),
     (
         "a_timeout_that_no_clock_can_add_harms_nobody_r_003",
-        timeouts,
+        a_timeout_that_no_clock_can_add_harms_nobody_r_003,
     ),
 ];
 
-fn refusals() {
+fn what_may_not_be_served_is_refused_with_status_2_r_197() {
     for (args, word) in [
         (["--host", "127.0.0.1"].as_slice(), "--insecure-loopback"),
         (
@@ -49,7 +61,7 @@ fn refusals() {
     }
 }
 
-fn garbage() {
+fn garbage_gets_a_bounded_refusal_or_none_r_034() {
     let daemon = Daemon::start("serve", &[]);
     let framed = |json: &[u8]| [&u32::try_from(json.len()).unwrap().to_le_bytes(), json].concat();
     let nested = framed(&[b'['; 100_000]);
@@ -74,7 +86,7 @@ fn garbage() {
     assert_eq!(daemon.session().task("m:noop"), "");
 }
 
-fn silent() {
+fn silent_peers_delay_nobody_r_035_r_237() {
     let daemon = Daemon::start("serve", &[]);
     let silent: Vec<_> = (0..64_usize)
         .map(|number| {
@@ -89,7 +101,7 @@ fn silent() {
     drop(silent);
 }
 
-fn reset() {
+fn a_reset_before_the_reply_reclaims_the_runner_r_033() {
     let permission = std::env::temp_dir().join(format!("echelon-daemon-{}", std::process::id()));
     let daemon = Daemon::start(&format!("late:{}", permission.display()), &[]);
     let mut stream = daemon.connect();
@@ -105,7 +117,7 @@ fn reset() {
     assert_eq!(text, "");
 }
 
-fn limits() {
+fn limits_are_refused_before_a_runner_exists_r_048() {
     let daemon = Daemon::start("serve", &["--max-sessions", "1", "--max-sub-workers", "3"]);
     let crowd = Manifest {
         num_sub_workers: 10_000,
@@ -130,7 +142,7 @@ fn limits() {
     });
 }
 
-fn listen_host() {
+fn a_listen_host_beyond_loopback_is_refused_r_197() {
     let daemon = Daemon::start("serve", &[]);
     for host in ["0.0.0.0", "::", "192.0.2.1", "example.invalid"] {
         let wide = Manifest {
@@ -142,7 +154,7 @@ fn listen_host() {
     assert!(daemon.children().is_empty());
 }
 
-fn timeouts() {
+fn a_timeout_that_no_clock_can_add_harms_nobody_r_003() {
     let daemon = Daemon::start("serve", &[]);
     for session_timeout_s in [1e19, f64::MAX] {
         let patient = Manifest {

@@ -14,51 +14,63 @@ use crate::bed::{eventually, exists, manifest, signal, Case, Daemon};
 pub(crate) const CASES: &[Case] = &[
     (
         "a_runner_that_is_never_ready_is_killed_in_time_r_011",
-        never_ready,
+        a_runner_that_is_never_ready_is_killed_in_time_r_011,
     ),
     (
         "a_runner_that_exits_early_is_named_with_its_last_words_r_012",
-        exits_early,
+        a_runner_that_exits_early_is_named_with_its_last_words_r_012,
     ),
-    ("a_ready_line_that_is_none_is_refused", junk),
+    (
+        "a_ready_line_that_is_none_is_refused",
+        a_ready_line_that_is_none_is_refused,
+    ),
     (
         "a_manifest_that_cannot_be_served_is_refused_with_its_reason_r_097",
-        wrong_callables,
+        a_manifest_that_cannot_be_served_is_refused_with_its_reason_r_097,
     ),
     (
         "a_runner_nobody_connects_to_ends_by_itself_r_009",
-        not_connected,
+        a_runner_nobody_connects_to_ends_by_itself_r_009,
     ),
     (
         "a_killed_runner_leaves_no_zombie_and_no_segment_r_032_r_125",
-        killed,
+        a_killed_runner_leaves_no_zombie_and_no_segment_r_032_r_125,
     ),
     (
         "sigterm_ends_the_daemon_with_its_sessions_r_051",
-        terminated,
+        sigterm_ends_the_daemon_with_its_sessions_r_051,
     ),
     (
         "a_session_outlives_a_killed_daemon_and_ends_with_its_parent_r_040",
-        outlives,
+        a_session_outlives_a_killed_daemon_and_ends_with_its_parent_r_040,
     ),
     (
         "a_session_without_a_daemon_ends_although_its_task_does_not_r_040",
-        outlives_and_hangs,
+        a_session_without_a_daemon_ends_although_its_task_does_not_r_040,
     ),
     (
         "a_parent_that_reads_nothing_does_not_hold_its_session_r_058",
-        unread,
+        a_parent_that_reads_nothing_does_not_hold_its_session_r_058,
     ),
     (
         "a_callable_that_panics_fails_and_the_session_goes_on",
-        panics,
+        a_callable_that_panics_fails_and_the_session_goes_on,
     ),
-    ("a_session_ends_although_its_task_does_not", endless),
-    ("shutdown_in_any_form_ends_a_session", shutdown),
-    ("two_hundred_sessions_leave_nothing_r_032", two_hundred),
+    (
+        "a_session_ends_although_its_task_does_not",
+        a_session_ends_although_its_task_does_not,
+    ),
+    (
+        "shutdown_in_any_form_ends_a_session",
+        shutdown_in_any_form_ends_a_session,
+    ),
+    (
+        "two_hundred_sessions_leave_nothing_r_032",
+        two_hundred_sessions_leave_nothing_r_032,
+    ),
 ];
 
-fn never_ready() {
+fn a_runner_that_is_never_ready_is_killed_in_time_r_011() {
     let daemon = Daemon::start("silent", &[]);
     let text = daemon.refusal(&Manifest {
         session_timeout_s: 0.2,
@@ -68,7 +80,7 @@ fn never_ready() {
     assert!(daemon.children().is_empty());
 }
 
-fn exits_early() {
+fn a_runner_that_exits_early_is_named_with_its_last_words_r_012() {
     let daemon = Daemon::start("fails", &[]);
     let text = daemon.refusal(&manifest());
     assert!(
@@ -77,13 +89,13 @@ fn exits_early() {
     );
 }
 
-fn junk() {
+fn a_ready_line_that_is_none_is_refused() {
     let daemon = Daemon::start("junk", &[]);
     let text = daemon.refusal(&manifest());
     assert!(text.contains("ready line"), "{text}");
 }
 
-fn wrong_callables() {
+fn a_manifest_that_cannot_be_served_is_refused_with_its_reason_r_097() {
     let daemon = Daemon::start("serve", &[]);
     let with = |change: fn(&mut Manifest)| {
         let mut manifest = manifest();
@@ -118,7 +130,7 @@ fn wrong_callables() {
     }
 }
 
-fn not_connected() {
+fn a_runner_nobody_connects_to_ends_by_itself_r_009() {
     let daemon = Daemon::start("serve", &[]);
     daemon.ask(&Manifest {
         session_timeout_s: 1.0,
@@ -127,7 +139,7 @@ fn not_connected() {
     eventually("its end", || daemon.children().is_empty());
 }
 
-fn killed() {
+fn a_killed_runner_leaves_no_zombie_and_no_segment_r_032_r_125() {
     let daemon = Daemon::start("serve", &[]);
     let mut parent = daemon.session();
     let alloc = parent.control(
@@ -156,7 +168,7 @@ fn killed() {
     assert_eq!(daemon.session().task("m:noop"), "");
 }
 
-fn terminated() {
+fn sigterm_ends_the_daemon_with_its_sessions_r_051() {
     let mut daemon = Daemon::start("serve", &[]);
     let (mut idle, mut busy) = (daemon.session(), daemon.session());
     busy.submit("m:endless");
@@ -167,7 +179,7 @@ fn terminated() {
     assert!(!exists(idle.pid) && !exists(busy.pid));
 }
 
-fn outlives() {
+fn a_session_outlives_a_killed_daemon_and_ends_with_its_parent_r_040() {
     let mut daemon = Daemon::start("serve", &[]);
     let mut parent = daemon.session();
     signal(daemon.pid(), Signal::KILL);
@@ -180,7 +192,7 @@ fn outlives() {
 }
 
 /// Its complaints go to a pipe that nobody reads any more.
-fn outlives_and_hangs() {
+fn a_session_without_a_daemon_ends_although_its_task_does_not_r_040() {
     let mut daemon = Daemon::start("serve", &[]);
     let mut parent = daemon.session();
     signal(daemon.pid(), Signal::KILL);
@@ -197,7 +209,7 @@ fn has_ended(pid: u32) -> bool {
     state.is_empty() || state.contains(") Z ")
 }
 
-fn unread() {
+fn a_parent_that_reads_nothing_does_not_hold_its_session_r_058() {
     const NBYTES: u64 = 12 << 20;
     let daemon = Daemon::start("serve", &[]);
     let mut parent = daemon.session_of(Manifest {
@@ -223,7 +235,7 @@ fn unread() {
     eventually("its end", || daemon.children().is_empty());
 }
 
-fn panics() {
+fn a_callable_that_panics_fails_and_the_session_goes_on() {
     let daemon = Daemon::start("serve", &[]);
     let mut parent = daemon.session();
     let text = parent.task("m:panics");
@@ -234,7 +246,7 @@ fn panics() {
     assert_eq!(parent.task("m:noop"), "");
 }
 
-fn endless() {
+fn a_session_ends_although_its_task_does_not() {
     let daemon = Daemon::start("serve", &[]);
     let mut parent = daemon.session();
     parent.submit("m:endless");
@@ -242,7 +254,7 @@ fn endless() {
     eventually("its end", || daemon.children().is_empty());
 }
 
-fn shutdown() {
+fn shutdown_in_any_form_ends_a_session() {
     let daemon = Daemon::start("serve", &[]);
     for payload in [b"".as_slice(), b"junk"] {
         let mut parent = daemon.session();
@@ -252,7 +264,7 @@ fn shutdown() {
     }
 }
 
-fn two_hundred() {
+fn two_hundred_sessions_leave_nothing_r_032() {
     let daemon = Daemon::start("serve", &[]);
     let mut before = None;
     for number in 0..200 {
