@@ -10,7 +10,7 @@ use crate::endpoint::{
 use crate::error::Error;
 use crate::graph::{EndpointId, Event};
 
-/// Stands in the place of an endpoint that is being ended, so that ids and names stay right.
+/// Stands in the place of an endpoint that is being ended or was replaced, so that ids and names stay right.
 struct Ended(EndpointInfo);
 
 impl Ended {
@@ -59,6 +59,13 @@ impl Core {
                 std::mem::replace(&mut slot.endpoint, ended)
             })
             .collect()
+    }
+
+    /// Lets go of a lost endpoint whose place another has taken, with its descriptors and memory. To be dropped without the lock.
+    pub(crate) fn retire(&mut self, id: EndpointId) -> Option<Box<dyn Endpoint>> {
+        let slot = self.slot_mut(id).filter(|slot| slot.lost.is_some())?;
+        let ended = Box::new(Ended(slot.info.clone()));
+        Some(std::mem::replace(&mut slot.endpoint, ended))
     }
 
     /// Settles the answers that came while an endpoint ended, so that what was freed counts as freed.

@@ -296,11 +296,14 @@ impl Worker {
                 slot.replaced = false;
             }
         })?;
-        let fresh = {
+        let (fresh, retired) = {
             let mut core = engine.core.lock();
             core.check_open("start a sub worker of")?;
-            core.add_endpoint(Box::new(endpoint), EndpointRole::Sub)
+            let fresh = core.add_endpoint(Box::new(endpoint), EndpointRole::Sub);
+            (fresh, core.retire(old))
         };
+        // What crashes again and again must not hold the descriptors of all that went before.
+        drop(retired);
         let registrations = self.0.life.lock().registrations.clone();
         for registration in registrations
             .iter()

@@ -115,7 +115,8 @@ fn r_235_a_dead_child_is_an_endpoint_loss_and_is_replaced() {
         .register(import("t:add"), RegisterOptions::default())
         .unwrap();
     w.init().unwrap();
-    for _ in 0..3 {
+    let mut descriptors = Vec::new();
+    for _ in 0..4 {
         let error = w
             .run_simple(|orch| orch.submit_sub(&die, TaskArgs::new()).map(drop))
             .unwrap_err();
@@ -126,7 +127,13 @@ fn r_235_a_dead_child_is_an_endpoint_loss_and_is_replaced() {
         assert!(run.failures[0].message.contains("signal 6"), "{run}");
         w.run_simple(|orch| orch.submit_sub(&add, TaskArgs::new()).map(drop))
             .unwrap();
+        descriptors.push(std::fs::read_dir("/proc/self/fd").unwrap().count());
     }
+    // Nothing is held of those that were replaced.
+    assert!(
+        descriptors.iter().all(|count| *count == descriptors[0]),
+        "{descriptors:?}"
+    );
     w.close().unwrap();
 }
 
