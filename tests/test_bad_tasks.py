@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -144,3 +146,56 @@ def test_a_cluster_that_is_dropped_ends_its_daemon(callables_path):
         del dropped
         gc.collect()
     assert [w.category for w in caught] == [ResourceWarning]
+
+
+LARGE = 256 << 20
+"""Bytes that take many steps to copy."""
+
+
+def last_byte(worker, buffer) -> int:
+    got = bytearray(1)
+    worker.remote_copy_from(buffer, got, offset=LARGE - 1)
+    return got[0]
+
+
+def test_r_093_ctrl_c_ends_a_large_copy(cluster):
+    """A copy goes in steps; the interrupt ends it between two."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    cluster.worker.init()
+    buffer, ones = cluster.worker.remote_malloc(cluster.remote_ids[0], LARGE), np.ones(LARGE, np.uint8)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.002)
+            cluster.worker.remote_copy_to(buffer, ones)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert last_byte(cluster.worker, buffer) == 0
+    cluster.worker.remote_free(buffer)
+
+
+def test_r_093_ctrl_c_ends_a_large_copy_in_the_graph(cluster):
+    worker = cluster.worker
+    worker.init()
+    buffer, ones = worker.remote_malloc(cluster.remote_ids[0], LARGE), np.ones(LARGE, np.uint8)
+
+    def graph(orch, args, config):
+        orch.copy(ec.RemoteTensorRef(buffer, shape=(LARGE,), dtype="uint8"), ones)
+        os.kill(os.getpid(), signal.SIGINT)
+        orch.wait_all()
+
+    with pytest.raises(KeyboardInterrupt):
+        worker.run(graph)
+    assert last_byte(worker, buffer) == 0
+    worker.remote_free(buffer)
+
+
+def test_a_timeline_that_cannot_be_written_names_the_file(tmp_path):
+    with ec.Worker() as worker:
+        report = worker.run(lambda orch, args, config: None)
+    with pytest.raises(FileNotFoundError, match="no_such_folder"):
+        report.write_timeline(tmp_path / "no_such_folder" / "t.json")

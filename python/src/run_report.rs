@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use echelon_runtime::trace::{chrome_trace, TraceEvent};
 use echelon_runtime::worker::RunReport;
+use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -57,8 +58,12 @@ impl PyRunReport {
     ///
     /// Raises OSError when the file cannot be written.
     fn write_timeline(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        gil::detached(py, || std::fs::write(&path, chrome_trace(&self.0.timeline)))?;
-        Ok(())
+        let written = gil::detached(py, || std::fs::write(&path, chrome_trace(&self.0.timeline)));
+        written.map_err(|cause| match cause.raw_os_error() {
+            // In this form Python makes the subclass of the number and names the file.
+            Some(number) => PyOSError::new_err((number, cause.to_string(), path)),
+            None => cause.into(),
+        })
     }
 
     fn __repr__(&self) -> String {

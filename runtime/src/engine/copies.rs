@@ -213,6 +213,15 @@ impl Core {
                 });
             }
         };
+        // Nobody waits for a large copy of a run that was interrupted; what it has not reached stays as it was.
+        if self.runs.get(&record.run).is_none_or(|run| run.interrupted) {
+            let message = "the run was interrupted before the copy was complete";
+            record.fail(FailureKind::Failed, None, message.into());
+            return Some(Event::CopyDone {
+                task,
+                ok: MemberResult::Failed,
+            });
+        }
         let slot = self.endpoints.get_mut(endpoint.0 as usize)?;
         if let Some(reason) = slot.lost.clone() {
             record.fail(FailureKind::EndpointLost, Some(slot), reason);

@@ -194,6 +194,8 @@ impl Worker {
         };
         let mut done = 0;
         loop {
+            // Each step may be answered before its wait asks for the first time.
+            engine.interrupt.check().map_err(|_| Error::Interrupted)?;
             let step = (nbytes - done).min(step_limit(to));
             // Offsets within this process's memory fit `usize`.
             let part = host.slice(done as usize, step as usize)?;
