@@ -3,7 +3,7 @@
 use echelon_runtime::memory::SharedRegion;
 use echelon_runtime::trace::TraceReport;
 use echelon_runtime::{Callable, RegisterOptions};
-use echelon_wire::callable::{CallableKind, ImportTarget, RegistryTarget};
+use echelon_wire::callable::{CallableKind, Digest, ImportTarget, RegistryTarget};
 use echelon_wire::codec::{Decode, Encode};
 use echelon_wire::error::EncodeError;
 use echelon_wire::frame::control::buffer::{AllocCommand, CopyHeader, CopyTo, FreeCommand};
@@ -17,6 +17,7 @@ use echelon_wire::id::Sequence;
 use echelon_wire::limits::MAX_COPY_FROM_BYTES;
 
 use super::command::{Reply, Session};
+use crate::registry::{RegistryError, CALLABLES_MAX};
 use echelon_runtime::text::cut;
 
 /// What a control comes to: result bytes, or the text of its failure.
@@ -193,11 +194,21 @@ impl Session {
                 .prepare(command.digest, resolved)
                 .map_err(text)?;
         } else {
+            self.check_room(&command.digest)?;
             self.prepared_inner
                 .prepare(command.digest, callable)
                 .map_err(text)?;
         }
         Ok(Vec::new())
+    }
+
+    /// What the inner worker has registered is bounded like any other table of callables.
+    fn check_room(&self, digest: &Digest) -> Result<(), String> {
+        let limit = CALLABLES_MAX;
+        if self.inner.len() >= limit && !self.inner.contains_key(digest) {
+            return Err(RegistryError::Full { limit }.to_string());
+        }
+        Ok(())
     }
 
     fn commit(&mut self, command: &DigestCommand) -> Outcome {
