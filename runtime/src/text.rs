@@ -1,4 +1,4 @@
-//! Error texts that travel: bounded in bytes, cut where a character ends (contract §11, R-238).
+//! Error texts: those that travel are bounded in bytes and cut where a character ends (contract §11, R-238).
 
 use echelon_wire::limits::MAX_ERROR_MESSAGE_BYTES;
 
@@ -41,6 +41,16 @@ pub fn cut(text: String) -> String {
         "{head}{GAP}{}",
         suffix(&text, limit - head.len() - GAP.len())
     )
+}
+
+/// What a panic says.
+#[must_use]
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("with a value that is not text")
 }
 
 /// The longest beginning of at most `limit` bytes.

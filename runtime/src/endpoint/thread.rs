@@ -17,6 +17,7 @@ use super::{
 use crate::callable::{CallableSource, NativeFn};
 use crate::mailbox::Bell;
 use crate::tensor::{Tag, TaskView, Tensor};
+use crate::text::panic_text;
 use crate::trace::now_ns;
 
 /// Tasks that may wait in a thread's queue, the running one included.
@@ -149,14 +150,6 @@ fn perform(job: Job) -> EndpointEvent {
         ticket: job.ticket,
         report,
     }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("with a value that is not text")
 }
 
 /// The view that a callable in this process gets of shared arguments.

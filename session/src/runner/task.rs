@@ -1,6 +1,5 @@
 //! TASK: arguments materialised, the callable called in a run of the inner worker (contract §4.5, §11).
 
-use std::any::Any;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 
@@ -14,7 +13,7 @@ use echelon_wire::tensor::TensorMeta;
 
 use super::command::{Reply, Session};
 use crate::buffers::Buffers;
-use echelon_runtime::text::cut;
+use echelon_runtime::text::{cut, panic_text};
 
 impl Session {
     pub(super) fn task(
@@ -84,17 +83,12 @@ impl Session {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(RunEnd::Function(text))) => Err(text),
             Ok(Err(RunEnd::Engine(error))) => Err(error.to_string()),
-            Err(panic) => Err(panic_text(panic.as_ref())),
+            Err(panic) => Err(format!(
+                "the callable panicked: {}",
+                panic_text(panic.as_ref())
+            )),
         }
     }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("the callable panicked: {}", text.unwrap_or("no message"))
 }
 
 fn materialise(
