@@ -1,4 +1,4 @@
-"""Bad tasks and bad arguments, as a user meets them: typed errors, a worker that goes on, nothing left (issue 2, "Bad input")."""
+"""Bad tasks and bad arguments, as a user meets them: typed errors, a worker that goes on (issue 2, "Bad input")."""
 
 from __future__ import annotations
 
