@@ -52,3 +52,10 @@ def sleep(args):
 
 def orch_noop(orch, args, config):
     """Orchestration callable that does nothing."""
+
+
+def leaves_a_thread(args):
+    """Starts a thread that is no daemon and outlives the task by far."""
+    import threading
+
+    threading.Thread(target=threading.Event().wait, args=(600.0,)).start()
