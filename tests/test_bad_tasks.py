@@ -203,6 +203,6 @@ def test_a_timeline_that_cannot_be_written_names_the_file(tmp_path):
 
 @pytest.mark.hard_timeout(40)
 def test_r_019_a_thread_that_a_task_left_behind_does_not_hold_up_the_end(tasks):
-    """The child would be waited for until it is killed, far beyond this test's limit, if its interpreter joined the thread."""
+    """The child would be waited for until it is killed, far beyond this limit, if its interpreter joined the thread."""
     with ec.Worker(num_sub_workers=1, close_timeout_s=600) as worker:
         run_one(worker, worker.register(tasks.leaves_a_thread))
