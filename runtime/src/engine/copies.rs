@@ -59,6 +59,10 @@ impl RemoteRange {
     }
 }
 
+/// Copy steps that may be on their way to one endpoint: one that moves, one behind it. Each holds up to 16 MiB in the lane's queue, so
+/// that without a bound a graph of many ready copies would hold all its bytes twice.
+const STEPS_IN_FLIGHT: usize = 2;
+
 /// One side of a copy.
 #[derive(Clone)]
 pub(crate) enum CopySide {
@@ -122,6 +126,22 @@ impl CopyJob {
     /// Most bytes of a step; a copy between two remote sides is bound by its second half.
     fn limit(&self) -> u64 {
         step_limit(matches!(self.dst, CopySide::Remote(_)))
+    }
+
+    /// Where the next step goes; `None` when it needs no endpoint.
+    fn next_endpoint(&self) -> Option<EndpointId> {
+        if self.is_whole() {
+            return None;
+        }
+        match (&self.dst, &self.src) {
+            (CopySide::Local(_), CopySide::Local(_)) => None,
+            (CopySide::Local(_), CopySide::Remote(src)) => Some(src.endpoint),
+            (CopySide::Remote(dst), CopySide::Local(_)) => Some(dst.endpoint),
+            (CopySide::Remote(_), CopySide::Remote(src)) if self.between.is_none() => {
+                Some(src.endpoint)
+            }
+            (CopySide::Remote(dst), CopySide::Remote(_)) => Some(dst.endpoint),
+        }
     }
 
     /// The next control and where it goes; `None` when all bytes have arrived.
@@ -189,8 +209,43 @@ impl Core {
         self.next_copy_step(task)
     }
 
-    /// Sends the next step; an event comes back when there is none left or it cannot be sent.
+    /// Sends the next step, or queues the copy behind others that want the same endpoint; an event comes back when there is no step
+    /// left or it cannot be sent.
     fn next_copy_step(&mut self, task: TaskId) -> Option<Event> {
+        let Work::Copy(job) = &self.records.get(&task)?.work else {
+            return None;
+        };
+        if let Some(endpoint) = job.next_endpoint() {
+            let slot = self.endpoints.get_mut(endpoint.0 as usize)?;
+            // Behind those that wait already: a large copy takes turns with the others.
+            let full = slot.copies_in_flight >= STEPS_IN_FLIGHT || !slot.copies_waiting.is_empty();
+            if full && slot.lost.is_none() {
+                slot.copies_waiting.push_back(task);
+                return None;
+            }
+        }
+        self.send_copy_step(task)
+    }
+
+    /// Gives the places that are free at an endpoint to the copies that wait for it.
+    pub(crate) fn resume_copies(&mut self, endpoint: EndpointId) {
+        loop {
+            let Some(slot) = self.slot_mut(endpoint) else {
+                return;
+            };
+            if slot.copies_in_flight >= STEPS_IN_FLIGHT && slot.lost.is_none() {
+                return;
+            }
+            let Some(task) = slot.copies_waiting.pop_front() else {
+                return;
+            };
+            if let Some(event) = self.send_copy_step(task) {
+                self.feed(event);
+            }
+        }
+    }
+
+    fn send_copy_step(&mut self, task: TaskId) -> Option<Event> {
         let ticket = self.new_ticket();
         let record = self.records.get_mut(&task)?;
         let Work::Copy(job) = &mut record.work else {
@@ -232,6 +287,7 @@ impl Core {
         }
         // An endpoint that is gone says so by its event too, and the step is settled then, as if it had been sent.
         let _gone = slot.endpoint.control(ticket, request);
+        slot.copies_in_flight += 1;
         self.flights.insert(ticket, Flight::Copy { task, endpoint });
         None
     }
@@ -244,7 +300,9 @@ impl Core {
         endpoint: EndpointId,
         result: Result<ControlReply, ControlFailure>,
     ) -> Option<Event> {
-        let slot = self.endpoints.get(endpoint.0 as usize);
+        let slot = self.endpoints.get_mut(endpoint.0 as usize)?;
+        slot.copies_in_flight = slot.copies_in_flight.saturating_sub(1);
+        let slot = Some(&*slot);
         let record = self.records.get_mut(&task)?;
         if let Err(failure) = result {
             let (kind, ok) = match failure {

@@ -142,6 +142,7 @@ impl Core {
                 if let Some(event) = self.copy_step_done(task, endpoint, result) {
                     self.feed(event);
                 }
+                self.resume_copies(endpoint);
             }
             Some(Flight::Release { buffer, cell, .. }) => self.release_done(&buffer, cell, result),
             Some(Flight::Undo(undo)) => self.undo_done(undo, &result),
@@ -188,6 +189,7 @@ impl Core {
         }
         slot.lost = Some(reason.to_owned());
         slot.callables.clear();
+        slot.copies_in_flight = 0;
         let mut tickets: Vec<Ticket> = self
             .flights
             .iter()
@@ -221,6 +223,7 @@ impl Core {
                 ok: MemberResult::Lost,
             });
         }
+        self.resume_copies(endpoint);
     }
 
     fn mark_lost(&mut self, task: TaskId, endpoint: EndpointId, reason: &str) {

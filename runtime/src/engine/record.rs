@@ -1,6 +1,6 @@
 //! What the engine remembers of tasks, endpoints and work in flight, beside the scheduler's ids.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use echelon_wire::call_config::CallConfig;
@@ -58,6 +58,10 @@ pub(crate) struct EndpointSlot {
     pub(crate) callables: HashSet<Digest>,
     /// Tasks it has completed or failed.
     pub(crate) served: u64,
+    /// Copy steps on their way there.
+    pub(crate) copies_in_flight: usize,
+    /// Copies whose next step goes there, in the order of their turns.
+    pub(crate) copies_waiting: VecDeque<TaskId>,
     /// A fresh endpoint took its place; it stays for reports only.
     pub(crate) replaced: bool,
 }
@@ -72,6 +76,8 @@ impl EndpointSlot {
             lost: None,
             callables: HashSet::new(),
             served: 0,
+            copies_in_flight: 0,
+            copies_waiting: VecDeque::new(),
             replaced: false,
         }
     }

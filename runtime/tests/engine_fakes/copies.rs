@@ -251,3 +251,50 @@ fn an_interrupted_copy_ends_with_the_step_that_is_on_its_way() {
     assert_eq!(steps(&session.controls()).1, 1);
     session.carry_controls();
 }
+
+#[test]
+fn many_ready_copies_send_two_steps_at_a_time_and_take_turns() {
+    let bed = Bed::new(0, 1);
+    let large = bed.malloc(0, LARGE);
+    let small: Vec<RemoteBuffer> = (0..20).map(|_| bed.malloc(0, 1)).collect();
+    bed.remotes[0].on_control(|request| match request {
+        ControlRequest::CopyTo { .. } => ControlVerdict::Hold,
+        _ => ControlVerdict::Carry,
+    });
+    let source = pattern(LARGE);
+    let (w, bytes) = (bed.worker.clone(), source.clone());
+    let (to_large, to_small) = (large.clone(), small.clone());
+    let (told, all_submitted) = std::sync::mpsc::channel();
+    let running = start(move || {
+        w.run_simple(|o| {
+            o.copy(remote(&to_large), host(&bytes))?;
+            for buffer in &to_small {
+                o.copy(remote(buffer), host(&bytes.slice(0, 1)?))?;
+            }
+            told.send(()).unwrap();
+            Ok(())
+        })
+    });
+    all_submitted.recv().unwrap();
+    let sent = || steps(&bed.remotes[0].controls()).0;
+    let total = 2 + small.len();
+    for answered in 0..total {
+        let expected = (answered + 2).min(total);
+        bed.remotes[0].wait_for("a step", |_, controls| steps(controls).0 >= expected);
+        assert_eq!(sent(), expected, "after {answered} answers");
+        assert!(bed.remotes[0].answer_held());
+    }
+    let report = running.join("run").unwrap();
+    assert_eq!(report.counts["completed"], 1 + small.len() as u64);
+    // The second step of the large copy waited for its turn behind the small ones.
+    let controls = bed.remotes[0].controls();
+    let last = controls.iter().rev().find_map(|control| match control {
+        ControlRequest::CopyTo { buffer, .. } => Some(*buffer),
+        _ => None,
+    });
+    let first = controls.iter().find_map(|control| match control {
+        ControlRequest::CopyTo { buffer, .. } => Some(*buffer),
+        _ => None,
+    });
+    assert_eq!(first, last);
+}
