@@ -33,7 +33,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help test test-rust test-loom test-python demo lint lint-rust lint-python bench docs build clean
+.PHONY: help test test-rust test-loom test-python demo lint lint-rust lint-python requirements bench docs build clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -93,6 +93,10 @@ lint-python: $(VENV)/.stamp-wheel $(VENV)/.stamp-lint $(VENV)/.stamp-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	cd python && $(PY) -m mypy.stubtest echelon._core --ignore-disjoint-bases
+
+# Fails while a P0 or P1 has neither a test nor a reason in tools/requirements.toml, and lists them.
+requirements: $(VENV)/.created
+	$(PY) tools/requirements_table.py --check --gate
 
 bench: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-test
 	$(PY) -m benches $(BENCH_ARGS)

@@ -354,3 +354,58 @@ def test_the_table_finds_requirements_in_names_and_doc_comments(monkeypatch: pyt
     proven = table.proofs(tests)
     assert sorted(proven) == [f"R-{number:03}" for number in (1, 2, 3, 4, 8, 9, 10, 12)]
     assert proven["R-001"] == ["a.rs::one"]
+
+
+def test_the_table_counts_only_tests_that_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    table = importlib.import_module("requirements_table")
+    rust = (
+        '#[test]\n#[ignore = "slow"]\nfn r_001() {}\n#[cfg(any())]\n#[test]\nfn r_002() {}\n'
+        "#[test]\n#[should_panic]\nfn r_003() {}\nmacro_rules! m { () => { #[test] fn $name() {} } }\nfn r_004() {}\n"
+    )
+    python = (
+        "def helper():\n    def test_r005():\n        pass\n"
+        "@pytest.mark.skip(reason='x')\ndef test_r006(): pass\n@pytest.mark.needs_root\ndef test_r007(): pass\n"
+        "class Helper:\n    def test_r008(self): pass\nclass TestIt:\n    def test_r009(self): pass\n"
+    )
+    crate = tmp_path / "wire"
+    for name, text in {
+        "src/lib.rs": "mod a;\n// mod gone;\n",
+        "src/a.rs": 'pub(crate) mod b;\n#[cfg(test)]\n#[path = "far.rs"]\nmod c;\n',
+        "src/a/b/mod.rs": "",
+        "src/far.rs": "",
+        "src/gone.rs": "",
+        "tests/whole/main.rs": "mod part;\n",
+        "tests/whole/part.rs": "",
+        "tests/common/mod.rs": "",
+    }.items():
+        (crate / name).parent.mkdir(parents=True, exist_ok=True)
+        (crate / name).write_text(text)
+    counted = table.proofs([*table.rust_tests("a.rs", rust), *table.python_tests("test_b.py", python)])
+    assert sorted(counted) == ["R-003", "R-007", "R-009"]
+    seen = {path.relative_to(crate).as_posix() for path in table._included(tmp_path, "wire")}
+    assert seen == {
+        "src/lib.rs",
+        "src/a.rs",
+        "src/a/b/mod.rs",
+        "src/far.rs",
+        "tests/whole/main.rs",
+        "tests/whole/part.rs",
+    }
+
+
+def test_the_gate_asks_for_a_test_or_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    table = importlib.import_module("requirements_table")
+    rows = [
+        table.Requirement(f"R-00{n}", priority, "phrase") for n, priority in enumerate(("P0", "P1", "P2"))
+    ]
+    sections = [table.Section("A", rows)]
+    reason = "waits for a part that does not exist yet"
+    gaps = [
+        table.gaps(sections, {}, {}),
+        table.gaps(sections, {"R-000": ["a::b"]}, {"R-001": reason}),
+        table.gaps(sections, {"R-000": ["a::b"], "R-001": ["a::c"]}, {"R-000": reason}),
+        table.gaps(sections, {"R-000": ["a::b"]}, {"R-001": "hard", "R-900": reason}),
+    ]
+    assert [len(found) for found in gaps] == [2, 0, 1, 2], gaps

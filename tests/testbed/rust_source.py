@@ -58,6 +58,19 @@ def code_only(source: str) -> str:
     return "".join(out)
 
 
+_MODULE = re.compile(
+    r"(?P<attributes>(?:#\[[^\]]*\]\s*)*)(?:pub\s*(?:\([^)]*\))?\s+)?\bmod\s+(?P<name>\w+)\s*;"
+)
+_PATH = re.compile(r'#\[\s*path\s*=\s*"([^"]+)"')
+
+
+def modules(source: str) -> Iterator[tuple[str, str | None]]:
+    """Each module that the file includes from another one: its name, and the file that a `path` attribute names."""
+    for match in _MODULE.finditer(code_only(source)):
+        path = _PATH.search(source, match.start(), match.end())
+        yield match["name"], path[1] if path else None
+
+
 @dataclass(frozen=True)
 class Function:
     name: str
