@@ -86,11 +86,36 @@ pub const MAX_CHIP_DIRECTIONS: usize = (MAX_TENSORS + MAX_SCALARS) as usize;
 /// Bytes of the result of a task in the `timed_completion` extension (1 MiB), the same as a task may send inline.
 pub const MAX_RESULT_BYTES: u32 = MAX_INLINE_BYTES;
 
+/// Bytes of the ticket that admits an importer to a range of a buffer: 256 random bits cannot be guessed.
+pub const PEER_TICKET_BYTES: usize = 32;
+
+/// Bytes of the head of a request between sessions.
+pub const PEER_HEAD_BYTES: usize = 64;
+
+/// Data bytes of one request between sessions (1 MiB): enough that its head does not count, little enough that a check of the
+/// ticket is never far away.
+pub const MAX_PEER_CHUNK_BYTES: u32 = 1024 * 1024;
+
+/// Bytes of the text of a refusal between sessions.
+pub const MAX_PEER_MESSAGE_BYTES: u32 = MAX_STRING_BYTES;
+
+/// Bytes of a host in a peer descriptor: a numeric address or a host name fits.
+pub const MAX_PEER_HOST_BYTES: u32 = 255;
+
+/// Bytes of the name of a POSIX segment: what a file system takes for one name.
+pub const MAX_SEGMENT_NAME_BYTES: u32 = 255;
+
 /// First frame type and first control name that belong to negotiated extensions; v1 rejects all of them.
 pub const EXTENSION_CODE_MIN: u32 = 64;
 
 const _: () = assert!(MAX_COPY_TO_BYTES == 16_777_168);
 const _: () = assert!(MAX_COPY_FROM_BYTES == 16_777_188);
+const _: () = assert!(MAX_PEER_CHUNK_BYTES < MAX_PAYLOAD_BYTES - PEER_HEAD_BYTES as u32);
+// The largest peer descriptor fits an export's.
+const _: () = assert!(
+    8 + PEER_TICKET_BYTES as u32 + 4 + MAX_PEER_HOST_BYTES + 4 + 4 + MAX_SEGMENT_NAME_BYTES + 4
+        < MAX_TRANSPORT_DESCRIPTOR_BYTES
+);
 const _: () = assert!(MAX_READY_LINE_BYTES < MAX_JSON_BYTES as usize);
 const _: () = assert!(MAX_READY_LINE_BYTES > 6 * MAX_ERROR_MESSAGE_BYTES as usize + 1024);
 // The largest task fits a frame: digest, call config, counts, tensors with sidecars, scalars, arena.

@@ -32,6 +32,16 @@ pub enum FrameType {
     Shutdown = 7,
     /// Session to parent: answer to TASK with times, see [`Features::TIMED_COMPLETION`].
     TimedCompletion = 64,
+    /// Importer to owner on a peer lane: send me these bytes, see [`Features::PEER_FETCH`].
+    PeerRead = 65,
+    /// Importer to owner on a peer lane: take these bytes.
+    PeerWrite = 66,
+    /// Owner to importer: the answer to a read, raw bytes.
+    PeerData = 67,
+    /// Owner to importer: the answer to a write, empty.
+    PeerDone = 68,
+    /// Owner to importer: the answer to either when it is not done.
+    PeerRefused = 69,
 }
 
 impl FrameType {
@@ -51,6 +61,18 @@ impl FrameType {
             6 => Some(Self::Health),
             7 => Some(Self::Shutdown),
             64 if features.contains(Features::TIMED_COMPLETION) => Some(Self::TimedCompletion),
+            65..=69 if features.contains(Features::PEER_FETCH) => Self::of_peer_lane(code),
+            _ => None,
+        }
+    }
+
+    const fn of_peer_lane(code: u32) -> Option<Self> {
+        match code {
+            65 => Some(Self::PeerRead),
+            66 => Some(Self::PeerWrite),
+            67 => Some(Self::PeerData),
+            68 => Some(Self::PeerDone),
+            69 => Some(Self::PeerRefused),
             _ => None,
         }
     }
@@ -329,5 +351,14 @@ mod tests {
             FrameHeader::decode_with(&bytes, Features::TIMED_COMPLETION).expect("negotiated");
         assert_eq!(header.frame_type, FrameType::TimedCompletion);
         assert!(FrameHeader::decode_with(&bytes, Features::PIPELINING).is_err());
+        for code in 65..=70_u8 {
+            bytes[8] = code;
+            let peer = FrameHeader::decode_with(&bytes, Features::PEER_FETCH);
+            assert_eq!(
+                peer.ok().map(|header| header.frame_type.code()),
+                (code < 70).then_some(code.into())
+            );
+            assert!(FrameHeader::decode_with(&bytes, Features::TIMED_COMPLETION).is_err());
+        }
     }
 }

@@ -7,6 +7,7 @@ pub mod extension;
 pub mod header;
 pub mod health;
 pub mod hello;
+pub mod peer;
 pub mod shutdown;
 pub mod task;
 

@@ -36,7 +36,7 @@ pub struct ExportRequest<'a> {
     pub nbytes: u64,
     /// What importers may do at most.
     pub access_flags: AccessFlags,
-    /// How importers reach it: "" or "sim" on one host.
+    /// How importers reach it: "" or "sim" on one host, "tcp" across hosts.
     pub transport_profile: Cow<'a, str>,
 }
 
@@ -116,7 +116,7 @@ impl<'a> Decode<'a> for ExportRequest<'a> {
 /// | u64 | ub_ldst_va | |
 /// | u32 | access_flags | 1..=3 |
 /// | str(128) | transport_profile | |
-/// | blob(4096) | transport_descriptor | by profile; for "sim" the name of a POSIX segment |
+/// | blob(4096) | transport_descriptor | by profile: for "sim" the name of a POSIX segment, for "tcp" a [`super::TcpDescriptor`] |
 /// | u32 | reserved | 0 |
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ExportResult<'a> {

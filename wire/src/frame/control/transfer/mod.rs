@@ -2,6 +2,8 @@
 
 mod export;
 mod import;
+mod tcp;
 
 pub use export::{ExportRequest, ExportResult};
 pub use import::{ImportRequest, ImportResult, ReleaseImport};
+pub use tcp::TcpDescriptor;
