@@ -150,3 +150,21 @@ def tcp_sockets(pids: Iterable[int]) -> dict[str, str]:
             if target.startswith("socket:[") and inode in table:
                 found[inode] = f"pid {pid} {table[inode]}"
     return found
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    """Bytes of memory that the process has in RAM: pages of its own and of files."""
+    pages = int((PROC / str(pid) / "statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def mappings(pid: int | str = "self") -> list[tuple[str, str]]:
+    """Rights (`rw-s`) and file of each mapping that has one; a file without a name ends with `(deleted)`."""
+    lines = (PROC / str(pid) / "maps").read_text().splitlines()
+    fields = [line.split(maxsplit=5) for line in lines]
+    return [(field[1], field[5]) for field in fields if len(field) == 6]
+
+
+def mapped_segments(pid: int | str = "self") -> int:
+    """How many mappings of shared memory the process has: memfds and segments of /dev/shm."""
+    return sum(path.startswith(("/dev/shm/", "/memfd:echelon")) for _, path in mappings(pid))
