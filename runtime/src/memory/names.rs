@@ -32,9 +32,12 @@ pub(super) fn link(fd: BorrowedFd<'_>, prefix: &str) -> Result<String, MemoryErr
     Err(MemoryError::os("linkat(/dev/shm/...)")(Errno::EXIST))
 }
 
-/// Takes a name away.
+/// Takes a name away; one that is not there is fine.
 pub(super) fn unlink(name: &str) -> Result<(), MemoryError> {
-    unlinkat(folder()?, name, AtFlags::empty()).map_err(MemoryError::os("unlink(/dev/shm/...)"))
+    match unlinkat(folder()?, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(MemoryError::os("unlink(/dev/shm/...)")(errno)),
+    }
 }
 
 /// Opens what another process published: no path out of the folder, no symbolic link, no waiting for a pipe.

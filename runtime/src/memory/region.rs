@@ -207,18 +207,26 @@ impl SharedRegion {
         Ok(self.published.get_or_init(|| name).clone())
     }
 
-    /// Removes the published name, if there is one: nobody can open the segment any more; mappings stay. Done once, and by drop too.
-    pub fn withdraw(&self) {
+    /// Removes the published name, if there is one: nobody can open the segment any more; mappings stay. A name that is gone is
+    /// never removed again: by then it may be another's. What failed can be tried again, and drop does so once.
+    ///
+    /// # Errors
+    /// [`MemoryError::Os`]; the name and its pages are still there.
+    pub fn withdraw(&self) -> Result<(), MemoryError> {
         let Some(name) = self.published.get() else {
-            return;
+            return Ok(());
         };
         // A forked process carries a copy of this value; the name is not its to remove.
-        let ours = self.creator_pid == Some(std::process::id());
-        if ours && !self.withdrawn.swap(true, Ordering::Relaxed) {
-            if let Err(error) = names::unlink(name) {
-                tracing::warn!(%error, "a published segment could not be removed");
-            }
+        if self.creator_pid != Some(std::process::id()) {
+            return Ok(());
         }
+        let _one_at_a_time = self.publishing.lock();
+        if self.withdrawn.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        names::unlink(name)?;
+        self.withdrawn.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The name that [`SharedRegion::publish`] gave, if it was called.
@@ -301,7 +309,9 @@ impl SharedRegion {
 
 impl Drop for SharedRegion {
     fn drop(&mut self) {
-        self.withdraw();
+        if let Err(error) = self.withdraw() {
+            tracing::warn!(%error, "a published segment could not be removed");
+        }
     }
 }
 
@@ -387,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn r_203_a_posix_segment_has_no_name_until_published_and_none_after() {
+    fn r_203_r_239_a_posix_segment_has_no_name_until_published_and_none_after() {
         let region = SharedRegion::create_posix(5000).unwrap();
         assert_eq!(region.published_name(), None);
         let name = region.publish().unwrap();
@@ -411,6 +421,39 @@ mod tests {
             SharedRegion::open_posix(&name, false, 1).unwrap_err(),
             MemoryError::NoSuchSegment
         );
+    }
+
+    #[test]
+    fn r_118_a_name_that_could_not_be_removed_is_tried_again() {
+        let region = SharedRegion::create_posix(10).unwrap();
+        let name = region.publish().unwrap();
+        let aside = shm_path(&format!("{name}.aside"));
+        // A folder in the name's place: unlink fails as it would with any other error of the system.
+        std::fs::rename(shm_path(&name), &aside).unwrap();
+        std::fs::create_dir(shm_path(&name)).unwrap();
+        let failed = region.withdraw();
+        std::fs::remove_dir(shm_path(&name)).unwrap();
+        std::fs::rename(&aside, shm_path(&name)).unwrap();
+        assert!(matches!(failed, Err(MemoryError::Os { .. })), "{failed:?}");
+        region.withdraw().unwrap();
+        assert!(!shm_path(&name).exists());
+    }
+
+    #[test]
+    fn r_122_a_name_that_was_removed_is_not_removed_again() {
+        let region = SharedRegion::create_posix(10).unwrap();
+        let path = shm_path(&region.publish().unwrap());
+        region.withdraw().unwrap();
+        std::fs::write(&path, b"of somebody else").unwrap();
+        region.withdraw().unwrap();
+        drop(region);
+        let left = path.exists();
+        std::fs::remove_file(&path).unwrap();
+        assert!(left, "the name was another's by then");
+        // Whoever else removed it: it is gone, and that is all that was wanted.
+        let region = SharedRegion::create_posix(10).unwrap();
+        std::fs::remove_file(shm_path(&region.publish().unwrap())).unwrap();
+        region.withdraw().unwrap();
     }
 
     #[test]

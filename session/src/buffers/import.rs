@@ -1,6 +1,6 @@
 //! Windows into buffers of other sessions on this host.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use echelon_runtime::memory::SharedRegion;
@@ -27,10 +27,15 @@ pub(super) struct Import {
     generation: Generation,
 }
 
+/// How many released imports are remembered. A release is repeated when its answer was lost, and so soon after the first.
+const RELEASED_MAX: usize = 1024;
+
 /// The table of imports.
 #[derive(Debug)]
 pub(super) struct Imports {
     windows: HashMap<ImportId, Import>,
+    /// The last that were released, oldest first.
+    released: VecDeque<(ImportId, WorkerId, BufferId, Generation)>,
     next: u64,
 }
 
@@ -38,6 +43,7 @@ impl Imports {
     pub(super) fn new() -> Self {
         Self {
             windows: HashMap::new(),
+            released: VecDeque::new(),
             next: 1,
         }
     }
@@ -87,25 +93,30 @@ impl Imports {
         )
     }
 
+    /// Ends an import. Releasing it once more succeeds and does nothing: then `None` is returned.
     pub(super) fn release(
         &mut self,
         release: &ReleaseImport,
-    ) -> Result<Arc<SharedRegion>, BufferError> {
-        let unknown = BufferError::UnknownImport {
-            import: release.import_id.0,
-        };
-        let known = self.lookup(
+    ) -> Result<Option<Arc<SharedRegion>>, BufferError> {
+        let identity = (
             release.import_id,
             release.owner_worker_id,
             release.buffer_id,
             release.generation,
         );
+        let (import, owner, buffer, generation) = identity;
         // Looked at before anything is removed: a release with a wrong id must not take another's window away.
-        if known.is_none() {
-            return Err(unknown);
+        if self.lookup(import, owner, buffer, generation).is_none() {
+            if self.released.contains(&identity) {
+                return Ok(None);
+            }
+            return Err(BufferError::UnknownImport { import: import.0 });
         }
-        let removed = self.windows.remove(&release.import_id);
-        removed.map(|import| import.region).ok_or(unknown)
+        if self.released.len() == RELEASED_MAX {
+            self.released.pop_front();
+        }
+        self.released.push_back(identity);
+        Ok(self.windows.remove(&import).map(|window| window.region))
     }
 
     pub(super) fn len(&self) -> usize {

@@ -18,13 +18,15 @@ use echelon_wire::frame::control::ControlName;
 use echelon_wire::id::WorkerId;
 use echelon_wire::limits::MAX_COPY_FROM_BYTES;
 
+use rustix::process::{getrlimit, Resource};
+
 use import::Imports;
 use owned::Owned;
 
 /// The one transport profile of version 1: shared memory of one host.
 const PROFILE: &str = "sim";
-/// Buffers and imports of one session, together.
-const HANDLES_MAX: usize = 65_536;
+/// Buffers and imports of one session, together; fewer where the process may have fewer descriptors.
+const HANDLES_MAX: u64 = 65_536;
 
 /// Why a buffer command is refused.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +146,7 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub(crate) struct Buffers {
     worker: WorkerId,
+    handles_max: u64,
     owned: Owned,
     imports: Imports,
 }
@@ -153,6 +156,7 @@ impl Buffers {
     pub(crate) fn new(worker: WorkerId, bytes_max: u64, name_prefix: String) -> Self {
         Self {
             worker,
+            handles_max: handles_max(),
             owned: Owned::new(bytes_max, name_prefix),
             imports: Imports::new(),
         }
@@ -283,11 +287,11 @@ impl Buffers {
         })
     }
 
-    /// Releases an import. Returns the region that went, for the inner workers to drop.
+    /// Releases an import. Returns the region that went, for the inner workers to drop; none when it went before.
     pub(crate) fn release(
         &mut self,
         release: &ReleaseImport,
-    ) -> Result<Arc<SharedRegion>, BufferError> {
+    ) -> Result<Option<Arc<SharedRegion>>, BufferError> {
         self.check_worker(ControlName::ReleaseImport, release.importer_worker_id)?;
         self.imports.release(release)
     }
@@ -335,18 +339,24 @@ impl Buffers {
     }
 
     fn check_handles(&self) -> Result<(), BufferError> {
-        let in_use = self.owned.len() + self.imports.len();
-        if in_use >= HANDLES_MAX {
-            let limit = HANDLES_MAX as u64;
+        let in_use = (self.owned.len() + self.imports.len()) as u64;
+        if in_use >= self.handles_max {
             return Err(BufferError::Resource {
                 what: "buffer handle(s)",
                 requested: 1,
-                in_use: in_use as u64,
-                limit,
+                in_use,
+                limit: self.handles_max,
             });
         }
         Ok(())
     }
+}
+
+/// Each buffer and import holds a descriptor. A quarter of what the process may have is for everything else: a session that runs
+/// out of descriptors could not even start a worker anew.
+fn handles_max() -> u64 {
+    let descriptors = getrlimit(Resource::Nofile).current;
+    descriptors.map_or(HANDLES_MAX, |limit| HANDLES_MAX.min(limit / 4 * 3))
 }
 
 /// What stands for an address in replies: unique, not zero, and of no use to anybody. Sessions ignore it.

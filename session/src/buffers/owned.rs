@@ -19,17 +19,12 @@ pub(super) struct Buffer {
     pub(super) nbytes: u64,
 }
 
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        // A view somewhere may keep the memory; the name goes at once (contract §5, FREE).
-        self.region.withdraw();
-    }
-}
-
 /// The table of buffers.
 #[derive(Debug)]
 pub(super) struct Owned {
     buffers: HashMap<BufferId, Buffer>,
+    /// Freed, and their names could not be removed yet. Their memory is still in use, so it counts.
+    leaving: Vec<Buffer>,
     next: u64,
     exports: u64,
     bytes: u64,
@@ -41,6 +36,7 @@ impl Owned {
     pub(super) fn new(bytes_max: u64, name_prefix: String) -> Self {
         Self {
             buffers: HashMap::new(),
+            leaving: Vec::new(),
             next: 1,
             exports: 0,
             bytes: 0,
@@ -54,6 +50,7 @@ impl Owned {
         &mut self,
         nbytes: u64,
     ) -> Result<(BufferId, Generation, &Buffer), BufferError> {
+        self.withdraw_leaving();
         let exhausted = BufferError::Resource {
             what: "bytes",
             requested: nbytes,
@@ -94,8 +91,26 @@ impl Owned {
     ) -> Option<Arc<SharedRegion>> {
         self.find(id, generation)?;
         let buffer = self.buffers.remove(&id)?;
-        self.bytes -= buffer.nbytes;
-        Some(Arc::clone(&buffer.region))
+        let region = Arc::clone(&buffer.region);
+        self.leaving.push(buffer);
+        self.withdraw_leaving();
+        Some(region)
+    }
+
+    /// Takes the names of freed buffers away, at once (contract §5, FREE); a view somewhere may keep the memory. What fails is
+    /// tried again with every buffer that comes or goes, and by each region's drop.
+    fn withdraw_leaving(&mut self) {
+        let mut left = Vec::new();
+        for buffer in self.leaving.drain(..) {
+            match buffer.region.withdraw() {
+                Ok(()) => self.bytes -= buffer.nbytes,
+                Err(error) => {
+                    tracing::warn!(%error, "the name of a freed buffer could not be removed; it is tried again");
+                    left.push(buffer);
+                }
+            }
+        }
+        self.leaving = left;
     }
 
     pub(super) fn find(&self, id: BufferId, generation: Generation) -> Option<&Buffer> {
@@ -131,6 +146,17 @@ impl Owned {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.buffers.len()
+        self.buffers.len() + self.leaving.len()
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // Views of a buffer may outlive the table; its name does not.
+        for buffer in self.buffers.values().chain(&self.leaving) {
+            if let Err(error) = buffer.region.withdraw() {
+                tracing::warn!(%error, "the name of a buffer could not be removed at the session's end");
+            }
+        }
     }
 }

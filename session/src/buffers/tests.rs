@@ -104,6 +104,41 @@ fn absurd_sizes_name_the_limit_and_leave_nothing_r_126_r_242() {
 }
 
 #[test]
+fn handles_are_bounded_whatever_they_are_r_126() {
+    let mut buffers = buffers();
+    buffers.handles_max = 3;
+    let first = buffers.alloc(1).expect("room");
+    let export = buffers.export(&request(&first, 0, 1, AccessFlags::READ));
+    let import = import_of(export.expect("inside"), AccessFlags::READ);
+    let imported = buffers.import(&import).expect("room");
+    let last = buffers.alloc(1).expect("room");
+    for text in [
+        buffers.alloc(1).expect_err("full").to_string(),
+        buffers.import(&import).expect_err("full").to_string(),
+    ] {
+        assert!(
+            text.contains("RESOURCE_EXHAUSTED") && text.contains("limit 3"),
+            "{text}"
+        );
+    }
+    // A place that comes free, of either kind, is there for either kind.
+    buffers.free(&free(&last)).expect("own");
+    let second = buffers.import(&import).expect("room");
+    for id in [imported.import_id, second.import_id] {
+        let release = ReleaseImport {
+            importer_worker_id: ME,
+            owner_worker_id: ME,
+            buffer_id: first.buffer_id,
+            generation: first.generation,
+            import_id: id,
+        };
+        buffers.release(&release).expect("own");
+    }
+    assert!(buffers.alloc(1).is_ok() && buffers.alloc(1).is_ok());
+    assert!(handles_max() <= HANDLES_MAX && handles_max() > 0);
+}
+
+#[test]
 fn copies_check_worker_then_buffer_then_length_then_range() {
     let mut buffers = buffers();
     let buffer = buffers.alloc(8).expect("room");
@@ -231,7 +266,7 @@ fn everything_goes_with_the_table_r_126() {
 }
 
 #[test]
-fn an_import_is_checked_and_released_by_all_its_ids() {
+fn an_import_is_checked_and_released_by_all_its_ids_r_114_r_115_r_120() {
     let mut buffers = buffers();
     let buffer = buffers.alloc(16).expect("room");
     let export = buffers
@@ -268,11 +303,8 @@ fn an_import_is_checked_and_released_by_all_its_ids() {
             "{profile} {name}"
         );
     }
-    // more than the segment has.
-    let longer = ExportResult {
-        nbytes: 1 << 30,
-        ..export.clone()
-    };
+    let mut longer = export.clone(); // more than the segment has
+    longer.nbytes = 1 << 30;
     assert!(buffers
         .import(&import_of(longer, AccessFlags::READ))
         .is_err());
@@ -294,11 +326,70 @@ fn an_import_is_checked_and_released_by_all_its_ids() {
         buffers.release(&stale),
         Err(BufferError::UnknownImport { .. })
     ));
-    assert!(buffers.release(&release).is_ok());
+    assert!(buffers.release(&release).expect("its own").is_some());
+    // the same once more is harmless; any other is still wrong.
+    assert!(buffers.release(&release).expect("again").is_none());
     assert!(matches!(
-        buffers.release(&release),
+        buffers.release(&stale),
         Err(BufferError::UnknownImport { .. })
     ));
+}
+
+#[test]
+fn a_release_that_is_repeated_takes_no_later_import_away_r_115() {
+    let mut buffers = buffers();
+    let buffer = buffers.alloc(16).expect("room");
+    let export = buffers.export(&request(&buffer, 0, 16, AccessFlags::READ));
+    let import = import_of(export.expect("inside"), AccessFlags::READ);
+    let release_of = |import_id| ReleaseImport {
+        importer_worker_id: ME,
+        owner_worker_id: ME,
+        buffer_id: buffer.buffer_id,
+        generation: buffer.generation,
+        import_id,
+    };
+    let first = buffers.import(&import).expect("opens");
+    let second = buffers.import(&import).expect("opens");
+    assert_ne!(first.import_id, second.import_id);
+    for _ in 0..3 {
+        let again = buffers.release(&release_of(first.import_id));
+        drop(again.expect("its own, or idempotent"));
+    }
+    assert!(buffers
+        .release(&release_of(second.import_id))
+        .expect("still there")
+        .is_some());
+    // What is remembered is bounded: a session that lives long does not grow.
+    for _ in 0..3000 {
+        let next = buffers.import(&import).expect("opens").import_id;
+        buffers.release(&release_of(next)).expect("its own");
+    }
+    assert!(matches!(
+        buffers.release(&release_of(first.import_id)),
+        Err(BufferError::UnknownImport { .. })
+    ));
+}
+
+#[test]
+fn a_freed_buffer_counts_until_its_name_is_gone_r_118() {
+    let mut buffers = buffers();
+    let buffer = buffers.alloc(LIMIT).expect("room");
+    let export = buffers.export(&request(&buffer, 0, 16, AccessFlags::READ));
+    let path = segment(&export.expect("inside"));
+    let aside = path.with_extension("aside");
+    // A folder in the name's place: unlink fails as it would with any other error of the system.
+    std::fs::rename(&path, &aside).expect("moved");
+    std::fs::create_dir(&path).expect("made");
+    assert!(buffers.free(&free(&buffer)).expect("own").is_some());
+    let early = buffers.alloc(1);
+    std::fs::remove_dir(&path).expect("removed");
+    std::fs::rename(&aside, &path).expect("moved back");
+    assert!(matches!(early, Err(BufferError::Resource { .. })));
+    // Freed it is, whatever became of the name; the next call gets rid of that, too.
+    let stale = buffers.copy_from(&header(&buffer, 0, 1));
+    assert!(matches!(stale, Err(BufferError::UnknownBuffer { .. })));
+    assert!(buffers.alloc(LIMIT).is_ok());
+    assert!(!path.exists());
 }
 
 #[test]

@@ -119,7 +119,7 @@ impl Session {
             ControlName::ReleaseImport => {
                 let release = ReleaseImport::decode(command).map_err(text)?;
                 let region = self.buffers.release(&release).map_err(text)?;
-                self.forget(Some(&region));
+                self.forget(region.as_deref());
                 Ok(Vec::new())
             }
             ControlName::CollectTrace => self.collect_trace(),
