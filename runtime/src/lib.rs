@@ -19,6 +19,7 @@ pub mod buffer;
 pub mod callable;
 pub mod channel;
 pub mod child;
+pub mod deadline;
 pub mod endpoint;
 mod engine;
 pub mod error;

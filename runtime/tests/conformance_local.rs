@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use echelon_runtime::child::{Child, ChildArgs};
 use echelon_runtime::endpoint::local::{LocalEndpoint, LocalSpec};
@@ -65,7 +65,7 @@ impl Fixture for Children {
             env: Vec::new(),
             regions: Vec::new(),
             plan: None,
-            ready_within: Duration::from_secs(20),
+            ready_by: Instant::now() + Duration::from_secs(20),
         };
         let endpoint = LocalEndpoint::start(spec, &self.0, Arc::clone(&bell)).unwrap();
         (Box::new(endpoint), bell)
@@ -118,7 +118,7 @@ fn main() {
         if wanted.is_empty() || wanted.iter().any(|part| name.contains(&**part)) {
             let keeper = Arc::new(Keeper::start().unwrap());
             property(&Children(Arc::clone(&keeper)));
-            let bound = std::time::Instant::now() + Duration::from_secs(20);
+            let bound = Instant::now() + Duration::from_secs(20);
             keeper.stop(bound).unwrap();
             let left = rustix::process::wait(rustix::process::WaitOptions::NOHANG);
             assert!(left.is_err(), "{name} left a child: {left:?}");

@@ -199,6 +199,9 @@ pub struct RunnerConfig {
     /// Descriptor of the reading end of standard output and error, read when the daemon is gone
     #[arg(long, value_name = "K")]
     pub output_fd: Option<RawFd>,
+    /// Monotonic clock, in nanoseconds, by which the parent must have connected [default: from the manifest]
+    #[arg(long, value_name = "NS")]
+    pub start_by: Option<u64>,
     /// Module prefix that may be imported; may be repeated [default: every module]
     #[arg(long, value_name = "PREFIX")]
     pub allow_import: Vec<String>,

@@ -92,10 +92,12 @@ pub enum SessionError {
         tail: String,
     },
     /// The runner did not become ready in time.
-    #[error("the session runner was not ready within {limit:?} and was killed{}; raise session_timeout_s if it only needs longer", tail_text(tail))]
+    #[error("the session runner was not ready within {limit:?} and was killed{}; raise {setting} if it only needs longer", tail_text(tail))]
     NotReady {
-        /// session_timeout_s.
+        /// What was left of the parent's start, or session_timeout_s of one that sends no budget.
         limit: Duration,
+        /// The parent's setting that bounds it.
+        setting: &'static str,
         /// Last lines of its output, bounded.
         tail: String,
     },

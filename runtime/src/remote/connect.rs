@@ -127,7 +127,13 @@ fn bootstrap(
             StartError::Connect { what: WHAT, source }
         }
     })?;
-    write_all(&channel, &frame_json(manifest)?, WHAT, until)?;
+    // The next hops get what is left, as a duration: their clocks are not ours.
+    let left = until.remaining().map_err(|stop| stopped(stop, WHAT))?;
+    let manifest = Manifest {
+        startup_budget_s: Some(left.as_secs_f64()),
+        ..manifest.clone()
+    };
+    write_all(&channel, &frame_json(&manifest)?, WHAT, until)?;
     let mut prefix = [0; 4];
     read_exact(&channel, &mut prefix, WHAT, until)?;
     // The length is checked against its limit before anything is allocated.

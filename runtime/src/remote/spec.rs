@@ -152,6 +152,8 @@ impl RemoteWorkerSpec {
             num_sub_workers: self.num_sub_workers,
             heap_ring_size: None,
             session_timeout_s: session_timeout.as_secs_f64(),
+            // Set when it is sent, to what is left then.
+            startup_budget_s: None,
             listen_host: self
                 .session_listen_host
                 .clone()

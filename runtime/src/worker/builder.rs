@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Worker;
 use crate::error::Error;
@@ -42,6 +42,8 @@ pub(crate) struct Settings {
     pub(crate) threads: u32,
     pub(crate) remote_session_timeout: Duration,
     pub(crate) startup_timeout: Duration,
+    /// The deadline of whoever starts this worker as a part of its own start.
+    pub(crate) start_by: Option<Instant>,
     pub(crate) close_timeout: Duration,
     pub(crate) interrupt_grace: Duration,
     pub(crate) memory_limit: u64,
@@ -69,6 +71,7 @@ impl Default for WorkerBuilder {
                 threads: 0,
                 remote_session_timeout: Duration::from_secs(30),
                 startup_timeout: Duration::from_secs(60),
+                start_by: None,
                 close_timeout: Duration::from_secs(10),
                 interrupt_grace: Duration::from_secs(5),
                 memory_limit: 0,
@@ -117,6 +120,13 @@ impl WorkerBuilder {
     #[must_use]
     pub fn startup_timeout(mut self, timeout: Duration) -> Self {
         self.settings.startup_timeout = timeout;
+        self
+    }
+
+    /// `init()` ends by then at the latest, whatever its own bound: for a worker that starts as a part of another's start.
+    #[must_use]
+    pub fn start_by(mut self, deadline: Option<Instant>) -> Self {
+        self.settings.start_by = deadline;
         self
     }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::builder::ChildProgram;
 use super::register::Registration;
 use super::{Child, Live, Worker, WorkerState};
+use crate::deadline::to_monotonic_ns;
 use crate::endpoint::local::{LocalEndpoint, LocalSpec};
 use crate::endpoint::thread::ThreadEndpoint;
 use crate::endpoint::Endpoint;
@@ -32,26 +33,38 @@ impl Worker {
             self.0.changed.notify_all();
             (life.children.clone(), life.registrations.clone())
         };
-        let started = self.start(&children, &registrations);
-        let mut life = self.0.life.lock();
-        let result = match started {
-            Ok(live) => {
-                *self.0.live.write() = Some(live);
-                life.state = WorkerState::Ready;
-                Ok(())
-            }
-            Err(error) => {
-                life.state = WorkerState::Failed(error.to_string());
-                Err(error)
-            }
-        };
+        let deadline = self.startup_deadline();
+        let started = self.start(&children, &registrations, deadline);
+        let result = started.and_then(|live| self.publish(live, deadline));
+        if let Err(error) = &result {
+            self.0.life.lock().state = WorkerState::Failed(error.to_string());
+        }
         self.0.changed.notify_all();
         result
     }
 
-    fn start(&self, children: &[Child], registrations: &[Registration]) -> Result<Live, Error> {
+    /// READY, unless it has become too late meanwhile: then everything is rolled back.
+    fn publish(&self, live: Live, deadline: Instant) -> Result<(), Error> {
+        let late = {
+            let mut life = self.0.life.lock();
+            if Instant::now() < deadline {
+                *self.0.live.write() = Some(live);
+                life.state = WorkerState::Ready;
+                return Ok(());
+            }
+            live
+        };
+        self.roll_back(late);
+        Err(self.too_late())
+    }
+
+    fn start(
+        &self,
+        children: &[Child],
+        registrations: &[Registration],
+        deadline: Instant,
+    ) -> Result<Live, Error> {
         let settings = &self.0.settings;
-        let deadline = Instant::now() + settings.startup_timeout;
         let keeper = Arc::new(Keeper::start()?);
         let bell = Bell::create().map_err(|error| startup("this process", error))?;
         let arena = Arena::create(settings.memory_limit)?;
@@ -70,15 +83,34 @@ impl Worker {
             driver: None,
             keeper,
         };
-        let outcome = self.populate(&mut live, children, registrations, deadline);
-        if let Err(error) = outcome {
-            let bound = Instant::now() + settings.close_timeout;
-            for survivor in live.end(bound) {
-                tracing::error!(survivor, "could not be ended after a failed start");
+        match self.populate(&mut live, children, registrations, deadline) {
+            Ok(()) => Ok(live),
+            Err(error) => {
+                self.roll_back(live);
+                Err(error)
             }
-            return Err(error);
         }
-        Ok(live)
+    }
+
+    fn roll_back(&self, mut live: Live) {
+        let bound = Instant::now() + self.0.settings.close_timeout;
+        for survivor in live.end(bound) {
+            tracing::error!(survivor, "could not be ended after a failed start");
+        }
+    }
+
+    fn too_late(&self) -> Error {
+        let limit = self.0.settings.startup_timeout;
+        startup(
+            "this worker",
+            format!("startup_timeout_s of {limit:?} has passed"),
+        )
+    }
+
+    fn startup_deadline(&self) -> Instant {
+        let settings = &self.0.settings;
+        let own = Instant::now() + settings.startup_timeout;
+        settings.start_by.map_or(own, |outer| own.min(outer))
     }
 
     fn populate(
@@ -89,11 +121,14 @@ impl Worker {
         deadline: Instant,
     ) -> Result<(), Error> {
         let engine = Arc::clone(&live.engine);
-        self.start_subs(live)?;
+        self.start_subs(live, deadline)?;
         let mut locals = Vec::new();
         for (child, id) in children.iter().zip(0..) {
             if let Child::Local(plan) = child {
-                locals.push((id, self.start_level(live, id, plan, registrations, child)?));
+                let mut plan = plan.clone();
+                plan.start_by_ns = to_monotonic_ns(deadline);
+                let start = self.start_level(live, id, plan, registrations, child, deadline)?;
+                locals.push((id, start));
             }
         }
         let remotes = self.start_remotes(&engine, children, registrations, deadline)?;
@@ -122,20 +157,10 @@ impl Worker {
                 .map_err(|error| startup("the driver thread", error))?,
         );
         self.register_all(&engine, children, registrations, deadline)?;
-        engine.interrupt.check().map_err(|_| Error::Interrupted)?;
-        if Instant::now() >= deadline {
-            return Err(startup(
-                "this worker",
-                format!(
-                    "startup_timeout_s of {:?} has passed",
-                    self.0.settings.startup_timeout
-                ),
-            ));
-        }
-        Ok(())
+        engine.interrupt.check().map_err(|_| Error::Interrupted)
     }
 
-    fn start_subs(&self, live: &Live) -> Result<(), Error> {
+    fn start_subs(&self, live: &Live, deadline: Instant) -> Result<(), Error> {
         let settings = &self.0.settings;
         let engine = &live.engine;
         for index in 0..settings.threads {
@@ -149,7 +174,8 @@ impl Worker {
         }
         // All are started before the first is waited for: they come up side by side.
         for index in 0..settings.sub_workers {
-            let endpoint = self.start_sub(live, index)?;
+            let name = format!("{}sub{index}", settings.name_prefix);
+            let endpoint = self.start_local(live, name, None, deadline)?;
             engine
                 .core
                 .lock()
@@ -158,16 +184,12 @@ impl Worker {
         Ok(())
     }
 
-    fn start_sub(&self, live: &Live, index: u32) -> Result<LocalEndpoint, Error> {
-        let name = format!("{}sub{index}", self.0.settings.name_prefix);
-        self.start_local(live, name, None)
-    }
-
     fn start_local(
         &self,
         live: &Live,
         name: String,
         plan: Option<Vec<u8>>,
+        ready_by: Instant,
     ) -> Result<LocalEndpoint, Error> {
         let settings = &self.0.settings;
         let engine = &live.engine;
@@ -179,7 +201,7 @@ impl Worker {
             env: settings.child_env.clone(),
             regions,
             plan,
-            ready_within: settings.startup_timeout,
+            ready_by,
         };
         LocalEndpoint::start(spec, &live.keeper, Arc::clone(&engine.bell))
             .map_err(|error| startup(&name, error))
@@ -189,9 +211,10 @@ impl Worker {
         &self,
         live: &Live,
         id: i32,
-        plan: &super::LevelPlan,
+        mut plan: super::LevelPlan,
         registrations: &[Registration],
         child: &Child,
+        ready_by: Instant,
     ) -> Result<LocalEndpoint, Error> {
         if matches!(self.0.settings.child_program, ChildProgram::None) {
             return Err(startup(
@@ -199,7 +222,6 @@ impl Worker {
                 "a local child is a process and needs a child_program",
             ));
         }
-        let mut plan = plan.clone();
         for registration in registrations
             .iter()
             .filter(|r| r.options.inner && r.includes(id, child))
@@ -214,6 +236,7 @@ impl Worker {
             live,
             format!("{}worker{id}", self.0.settings.name_prefix),
             Some(json),
+            ready_by,
         )
     }
 
@@ -288,7 +311,8 @@ impl Worker {
             let Some(live) = live.as_ref() else {
                 return Ok(());
             };
-            self.start_local(live, name.to_owned(), None)
+            let ready_by = Instant::now() + self.0.settings.startup_timeout;
+            self.start_local(live, name.to_owned(), None, ready_by)
         };
         let endpoint = endpoint.inspect_err(|_| {
             // The next run tries again.

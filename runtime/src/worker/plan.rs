@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::register::Registration;
 use super::{Child, Worker, WorkerState};
 use crate::callable::{Callable, CallableSource};
+use crate::deadline::from_monotonic_ns;
 use crate::error::Error;
 
 /// A callable that the inner level registers at start.
@@ -37,6 +38,9 @@ pub struct LevelPlan {
     pub memory_limit: u64,
     /// Bound of its `init()` in seconds.
     pub startup_timeout_s: f64,
+    /// Monotonic clock in nanoseconds at which the start that this one is a part of ends; 0 before it has begun.
+    #[serde(default)]
+    pub start_by_ns: u64,
     /// Bound of its `close()` in seconds.
     pub close_timeout_s: f64,
     /// Local children in the order of their ids.
@@ -74,6 +78,7 @@ impl Worker {
             max_tasks: s.max_tasks,
             memory_limit: s.memory_limit,
             startup_timeout_s: s.startup_timeout.as_secs_f64(),
+            start_by_ns: 0,
             close_timeout_s: s.close_timeout.as_secs_f64(),
             children,
             callables,
@@ -95,6 +100,7 @@ impl LevelPlan {
             .max_tasks(self.max_tasks)
             .memory_limit(Some(self.memory_limit))
             .startup_timeout(Duration::from_secs_f64(self.startup_timeout_s))
+            .start_by((self.start_by_ns != 0).then(|| from_monotonic_ns(self.start_by_ns)))
             .close_timeout(Duration::from_secs_f64(self.close_timeout_s))
             .build()?;
         for child in self.children {

@@ -1,10 +1,12 @@
 //! `init()` with daemons that do not answer: bounded, called off together, interruptible.
 
-use std::net::TcpListener;
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use echelon_runtime::{Error, RemoteWorkerSpec, Worker, WorkerState};
+use echelon_wire::bootstrap::{json_len, Manifest};
 
 use crate::bed::{bounded, start, Switch};
 
@@ -44,6 +46,47 @@ fn r_001_a_daemon_that_says_nothing_fails_the_start_at_its_deadline() {
     assert!(error.to_string().contains(&spec.endpoint), "{error}");
     assert!(matches!(w.state(), WorkerState::Failed(_)));
     w.close().unwrap();
+}
+
+/// What a parent asks of a daemon.
+fn manifest_of(daemon: &TcpListener) -> (TcpStream, Manifest) {
+    let (mut stream, _) = daemon.accept().unwrap();
+    let mut prefix = [0; 4];
+    stream.read_exact(&mut prefix).unwrap();
+    let mut json = vec![0; json_len(prefix).unwrap()];
+    stream.read_exact(&mut json).unwrap();
+    (stream, Manifest::from_json(&json).unwrap())
+}
+
+/// Three daemons that never answer: all are asked for at once, each is told what is left of the one budget and not more, and the
+/// whole start ends with it. The liveness bound goes along unchanged and changes nothing.
+#[test]
+fn r_001_r_002_many_slow_daemons_share_one_budget() {
+    let budget = Duration::from_secs(2);
+    for liveness in [0.5, 900.0] {
+        let (daemons, specs): (Vec<_>, Vec<_>) = (0..3).map(|_| silent()).unzip();
+        let builder = Worker::builder()
+            .memory_limit(Some(1 << 20))
+            .startup_timeout(budget)
+            .remote_session_timeout(Duration::from_secs_f64(liveness));
+        let w = builder.build().unwrap();
+        for spec in specs {
+            w.add_remote_worker(spec).unwrap();
+        }
+        let starting = start(move || w.init());
+        // Held open: a daemon that closes would be another failure. All three are here before the first is given up.
+        let asked: Vec<_> = daemons.iter().map(manifest_of).collect();
+        for (_, manifest) in &asked {
+            let left = manifest.startup_budget().expect("a budget");
+            assert!(left <= budget && !left.is_zero(), "{left:?}");
+            assert!((manifest.session_timeout_s - liveness).abs() < f64::EPSILON);
+        }
+        let error = starting.join("init").unwrap_err().to_string();
+        assert!(error.contains("startup_timeout_s"), "{error}");
+        for (mut stream, _) in asked {
+            assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0, "called off");
+        }
+    }
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::io::{Seek as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::time::Instant;
 
+use echelon_runtime::deadline::to_monotonic_ns;
 use echelon_runtime::process::{ChildHandle, ChildSpec, ExitInfo};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -46,8 +48,12 @@ pub(crate) struct RunnerProcess {
 }
 
 impl RunnerProcess {
-    /// Starts the configured session command; `json` is its manifest.
-    pub(crate) fn start(context: &Context, json: &[u8]) -> Result<(Self, Pipes), SessionError> {
+    /// Starts the configured session command; `json` is its manifest, `start_by` the deadline of a start that has one.
+    pub(crate) fn start(
+        context: &Context,
+        json: &[u8],
+        start_by: Option<Instant>,
+    ) -> Result<(Self, Pipes), SessionError> {
         let command = &context.config.session_command;
         let program = command.first().cloned().unwrap_or_default();
         let failed = |error: &dyn std::fmt::Display| SessionError::Spawn {
@@ -62,6 +68,10 @@ impl RunnerProcess {
         args.extend(["--manifest-fd", &manifest.as_raw_fd().to_string()].map(OsString::from));
         args.extend(["--ready-fd", &ready_end.as_raw_fd().to_string()].map(OsString::from));
         args.extend(["--output-fd", &output.as_raw_fd().to_string()].map(OsString::from));
+        if let Some(deadline) = start_by {
+            // An instant and not a duration: what the interpreter takes to come up counts too.
+            args.extend(["--start-by", &to_monotonic_ns(deadline).to_string()].map(OsString::from));
+        }
         for prefix in &context.config.allow_import {
             args.extend(["--allow-import", prefix].map(OsString::from));
         }

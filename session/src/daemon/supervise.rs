@@ -41,6 +41,30 @@ enum End {
     Stop(&'static str),
 }
 
+/// Until when a runner must be ready.
+struct Bound {
+    deadline: Instant,
+    limit: Duration,
+    setting: &'static str,
+    /// The deadline of the parent's whole start, if it has one: the runner goes by it too.
+    start_by: Option<std::time::Instant>,
+}
+
+impl Bound {
+    /// Counted from now: what is left of the parent's start, else a whole `session_timeout_s` as in version 1.
+    fn of(manifest: &Manifest) -> Self {
+        let budget = manifest.startup_budget();
+        let limit = budget.unwrap_or_else(|| manifest.session_timeout());
+        let deadline = Instant::now() + limit;
+        Self {
+            deadline,
+            limit,
+            setting: budget.map_or("session_timeout_s", |_| "startup_timeout_s"),
+            start_by: budget.map(|_| deadline.into_std()),
+        }
+    }
+}
+
 /// Starts a runner and stays with it. The answer goes through `started`.
 pub(crate) async fn life(
     context: Context,
@@ -53,8 +77,9 @@ pub(crate) async fn life(
         "session {:x} worker {}",
         manifest.session_id, manifest.worker_id
     );
+    let bound = Bound::of(&manifest);
     let mut stopping = context.stopping.clone();
-    let (mut process, pipes) = match RunnerProcess::start(&context, &json) {
+    let (mut process, pipes) = match RunnerProcess::start(&context, &json, bound.start_by) {
         Ok(pair) => pair,
         Err(error) => {
             let _ = started.send(Err(error));
@@ -62,8 +87,14 @@ pub(crate) async fn life(
         }
     };
     let mut output = Output::new(pipes.output, who.clone(), context.log.clone());
-    let limit = manifest.session_timeout();
-    let first = until_ready(&mut process, pipes.ready, &mut output, &mut stopping, limit).await;
+    let first = until_ready(
+        &mut process,
+        pipes.ready,
+        &mut output,
+        &mut stopping,
+        &bound,
+    )
+    .await;
     let end = match first {
         Ok(line) => {
             let (delivered, receipt) = oneshot::channel();
@@ -109,9 +140,8 @@ async fn until_ready(
     ready: pipe::Receiver,
     output: &mut Output,
     stopping: &mut watch::Receiver<bool>,
-    limit: Duration,
+    bound: &Bound,
 ) -> Result<ReadyLine, SessionError> {
-    let deadline = Instant::now() + limit;
     let mut line = Vec::new();
     let mut ready = ready.take(READY_LINE_MAX);
     let read = async {
@@ -128,19 +158,20 @@ async fn until_ready(
     };
     let outcome = tokio::select! {
         biased;
-        outcome = tokio::time::timeout_at(deadline, read) => outcome.map_err(|_| ()),
+        outcome = tokio::time::timeout_at(bound.deadline, read) => outcome.map_err(|_| ()),
         _ = stopping.wait_for(|stop| *stop) => return Err(SessionError::Stopping),
         () = output.pump() => Ok(()),
     };
     if outcome.is_err() {
         return Err(SessionError::NotReady {
-            limit,
+            limit: bound.limit,
+            setting: bound.setting,
             tail: output.tail(),
         });
     }
     if line.is_empty() {
         // End of file on the ready pipe: the runner ended, or closed it; then it has a moment to end.
-        let ended = timeout(Duration::from_secs(1).min(limit), process.exited())
+        let ended = timeout(Duration::from_secs(1).min(bound.limit), process.exited())
             .await
             .is_ok();
         let end = if ended {

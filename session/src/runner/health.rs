@@ -13,7 +13,7 @@ use echelon_wire::frame::health::health_frame;
 use echelon_wire::id::{Sequence, SessionId, WorkerId};
 use rustix::event::PollFlags;
 
-use super::lifeline::{Lifeline, Woken};
+use super::lifeline::{Lifeline, Verdict, Woken};
 use super::listen::{accept, write_all};
 
 /// Pause between two frames.
@@ -33,6 +33,8 @@ pub(crate) struct Pulse {
     pub(crate) session: SessionId,
     pub(crate) worker: WorkerId,
     pub(crate) write_limit: Duration,
+    /// When the first must have connected, if the parent has a deadline for its start.
+    pub(crate) first_by: Option<Instant>,
 }
 
 impl HealthLane {
@@ -61,13 +63,16 @@ impl Drop for HealthLane {
 
 fn serve(listener: &TcpListener, pulse: Pulse, lifeline: &Lifeline) {
     let mut sequence = 0;
+    let mut accept_by = pulse.first_by;
     while lifeline.verdict().is_none() {
-        match accept(listener, lifeline, None) {
+        match accept(listener, lifeline, accept_by) {
             Ok(Some(stream)) => {
+                accept_by = None;
                 if let Err(error) = beat(&stream, pulse, &mut sequence, lifeline) {
                     tracing::info!(%error, "the health lane was lost; waiting for another");
                 }
             }
+            Ok(None) if accept_by.is_some() => lifeline.end(Verdict::NotConnected),
             Ok(None) => {}
             Err(error) => {
                 tracing::warn!(%error, "the health lane cannot accept for now");
@@ -148,6 +153,7 @@ mod tests {
         let listener = listener(Ipv4Addr::LOCALHOST).expect("listens");
         let address = listener.local_addr().expect("address");
         let pulse = Pulse {
+            first_by: None,
             session: SessionId(7),
             worker: WorkerId(2),
             write_limit: Duration::from_secs(5),

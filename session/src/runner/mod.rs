@@ -26,6 +26,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use echelon_runtime::deadline::from_monotonic_ns;
 use echelon_runtime::process::take_inherited_fd;
 use echelon_runtime::{CallableHost, WorkerBuilder};
 use echelon_wire::bootstrap::{Manifest, ReadyLine, SessionPorts};
@@ -48,6 +49,8 @@ use signals::Signals;
 
 /// Extensions that this session can serve.
 const SERVED: Features = Features::TIMED_COMPLETION.union(Features::FLOAT64);
+
+const LATE: &str = "the session was up only after the parent's start had ended; raise startup_timeout_s if it needs longer";
 
 /// Runs one session. `args` without the program's name; `host` resolves callables, `inner` says how the inner worker's children
 /// are started. Returns the exit status: 0 after SHUTDOWN or a signal, 1 otherwise, 2 for a refused command line.
@@ -92,7 +95,8 @@ pub fn session_main(
         }
     };
     let policy = ImportPolicy::new(config.allow_import);
-    run_with_output(manifest, ready, output, policy, host, inner)
+    let start_by = config.start_by.map(from_monotonic_ns);
+    run_with_output(manifest, ready, output, start_by, policy, host, inner)
 }
 
 /// Runs one session from its two descriptors: the manifest to read, the ready line to write. Returns the exit status.
@@ -103,18 +107,19 @@ pub fn run(
     host: Arc<dyn CallableHost>,
     inner: WorkerBuilder,
 ) -> i32 {
-    run_with_output(manifest, ready, None, policy, host, inner)
+    run_with_output(manifest, ready, None, None, policy, host, inner)
 }
 
 fn run_with_output(
     manifest: OwnedFd,
     ready: OwnedFd,
     output: Option<OwnedFd>,
+    start_by: Option<Instant>,
     policy: ImportPolicy,
     host: Arc<dyn CallableHost>,
     inner: WorkerBuilder,
 ) -> i32 {
-    match start(manifest, output, policy, host, inner) {
+    match start(manifest, output, start_by, policy, host, inner) {
         Ok(started) => started.serve(ready),
         Err(error) => {
             tracing::error!(error, "the session cannot start");
@@ -131,6 +136,8 @@ struct Started {
     listener: std::net::TcpListener,
     ports: SessionPorts,
     manifest: Manifest,
+    /// When the parent must have connected both lanes, if it has a deadline for its whole start.
+    start_by: Option<Instant>,
     _signals: Signals,
     orphan: Option<OrphanOutput>,
     lifeline: Arc<Lifeline>,
@@ -139,6 +146,7 @@ struct Started {
 fn start(
     manifest: OwnedFd,
     output: Option<OwnedFd>,
+    start_by: Option<Instant>,
     policy: ImportPolicy,
     host: Arc<dyn CallableHost>,
     inner: WorkerBuilder,
@@ -152,6 +160,9 @@ fn start(
         .map_err(text)?;
     let manifest = Manifest::from_json(&json).map_err(|error| error.to_string())?;
     manifest.validate().map_err(|error| error.to_string())?;
+    let budget = || manifest.startup_budget().map(|left| Instant::now() + left);
+    let start_by = start_by.or_else(budget);
+    let inner = inner.start_by(start_by);
     let address = loopback("listen_host", &manifest.listen_host)?;
     let lifeline = Lifeline::new().map_err(text)?;
     let signals = Signals::watch(Arc::clone(&lifeline)).map_err(text)?;
@@ -176,15 +187,20 @@ fn start(
         session: manifest.session(),
         worker: manifest.worker(),
         write_limit: manifest.session_timeout(),
+        first_by: start_by,
     };
     let health = HealthLane::start(health, pulse, Arc::clone(&lifeline)).map_err(text)?;
     let session = Session::new(&manifest, prepared, policy, host);
+    if start_by.is_some_and(|deadline| Instant::now() >= deadline) {
+        return Err(LATE.to_owned());
+    }
     Ok(Started {
         session,
         health,
         listener: command,
         ports,
         manifest,
+        start_by,
         _signals: signals,
         orphan,
         lifeline,
@@ -223,7 +239,7 @@ impl Started {
 
     fn serve_parent(&mut self) {
         let limit = self.manifest.session_timeout();
-        let deadline = Instant::now().checked_add(limit);
+        let deadline = self.start_by.or_else(|| Instant::now().checked_add(limit));
         let stream = match listen::accept(&self.listener, &self.lifeline, deadline) {
             Ok(Some(stream)) => stream,
             Ok(None) => return self.lifeline.end(Verdict::NotConnected),
@@ -279,10 +295,9 @@ impl Started {
             &payload,
         )
         .map_err(other)?;
-        listen::write_all(
-            stream,
-            &[&frame],
-            Instant::now() + Duration::from_secs(30).min(self.manifest.session_timeout()),
-        )
+        let limit = Duration::from_secs(30).min(self.manifest.session_timeout());
+        let deadline = Instant::now() + limit;
+        let deadline = self.start_by.map_or(deadline, |outer| deadline.min(outer));
+        listen::write_all(stream, &[&frame], deadline)
     }
 }

@@ -29,6 +29,14 @@ pub(crate) const CASES: &[Case] = &[
         a_manifest_that_cannot_be_served_is_refused_with_its_reason_r_097,
     ),
     (
+        "the_parents_budget_bounds_a_runner_that_is_never_ready_r_001_r_002",
+        the_parents_budget_bounds_a_runner_that_is_never_ready_r_001_r_002,
+    ),
+    (
+        "the_parents_budget_bounds_both_accepts_r_005_r_009",
+        the_parents_budget_bounds_both_accepts_r_005_r_009,
+    ),
+    (
         "a_runner_nobody_connects_to_ends_by_itself_r_009",
         a_runner_nobody_connects_to_ends_by_itself_r_009,
     ),
@@ -78,6 +86,39 @@ fn a_runner_that_is_never_ready_is_killed_in_time_r_011() {
     });
     assert!(text.contains("not ready within 200ms"), "{text}");
     assert!(daemon.children().is_empty());
+}
+
+/// The budget of the start and the liveness bound are two settings: the first alone bounds a start.
+fn the_parents_budget_bounds_a_runner_that_is_never_ready_r_001_r_002() {
+    let daemon = Daemon::start("silent", &[]);
+    let text = daemon.refusal(&Manifest {
+        session_timeout_s: 9e9,
+        startup_budget_s: Some(0.2),
+        ..manifest()
+    });
+    assert!(text.contains("not ready within 200ms"), "{text}");
+    assert!(text.contains("raise startup_timeout_s"), "{text}");
+    assert!(daemon.children().is_empty());
+    let refused = daemon.refusal(&Manifest {
+        startup_budget_s: Some(0.0),
+        ..manifest()
+    });
+    assert!(refused.contains("startup_budget_s"), "{refused}");
+}
+
+/// Neither a parent that never connects nor one that leaves the second lane out keeps a session beyond the budget.
+fn the_parents_budget_bounds_both_accepts_r_005_r_009() {
+    let daemon = Daemon::start("serve", &[]);
+    let hasty = || Manifest {
+        session_timeout_s: 9e9,
+        startup_budget_s: Some(4.0),
+        ..manifest()
+    };
+    daemon.ask(&hasty());
+    eventually("its end", || daemon.children().is_empty());
+    let half = daemon.session_of(hasty());
+    eventually("the end of half a session", || daemon.children().is_empty());
+    drop(half);
 }
 
 fn a_runner_that_exits_early_is_named_with_its_last_words_r_012() {

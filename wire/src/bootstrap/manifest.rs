@@ -1,5 +1,7 @@
 //! The manifest: what a parent asks of a daemon.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{parse_json, ManifestError};
@@ -94,9 +96,12 @@ pub struct Manifest {
     /// Bytes of each heap ring; `None` is the session's default.
     #[serde(default)]
     pub heap_ring_size: Option<u64>,
-    /// Bound of each step of starting and of accepting the command connection, in seconds.
+    /// Bound of health silence and of each read and write, in seconds; without `startup_budget_s` also of the start.
     #[serde(default = "default_timeout_s")]
     pub session_timeout_s: f64,
+    /// What was left of the parent's start when it sent this, in seconds. Ours: version 1 ignores it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub startup_budget_s: Option<f64>,
     /// Address the session listens on.
     #[serde(default = "default_listen_host")]
     pub listen_host: String,
@@ -129,6 +134,7 @@ impl Default for Manifest {
             num_sub_workers: 0,
             heap_ring_size: None,
             session_timeout_s: default_timeout_s(),
+            startup_budget_s: None,
             listen_host: default_listen_host(),
             connect_host: None,
             remote_task_dispatcher: Vec::new(),
@@ -162,13 +168,14 @@ impl Manifest {
         if self.transport != "sim" {
             return refuse("transport", &self.transport, "the one transport is sim");
         }
-        if !self.session_timeout_s.is_finite() || self.session_timeout_s <= 0.0 {
-            let got = self.session_timeout_s;
-            return refuse(
-                "session_timeout_s",
-                &got,
-                "it must be finite and more than 0 seconds",
-            );
+        let seconds = [
+            ("session_timeout_s", Some(self.session_timeout_s)),
+            ("startup_budget_s", self.startup_budget_s),
+        ];
+        for (key, value) in seconds {
+            if let Some(got) = value.filter(|value| !value.is_finite() || *value <= 0.0) {
+                return refuse(key, &got, "it must be finite and more than 0 seconds");
+            }
         }
         Ok(())
     }
@@ -182,11 +189,13 @@ impl Manifest {
     }
 
     /// `session_timeout_s` as a duration; 136 years stand for everything beyond, so that clocks can add it.
-    pub fn session_timeout(&self) -> std::time::Duration {
-        const FOR_EVER: std::time::Duration = std::time::Duration::from_secs(1 << 32);
-        std::time::Duration::try_from_secs_f64(self.session_timeout_s)
-            .unwrap_or(FOR_EVER)
-            .min(FOR_EVER)
+    pub fn session_timeout(&self) -> Duration {
+        duration(self.session_timeout_s)
+    }
+
+    /// `startup_budget_s` as a duration, of a parent that has one deadline for its whole start.
+    pub fn startup_budget(&self) -> Option<Duration> {
+        self.startup_budget_s.map(duration)
     }
 
     /// The session's identity.
@@ -203,6 +212,13 @@ impl Manifest {
     pub fn effective_connect_host(&self) -> &str {
         self.connect_host.as_deref().unwrap_or(&self.listen_host)
     }
+}
+
+fn duration(seconds: f64) -> Duration {
+    const FOR_EVER: Duration = Duration::from_secs(1 << 32);
+    Duration::try_from_secs_f64(seconds)
+        .unwrap_or(FOR_EVER)
+        .min(FOR_EVER)
 }
 
 fn default_runtime() -> String {
@@ -287,6 +303,23 @@ mod tests {
         }
     }
 
+    /// two settings, two keys; neither is derived from the other, and an absent budget is not written.
+    #[test]
+    fn r_002_the_budget_of_the_start_is_a_key_of_its_own() {
+        for (timeout, budget) in [(1.0, None), (1.0, Some(2.5)), (600.0, Some(0.25))] {
+            let manifest = Manifest {
+                session_timeout_s: timeout,
+                startup_budget_s: budget,
+                ..Manifest::default()
+            };
+            let json = serde_json::to_string(&manifest).expect("JSON");
+            assert_eq!(json.contains("startup_budget_s"), budget.is_some());
+            let back = Manifest::from_json(json.as_bytes()).expect("valid");
+            assert_eq!(back.session_timeout(), Duration::from_secs_f64(timeout));
+            assert_eq!(back.startup_budget(), budget.map(Duration::from_secs_f64));
+        }
+    }
+
     #[test]
     fn required_keys_are_required() {
         for key in [
@@ -316,7 +349,7 @@ mod tests {
         };
         assert_eq!(changed(|_| ()), Ok(()));
         assert!(changed(|m| m.transport = "tcp".to_owned()).is_err());
-        let cases: [(&str, Change); 8] = [
+        let cases: [(&str, Change); 11] = [
             ("session_id", |m| m.session_id = 0),
             ("worker_id", |m| m.worker_id = -1),
             ("remote_worker_level", |m| m.remote_worker_level = 4),
@@ -325,6 +358,11 @@ mod tests {
             ("session_timeout_s", |m| m.session_timeout_s = 0.0),
             ("session_timeout_s", |m| m.session_timeout_s = f64::NAN),
             ("session_timeout_s", |m| m.session_timeout_s = f64::INFINITY),
+            ("startup_budget_s", |m| m.startup_budget_s = Some(-1.0)),
+            ("startup_budget_s", |m| m.startup_budget_s = Some(f64::NAN)),
+            ("startup_budget_s", |m| {
+                m.startup_budget_s = Some(f64::INFINITY);
+            }),
         ];
         for (key, change) in cases {
             let error = changed(change).expect_err(key).to_string();

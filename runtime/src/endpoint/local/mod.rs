@@ -44,8 +44,8 @@ pub struct LocalEndpoint {
     /// (design §15.6).
     leases: HashMap<u64, Vec<Lease>>,
     ready: bool,
+    started: Instant,
     ready_by: Instant,
-    ready_within: Duration,
     /// Why it was ended from this side, if it was.
     killed: Option<String>,
     lost: Option<String>,
@@ -75,7 +75,8 @@ impl LocalEndpoint {
             return Some(why);
         }
         if !self.ready && Instant::now() >= self.ready_by && self.killed.is_none() {
-            self.kill(&format!("it was not ready within {:?}", self.ready_within));
+            let limit = self.ready_by.saturating_duration_since(self.started);
+            self.kill(&format!("it was not ready within {limit:?}"));
         }
         None
     }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -30,8 +30,8 @@ pub struct LocalSpec {
     pub regions: Vec<Arc<SharedRegion>>,
     /// The plan of a child with a runtime of its own, as JSON of `LevelPlan`.
     pub plan: Option<Vec<u8>>,
-    /// How long it may take to say READY.
-    pub ready_within: Duration,
+    /// When it must have said READY.
+    pub ready_by: Instant,
 }
 impl LocalEndpoint {
     /// Starts the child. It comes up on its own; what is submitted meanwhile waits in its mailbox.
@@ -88,8 +88,8 @@ impl LocalEndpoint {
             incoming: Parts::default(),
             leases: HashMap::new(),
             ready: false,
-            ready_by: Instant::now() + spec.ready_within,
-            ready_within: spec.ready_within,
+            started: Instant::now(),
+            ready_by: spec.ready_by,
             killed: None,
             lost: None,
             lost_told: false,
