@@ -60,22 +60,15 @@ def test_a_buffer_goes_there_is_used_and_comes_back(cluster):
     assert buffer.released
 
 
-@pytest.mark.parametrize("kind", ["owned", "imported", "inline"])
+@pytest.mark.parametrize("kind", ["owned", "imported"])
 def test_an_argument_is_handed_on_to_a_sub_worker_that_started_earlier(kind, cluster):
-    """Design §15.1, for each of the three kinds of memory."""
+    """Design §15.1; inline memory, which is an INPUT always, below."""
     forward = register(cluster, "orch_forward")
     register(cluster, "double", inner=True)
     worker, (first, second) = cluster.worker, cluster.remote_ids
     worker.init()
     buffer = worker.remote_malloc(first, 32)
     worker.remote_copy_to(buffer, np.ones(4))
-    if kind == "inline":
-        # What a task writes into inline bytes is thrown away; that they can be handed on is the point.
-        ref = ec.RemoteTensorRef.host_inline(np.ones(4), shape=(4,), dtype=F64)
-        report = submit(cluster, forward, (ref, INPUT), worker=first)
-        assert report.tasks_per_worker == {"remote0": 1, "remote0/sub0": 1}
-        worker.remote_free(buffer)
-        return
     if kind == "owned":
         submit(cluster, forward, (vector(buffer, 4), INOUT), worker=first)
     else:
@@ -86,6 +79,38 @@ def test_an_argument_is_handed_on_to_a_sub_worker_that_started_earlier(kind, clu
     worker.remote_copy_from(buffer, got)
     assert got.tolist() == [2.0] * 4
     worker.remote_free(buffer)
+
+
+@pytest.mark.parametrize("kind", ["owned", "imported", "inline"])
+def test_r_109_an_input_is_read_only_in_a_session_and_in_its_sub_workers(kind, cluster):
+    """Tags travel (`task_tags`), for each of the three kinds of memory."""
+    tries = register(cluster, "orch_input_is_read_only")
+    register(cluster, "input_is_read_only", inner=True)
+    worker, (first, second) = cluster.worker, cluster.remote_ids
+    worker.init()
+    given, other = worker.remote_malloc(first, 32), worker.remote_malloc(second, 32)
+    worker.remote_copy_to(given, np.full(4, 7.0))
+    worker.remote_copy_to(other, np.ones(4))
+    # Full access, so that nothing but the tag makes it read-only.
+    imported = worker.remote_import(worker.remote_export(given, access="readwrite"), worker=second)
+    ref, target = {
+        "owned": (vector(given, 4), first),
+        "imported": (vector(imported, 4), second),
+        "inline": (ec.RemoteTensorRef.host_inline(np.full(4, 7.0), shape=(4,), dtype=F64), second),
+    }[kind]
+    written = other if target == second else worker.remote_malloc(first, 32)
+    worker.remote_copy_to(written, np.ones(4))
+    report = submit(cluster, tries, (ref, INPUT), (vector(written, 4), INOUT), worker=target)
+    name = f"remote{target}"
+    assert report.tasks_per_worker == {name: 1, f"{name}/sub0": 1}
+    got = np.zeros(4)
+    worker.remote_copy_from(written, got)
+    assert got.tolist() == [2.0] * 4
+    worker.remote_copy_from(given, got)
+    assert got.tolist() == [7.0] * 4
+    worker.remote_release_import(imported)
+    for buffer in {id(b): b for b in (given, other, written)}.values():
+        worker.remote_free(buffer)
 
 
 def test_one_graph_spans_local_tensors_and_remote_buffers(cluster):

@@ -375,7 +375,9 @@ fn out_of_range(what: &str, index: isize, count: usize) -> PyErr {
 fn forward(py: Python<'_>, view: &TaskView) -> PyResult<TaskArgs> {
     let mut args = TaskArgs::new();
     for (index, tensor) in view.tensors.iter().enumerate() {
-        let Some(tag) = view.tags.get(index).copied().flatten() else {
+        let tag = view.tags.get(index).copied().flatten();
+        // An empty tensor may come without a tag: there is nothing to order.
+        let Some(tag) = tag.or_else(|| (tensor.nbytes() == 0).then_some(Tag::Input)) else {
             return Err(PyTypeError::new_err(format!(
                 "the parent's protocol did not transmit the tag of tensor {index}; make a TaskArgs and add args.tensor({index}) with one"
             )));

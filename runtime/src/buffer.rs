@@ -161,11 +161,7 @@ impl RemoteBuffer {
 
     /// Refuses a tag that the access mask does not cover.
     pub(crate) fn check_tag(&self, tag: Tag) -> Result<(), Error> {
-        let needed = match tag {
-            Tag::Input => AccessFlags::READ,
-            Tag::Output | Tag::OutputExisting => AccessFlags::WRITE,
-            Tag::InOut | Tag::NoDep => AccessFlags::READ_WRITE,
-        };
+        let needed = tag.needs();
         if self.access().contains(needed) {
             return Ok(());
         }

@@ -6,13 +6,14 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use echelon_wire::buffer::AccessFlags;
 use echelon_wire::tensor::TensorMeta;
 
 use crate::error::Error;
 use crate::graph::Space;
 use crate::memory::{HostMemory, SharedRegion};
 
-/// How a task uses an argument (design §4). The discriminants are the codes of the mailbox carrier.
+/// How a task uses an argument (design §4). The discriminants are the codes of the mailbox and of `task_tags`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Tag {
@@ -48,6 +49,16 @@ impl Tag {
     #[must_use]
     pub fn writes(self) -> bool {
         self != Self::Input
+    }
+
+    /// The access to a remote buffer that the tag asks for (design §7, R-109).
+    #[must_use]
+    pub fn needs(self) -> AccessFlags {
+        match self {
+            Self::Input => AccessFlags::READ,
+            Self::Output | Self::OutputExisting => AccessFlags::WRITE,
+            Self::InOut | Self::NoDep => AccessFlags::READ_WRITE,
+        }
     }
 
     /// The name that users write.
@@ -191,7 +202,10 @@ impl Tensor {
     /// # Errors
     /// [`Error::Memory`] when the region does not cover the tensor; `new` rules that out.
     pub fn memory(&self) -> Result<HostMemory, Error> {
-        let memory = self.region.host(self.offset, self.nbytes())?;
+        let mut memory = self.region.host(self.offset, self.nbytes())?;
+        if self.read_only {
+            memory = memory.as_read_only();
+        }
         Ok(match &self.lease {
             Some(lease) => {
                 memory.with_owner(Arc::new((Arc::clone(&self.region), Arc::clone(lease))))
@@ -222,7 +236,8 @@ impl std::fmt::Debug for Tensor {
 pub struct TaskView {
     /// Tensor arguments in the order of `add_tensor`.
     pub tensors: Vec<Tensor>,
-    /// Tags where the carrier transmits them; `None` on a v1 command lane (slr3-v1 §4.2).
+    /// Tags where the carrier transmits them; `None` on a command lane without `task_tags` (slr3-v1 §4.2), and for an empty
+    /// tensor that came without a descriptor.
     pub tags: Vec<Option<Tag>>,
     /// Scalar arguments.
     pub scalars: Vec<u64>,

@@ -131,7 +131,7 @@ impl Session {
 
     /// Runs a task; false when it never ends.
     fn task(&mut self, sequence: Sequence, payload: &[u8]) -> bool {
-        let task = TaskPayload::decode(payload, Carrier::Wire).unwrap();
+        let task = TaskPayload::decode(payload, Carrier::V1).unwrap();
         let done = match self.live.get(&task.digest).map(String::as_str) {
             Some("m:endless") => return false,
             Some("m:fails") => Completion::failure(sequence, FAILURE_TEXT),

@@ -137,6 +137,45 @@ def orch_forward(orch, args, config):
     orch.submit_sub(ec.session.get_inner_handle("py_tasks:double"), inner)
 
 
+def orch_input_is_read_only(orch, args, config):
+    """Orchestration callable: tries every way to write tensor 0, an INPUT, and hands all of args on to a sub worker."""
+    import echelon as ec
+    import numpy as np
+
+    given, tags = args.tensor(0), ec.TensorArgType
+    assert args.tag(0) == tags.INPUT and args.tag(1) == tags.INOUT, (args.tag(0), args.tag(1))
+    view = given.numpy()
+    assert not view.flags.writeable and args.tensor(1).numpy().flags.writeable
+
+    def assign():
+        view[...] = 1
+
+    attempts = [assign, lambda: view.setflags(write=True), lambda: orch.copy(given, np.ones(4))]
+    for source in (given, view, given.rows(0, 2)):
+        for tag in (tags.OUTPUT, tags.INOUT, tags.OUTPUT_EXISTING, tags.NO_DEP):
+            attempts.append(lambda source=source, tag=tag: ec.TaskArgs().add_tensor(source, tag))
+    for number, attempt in enumerate(attempts):
+        try:
+            attempt()
+        except ValueError as error:
+            assert "read-only" in str(error) or "WRITEABLE" in str(error), error
+        else:
+            raise AssertionError(f"attempt {number} wrote into an INPUT")
+    # As they came, with the tags they came with.
+    orch.submit_sub(ec.session.get_inner_handle("py_tasks:input_is_read_only"), args)
+
+
+def input_is_read_only(args):
+    """Leaf: tensor 0 cannot be written; tensor 1 becomes twice what it was."""
+    view = args.tensor(0).numpy()
+    try:
+        view[...] = 1
+    except ValueError:
+        args.tensor(1).numpy()[...] *= 2
+    else:
+        raise AssertionError("an INPUT was written")
+
+
 def orch_fail(orch, args, config):
     """Orchestration callable that raises."""
     raise ValueError("remote trouble")

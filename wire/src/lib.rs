@@ -30,7 +30,7 @@ pub mod limits;
 pub mod task;
 pub mod tensor;
 
-pub use buffer::{AccessFlags, AddressSpace, LocalFlags, RemoteTensorDesc};
+pub use buffer::{AccessFlags, AddressSpace, RemoteTensorDesc, TensorFlags};
 pub use call_config::CallConfig;
 pub use callable::{CallableKind, Digest, Hashid, ImportTarget, RegistryTarget};
 pub use codec::{Decode, Encode, Reader, Writer};

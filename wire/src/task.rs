@@ -7,19 +7,31 @@ use crate::call_config::CallConfig;
 use crate::callable::Digest;
 use crate::codec::{Decode, Encode, Reader, Writer};
 use crate::error::{DecodeError, EncodeError, ListViolation, RuleViolation};
+use crate::frame::Features;
 use crate::limits::{MAX_INLINE_BYTES, MAX_SCALARS, MAX_TENSORS, TENSOR_BYTES};
 use crate::tensor::TensorMeta;
 
 /// What carries the encoding. It decides about [`AddressSpace::LocalShared`], the descriptor's flags and FLOAT64, nothing
-/// else.
+/// else. What a connection negotiated is in its [`Features`], and from them alone comes the carrier of its tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Carrier {
-    /// A TASK frame of SLR3 version 1.
-    Wire,
-    /// A TASK frame of a session that accepted the extension `float64`.
-    Extended,
+    /// A TASK frame of a session that accepted these extensions; `float64` and `task_tags` matter here.
+    Wire(Features),
     /// A mailbox slot shared by two processes of one host.
     Mailbox,
+}
+
+impl Carrier {
+    /// A TASK frame of SLR3 version 1.
+    pub const V1: Self = Self::Wire(Features::NONE);
+
+    /// True when the task may use what `extension` adds; a mailbox has all of it.
+    pub const fn has(self, extension: Features) -> bool {
+        match self {
+            Self::Wire(accepted) => accepted.contains(extension),
+            Self::Mailbox => true,
+        }
+    }
 }
 
 /// Arguments of a task (`RemoteTaskArgs` in the contract).
@@ -296,7 +308,7 @@ impl<'a> TaskPayload<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buffer::LocalFlags;
+    use crate::buffer::TensorFlags;
     use crate::tensor::DataType;
 
     fn args(shape: &[u32], desc: Option<RemoteTensorDesc>) -> TaskArgsWire<'static> {
@@ -319,7 +331,7 @@ mod tests {
     fn r_078_every_tensor_needs_its_entry() {
         let mut args = args(&[1], None);
         args.sidecars.clear();
-        let error = encoded(&args, Carrier::Wire).expect_err("refused");
+        let error = encoded(&args, Carrier::V1).expect_err("refused");
         assert!(
             error.to_string().contains("RemoteTaskArgs.sidecars"),
             "{error}"
@@ -338,8 +350,8 @@ mod tests {
             "{error}"
         );
         // Version 1 lets the codec pass it: the session answers with a failed COMPLETION.
-        let bytes = encoded(&bad, Carrier::Wire).expect("well-formed");
-        let read = TaskArgsWire::decode(&bytes, Carrier::Wire).expect("well-formed");
+        let bytes = encoded(&bad, Carrier::V1).expect("well-formed");
+        let read = TaskArgsWire::decode(&bytes, Carrier::V1).expect("well-formed");
         assert!(read.check_extents().is_err());
     }
 
@@ -359,14 +371,14 @@ mod tests {
         assert_eq!(bytes(8, 0), Some(&[][..]));
         assert_eq!(bytes(8, 1), None);
         assert_eq!(bytes(u64::MAX, 2), None);
-        let local = RemoteTensorDesc::local_shared(0, 0, 4, LocalFlags::default()).expect("valid");
+        let local = RemoteTensorDesc::local_shared(0, 0, 4, TensorFlags::default()).expect("valid");
         assert_eq!(args.inline_bytes(&local), None);
     }
 
     /// Memory of one host and its flags exist in a mailbox only; no connection can name them.
     #[test]
     fn local_memory_never_leaves_the_host() {
-        let flags = LocalFlags {
+        let flags = TensorFlags {
             tag: Some(2),
             read_only: true,
         };
@@ -377,12 +389,55 @@ mod tests {
             TaskArgsWire::decode(&bytes, Carrier::Mailbox),
             Ok(args.clone())
         );
-        assert_eq!(desc.local_flags(), Ok(flags));
-        for carrier in [Carrier::Wire, Carrier::Extended] {
+        assert_eq!(desc.tensor_flags(), Ok(flags));
+        for carrier in [Carrier::V1, Carrier::Wire(Features::from_bits(u64::MAX))] {
             assert!(encoded(&args, carrier).is_err());
             assert!(TaskArgsWire::decode(&bytes, carrier).is_err());
         }
         assert!(desc.to_bytes().is_err());
+    }
+
+    /// a connection carries tags when it accepted `task_tags`, then each descriptor has one, and nothing besides it.
+    #[test]
+    fn r_109_flags_of_a_connection_are_a_tag_or_nothing() {
+        let tagged = Carrier::Wire(Features::TASK_TAGS);
+        let others = Carrier::Wire(Features::from_bits(!Features::TASK_TAGS.bits()));
+        for flags in (0..=u64::from(u8::MAX)).chain((8..64).map(|bit| 8 | 1 << bit)) {
+            let desc = RemoteTensorDesc {
+                flags,
+                ..RemoteTensorDesc::host_inline(0, 8)
+            };
+            let args = args(&[2], Some(desc));
+            for (carrier, legal) in [
+                (tagged, (8..=12).contains(&flags)),
+                (others, flags == 0),
+                (Carrier::V1, flags == 0),
+            ] {
+                assert_eq!(
+                    encoded(&args, carrier).is_ok(),
+                    legal,
+                    "{flags} {carrier:?}"
+                );
+                // The bytes as a peer that checks nothing would send them.
+                let mut bytes = encoded(
+                    &self::args(&[2], Some(RemoteTensorDesc::host_inline(0, 8))),
+                    Carrier::V1,
+                )
+                .expect("valid");
+                let at = 8 + 44 + 1 + 72;
+                bytes[at..at + 8].copy_from_slice(&flags.to_le_bytes());
+                let read = TaskArgsWire::decode(&bytes, carrier);
+                assert_eq!(read.is_ok(), legal, "{flags} {carrier:?}");
+                if let Err(error) = read {
+                    let text = error.to_string();
+                    assert!(
+                        text.starts_with("entry 0 of `RemoteTaskArgs.sidecars`: "),
+                        "{text}"
+                    );
+                    assert!(text.contains("RemoteTensorDesc.flags"), "{text}");
+                }
+            }
+        }
     }
 
     /// The error names the argument by its index.
@@ -392,7 +447,7 @@ mod tests {
         args.tensors.push(args.tensors[0]);
         args.sidecars
             .push(Some(RemoteTensorDesc::host_inline(1, 8)));
-        let error = encoded(&args, Carrier::Wire).expect_err("beyond the arena");
+        let error = encoded(&args, Carrier::V1).expect_err("beyond the arena");
         assert!(
             error
                 .to_string()

@@ -2,6 +2,7 @@
 
 use crate::codec::{Decode, Encode, Reader, Writer};
 use crate::error::{DecodeError, EncodeError, RuleViolation};
+use crate::frame::Features;
 use crate::limits::MAX_TENSOR_DIMS;
 use crate::task::Carrier;
 
@@ -67,7 +68,7 @@ impl DataType {
 
     /// True when `carrier` can name it.
     pub const fn fits(self, carrier: Carrier) -> bool {
-        !matches!((self, carrier), (Self::Float64, Carrier::Wire))
+        !matches!(self, Self::Float64) || carrier.has(Features::FLOAT64)
     }
 
     /// Bytes of one element.
@@ -256,7 +257,7 @@ impl<'a> Decode<'a> for TensorMeta {
     const NAME: &'static str = "Tensor";
 
     fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
-        Self::read_for(reader, Carrier::Wire)
+        Self::read_for(reader, Carrier::V1)
     }
 }
 
@@ -371,12 +372,14 @@ mod tests {
         assert_eq!(meta.nbytes(), Some(32));
         let bytes = meta.to_bytes().expect("encodes");
         assert!(TensorMeta::decode(&bytes).is_err());
-        for carrier in [Carrier::Mailbox, Carrier::Extended] {
+        for carrier in [Carrier::Mailbox, Carrier::Wire(Features::FLOAT64)] {
             assert!(meta.check_dtype(carrier).is_ok());
             let read = TensorMeta::read_for(&mut Reader::new(&bytes), carrier).expect("accepted");
             assert_eq!(read, meta);
         }
-        let error = meta.check_dtype(Carrier::Wire).expect_err("refused");
-        assert!(error.to_string().contains("float64"), "{error}");
+        for carrier in [Carrier::V1, Carrier::Wire(Features::TASK_TAGS)] {
+            let error = meta.check_dtype(carrier).expect_err("refused");
+            assert!(error.to_string().contains("float64"), "{error}");
+        }
     }
 }

@@ -26,7 +26,7 @@ fn counts(tensors: u32, scalars: u32) -> Vec<u8> {
 /// Both counts are read before either is judged, the limit comes first, and legal counts still need their bytes.
 #[test]
 fn r_069_counts_are_checked_before_lists_are_made() {
-    let decode = |bytes: &[u8]| TaskArgsWire::decode(bytes, Carrier::Wire).expect_err("refused");
+    let decode = |bytes: &[u8]| TaskArgsWire::decode(bytes, Carrier::V1).expect_err("refused");
     assert_eq!(
         decode(&counts(u32::MAX, u32::MAX)),
         DecodeError::TooLong {
@@ -68,12 +68,12 @@ fn r_069_descriptors_cannot_hide_missing_scalars() {
     };
     args.scalars = vec![0; 8];
     let mut writer = Writer::new();
-    args.encode(Carrier::Wire, &mut writer).expect("valid");
+    args.encode(Carrier::V1, &mut writer).expect("valid");
     let mut bytes = writer.into_bytes();
     // 4 + 4 + 8 * 44 + 8 * 81 bytes stand before the scalars; the claim grows to what the first check lets pass.
     bytes[4..8].copy_from_slice(&88_u32.to_le_bytes());
     assert_eq!(
-        TaskArgsWire::decode(&bytes, Carrier::Wire),
+        TaskArgsWire::decode(&bytes, Carrier::V1),
         Err(DecodeError::Truncated {
             field: "RemoteTaskArgs.scalars",
             needed: 704,
@@ -95,7 +95,7 @@ fn r_069_lengths_are_checked_before_bytes_are_taken() {
         Completion::decode(&after(12)).expect_err("refused")
     ));
     assert!(too_long(
-        TaskArgsWire::decode(&after(8), Carrier::Wire).expect_err("refused")
+        TaskArgsWire::decode(&after(8), Carrier::V1).expect_err("refused")
     ));
     let control = [1_u32.to_le_bytes(), 1_u32.to_le_bytes(), huge].concat();
     assert!(too_long(Control::decode(&control).expect_err("refused")));
@@ -240,27 +240,27 @@ fn the_largest_task_fits_and_one_more_of_anything_does_not() {
             inline: vec![0; MAX_INLINE_BYTES as usize].into(),
         },
     };
-    let bytes = largest().to_bytes(Carrier::Wire).expect("fits");
+    let bytes = largest().to_bytes(Carrier::V1).expect("fits");
     assert!(bytes.len() < MAX_PAYLOAD_BYTES as usize);
-    assert_eq!(TaskPayload::decode(&bytes, Carrier::Wire), Ok(largest()));
+    assert_eq!(TaskPayload::decode(&bytes, Carrier::V1), Ok(largest()));
 
     let mut task = largest();
     task.args.tensors.push(tensor);
     task.args.sidecars.push(Some(desc));
     assert!(matches!(
-        task.to_bytes(Carrier::Wire),
+        task.to_bytes(Carrier::V1),
         Err(EncodeError::TooLong { got: 4097, .. })
     ));
     let mut task = largest();
     task.args.scalars.push(0);
     assert!(matches!(
-        task.to_bytes(Carrier::Wire),
+        task.to_bytes(Carrier::V1),
         Err(EncodeError::TooLong { got: 4097, .. })
     ));
     let mut task = largest();
     task.args.inline.to_mut().push(0);
     assert!(matches!(
-        task.to_bytes(Carrier::Wire),
+        task.to_bytes(Carrier::V1),
         Err(EncodeError::TooLong { .. })
     ));
 }

@@ -335,7 +335,7 @@ impl Child {
             let desc = desc
                 .as_ref()
                 .ok_or("a tensor without a place in shared memory")?;
-            let flags = desc.local_flags().map_err(|error| error.to_string())?;
+            let flags = desc.tensor_flags().map_err(|error| error.to_string())?;
             let region = self
                 .regions
                 .get(desc.buffer_id.0, deadline)

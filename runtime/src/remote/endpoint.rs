@@ -102,22 +102,20 @@ impl RemoteEndpoint {
         }
     }
 
-    fn carrier(&self) -> Carrier {
-        if self.features.contains(Features::FLOAT64) {
-            Carrier::Extended
-        } else {
-            Carrier::Wire
-        }
-    }
-
     fn payload(&self, task: &OutboundTask<'_>) -> Result<Vec<u8>, String> {
         let mut inline = Vec::new();
+        let carrier = Carrier::Wire(self.features);
         let mut args = TaskArgsWire {
             scalars: task.scalars.to_vec(),
             ..TaskArgsWire::default()
         };
         for tensor in task.tensors {
-            args.sidecars.push(sidecar(tensor, &mut inline)?);
+            let mut sidecar = sidecar(tensor, &mut inline)?;
+            if carrier.has(Features::TASK_TAGS) {
+                let tagged = sidecar.map(|desc| desc.with_tag(tensor.tag as u8));
+                sidecar = tagged.transpose().map_err(|error| error.to_string())?;
+            }
+            args.sidecars.push(sidecar);
             args.tensors.push(tensor.meta);
         }
         args.inline = inline.into();
@@ -127,9 +125,7 @@ impl RemoteEndpoint {
             config: task.config.clone(),
             args,
         };
-        payload
-            .to_bytes(self.carrier())
-            .map_err(|error| error.to_string())
+        payload.to_bytes(carrier).map_err(|error| error.to_string())
     }
 }
 

@@ -5,10 +5,11 @@ use echelon_runtime::endpoint::{
 };
 use echelon_runtime::memory::{HostMemory, SharedRegion};
 use echelon_runtime::Tag;
+use echelon_wire::buffer::RemoteTensorDesc;
 use echelon_wire::codec::{Decode, Encode};
 use echelon_wire::frame::control::buffer::{AllocCommand, AllocResult};
 use echelon_wire::frame::{
-    Completion, Control, ControlName, ControlReply as ReplyFrame, Features, FrameType,
+    Completion, Control, ControlName, ControlReply as ReplyFrame, Features, FrameType, Hello,
     TimedCompletion,
 };
 use echelon_wire::id::{BufferId, Generation, Sequence, WorkerId};
@@ -51,7 +52,7 @@ fn one_task(mut session: Session, check: impl FnOnce(&TaskPayload<'_>)) {
         (task.header.frame_type, task.header.sequence),
         (FrameType::Task, Sequence(1))
     );
-    check(&TaskPayload::decode(&task.payload, Carrier::Wire).unwrap());
+    check(&TaskPayload::decode(&task.payload, Carrier::V1).unwrap());
     session.complete(Sequence(1));
     session.drain();
 }
@@ -245,7 +246,7 @@ fn a_refused_control_is_an_error_and_the_session_goes_on() {
 #[test]
 fn accepted_extensions_are_used() {
     let offered = Features::TIMED_COMPLETION.bits();
-    let extended = echelon_wire::frame::Hello {
+    let extended = Hello {
         feature_flags: offered,
         ..hello()
     };
@@ -314,4 +315,51 @@ pub(crate) fn wrong_alloc_results() -> Vec<AllocResult> {
             ..right
         },
     ]
+}
+
+/// tags travel in the descriptors of a session that accepted `task_tags`, and in no other.
+#[test]
+fn r_109_tags_travel_when_they_were_accepted() {
+    for features in [Features::NONE, Features::TASK_TAGS] {
+        let carrier = Carrier::Wire(features);
+        let hello = Hello {
+            feature_flags: features.bits(),
+            ..hello()
+        };
+        let mut parent = Parent::with_hello(PATIENCE, hello, move |mut session| {
+            let _beats = session.beat();
+            let task = session.receive().unwrap();
+            let task_args = TaskPayload::decode(&task.payload, carrier).unwrap().args;
+            let flags: Vec<Option<u64>> = task_args
+                .sidecars
+                .iter()
+                .map(|desc| desc.map(|desc| desc.flags))
+                .collect();
+            let tag = |code: u64| Some(if features.is_empty() { 0 } else { 8 | code });
+            assert_eq!(
+                flags,
+                [tag(0), tag(0), tag(1), tag(2), tag(3), tag(4), None]
+            );
+            session.complete(Sequence(1));
+            session.drain();
+        });
+        let mut tensors = vec![inline(vec![1; 8])];
+        tensors.extend(Tag::ALL.map(|tag| OutboundTensor {
+            tag,
+            place: Place::Remote(RemoteTensorDesc::remote_device(
+                WORKER,
+                BufferId(5),
+                Generation(1),
+                0,
+                8,
+            )),
+            ..inline(vec![0; 8])
+        }));
+        tensors.push(OutboundTensor {
+            meta: TensorMeta::new(&[0], DataType::Uint8).unwrap(),
+            tag: Tag::Output,
+            place: Place::Empty,
+        });
+        assert!(parent.run(&tensors).failure.is_none());
+    }
 }

@@ -22,6 +22,7 @@ pub(super) struct Import {
     /// First byte of the window in the owner's buffer.
     pub(super) offset: u64,
     pub(super) nbytes: u64,
+    pub(super) access: AccessFlags,
     owner: WorkerId,
     buffer: BufferId,
     generation: Generation,
@@ -75,6 +76,7 @@ impl Imports {
             region: Arc::clone(&region),
             offset,
             nbytes,
+            access,
             owner: export.owner_worker_id,
             buffer: export.buffer_id,
             generation: export.generation,

@@ -9,7 +9,7 @@ mod owned;
 use std::sync::Arc;
 
 use echelon_runtime::memory::{MemoryError, SharedRegion};
-use echelon_wire::buffer::{AddressSpace, RemoteTensorDesc};
+use echelon_wire::buffer::{AccessFlags, AddressSpace, RemoteTensorDesc};
 use echelon_wire::frame::control::buffer::{AllocResult, CopyHeader, FreeCommand};
 use echelon_wire::frame::control::transfer::{
     ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport,
@@ -140,6 +140,10 @@ pub(crate) struct Place {
     pub(crate) region: Arc<SharedRegion>,
     /// First byte in the region.
     pub(crate) offset: u64,
+    /// What a task may do with it.
+    pub(crate) access: AccessFlags,
+    /// `the buffer` or `the import`, for texts.
+    pub(crate) what: &'static str,
 }
 
 /// All buffers of a session.
@@ -299,17 +303,19 @@ impl Buffers {
     /// Where a tensor of a task is (contract §4.5 steps 3 to 6). The offset of an import is absolute in the owner's buffer
     /// an import without write access is mapped so that writing faults.
     pub(crate) fn locate(&self, desc: &RemoteTensorDesc) -> Result<Place, BufferError> {
-        let (region, start, nbytes) = match desc.address_space {
+        let (region, start, nbytes, access, what) = match desc.address_space {
             AddressSpace::RemoteDevice if desc.owner_worker_id == self.worker => {
                 let buffer = self
                     .owned
                     .find(desc.buffer_id, desc.generation)
                     .ok_or(BufferError::UnknownTensor)?;
-                (&buffer.region, 0, buffer.nbytes)
+                let access = AccessFlags::READ_WRITE;
+                (&buffer.region, 0, buffer.nbytes, access, "the buffer")
             }
             AddressSpace::RemoteWindow | AddressSpace::UbLdst => {
                 let import = self.imports.find(desc).ok_or(BufferError::UnknownTensor)?;
-                (&import.region, import.offset, import.nbytes)
+                let (start, nbytes) = (import.offset, import.nbytes);
+                (&import.region, start, nbytes, import.access, "the import")
             }
             _ => return Err(BufferError::ForeignDevice),
         };
@@ -324,6 +330,8 @@ impl Buffers {
         Ok(Place {
             region: Arc::clone(region),
             offset: desc.offset,
+            access,
+            what,
         })
     }
 

@@ -48,7 +48,9 @@ use reader::{CommandReader, Lane};
 use signals::Signals;
 
 /// Extensions that this session can serve.
-const SERVED: Features = Features::TIMED_COMPLETION.union(Features::FLOAT64);
+const SERVED: Features = Features::TIMED_COMPLETION
+    .union(Features::FLOAT64)
+    .union(Features::TASK_TAGS);
 
 const LATE: &str = "the session was up only after the parent's start had ended; raise startup_timeout_s if it needs longer";
 

@@ -3,8 +3,9 @@
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 
-use echelon_runtime::{trace, Error, Orchestrator, RunEnd, TaskView, Tensor};
-use echelon_wire::buffer::{AddressSpace, RemoteTensorDesc};
+use echelon_runtime::buffer::access_name;
+use echelon_runtime::{trace, Error, Orchestrator, RunEnd, Tag, TaskView, Tensor};
+use echelon_wire::buffer::{AccessFlags, AddressSpace, RemoteTensorDesc};
 use echelon_wire::error::EncodeError;
 use echelon_wire::frame::{Completion, FailureKind, Features, FrameType, TimedCompletion};
 use echelon_wire::id::Sequence;
@@ -59,11 +60,7 @@ impl Session {
     }
 
     fn perform(&self, payload: &[u8]) -> Result<(), String> {
-        let carrier = if self.features.contains(Features::FLOAT64) {
-            Carrier::Extended
-        } else {
-            Carrier::Wire
-        };
+        let carrier = Carrier::Wire(self.features);
         let task = TaskPayload::decode(payload, carrier).map_err(|error| error.to_string())?;
         let callable = self.dispatcher.live(&task.digest);
         let callable = callable.ok_or_else(|| {
@@ -99,16 +96,42 @@ fn materialise(
     let args = &task.args;
     let mut view = TaskView {
         tensors: Vec::with_capacity(args.tensors.len()),
-        tags: vec![None; args.tensors.len()],
+        tags: Vec::with_capacity(args.tensors.len()),
         scalars: args.scalars.clone(),
         config: task.config.clone(),
     };
     for (index, (meta, desc)) in args.tensors.iter().zip(&args.sidecars).enumerate() {
-        let tensor = tensor(buffers, orchestrator, args, *meta, desc.as_ref());
-        view.tensors
-            .push(tensor.map_err(|text| format!("argument {index}: {text}"))?);
+        let at = |text: String| format!("argument {index}: {text}");
+        let tag = tag_of(desc.as_ref()).map_err(at)?;
+        let tensor = tensor(buffers, orchestrator, args, *meta, desc.as_ref(), tag).map_err(at)?;
+        view.tensors.push(if tag == Some(Tag::Input) {
+            tensor.as_read_only()
+        } else {
+            tensor
+        });
+        view.tags.push(tag);
     }
     Ok(view)
+}
+
+/// The tag of an argument; `None` without `task_tags`, and for an empty tensor, which has no descriptor to carry it.
+fn tag_of(desc: Option<&RemoteTensorDesc>) -> Result<Option<Tag>, String> {
+    let Some(desc) = desc else { return Ok(None) };
+    let flags = desc.tensor_flags().map_err(|error| error.to_string())?;
+    Ok(flags.tag.and_then(Tag::from_code))
+}
+
+/// Refuses a tag that asks for more than the memory allows. The parent checked it at submit; it is not believed.
+fn check_tag(tag: Option<Tag>, allowed: AccessFlags, what: &str) -> Result<(), String> {
+    let Some(tag) = tag.filter(|tag| !allowed.contains(tag.needs())) else {
+        return Ok(());
+    };
+    Err(format!(
+        "{} needs {} access and {what} allows only {}",
+        tag.name(),
+        access_name(tag.needs()),
+        access_name(allowed)
+    ))
 }
 
 fn tensor(
@@ -117,6 +140,7 @@ fn tensor(
     args: &TaskArgsWire<'_>,
     meta: TensorMeta,
     desc: Option<&RemoteTensorDesc>,
+    tag: Option<Tag>,
 ) -> Result<Tensor, String> {
     let text = |error: Error| error.to_string();
     let nbytes = meta.nbytes().ok_or("its size in bytes overflows 64 bits")?;
@@ -135,6 +159,7 @@ fn tensor(
         ));
     }
     if desc.address_space == AddressSpace::HostInline {
+        check_tag(tag, AccessFlags::READ, "what travels with the task")?;
         // A private copy in the arena, so that it can be forwarded to sub workers (design §15.1).
         let bytes = args
             .inline_bytes(desc)
@@ -148,5 +173,6 @@ fn tensor(
         return Ok(tensor);
     }
     let place = buffers.locate(desc).map_err(|error| error.to_string())?;
+    check_tag(tag, place.access, place.what)?;
     Tensor::new(meta, Arc::clone(&place.region), place.offset, None, false).map_err(text)
 }

@@ -13,7 +13,7 @@ use echelon_wire::callable::{digest_of, import_descriptor, Digest, ImportTarget}
 use echelon_wire::codec::{Decode as _, Encode};
 use echelon_wire::frame::control::{Control, ControlName};
 use echelon_wire::frame::{
-    encode_frame, Completion, ControlReply, FrameHeader, FrameType, Hello, ReadyState,
+    encode_frame, Completion, ControlReply, Features, FrameHeader, FrameType, Hello, ReadyState,
 };
 use echelon_wire::id::Sequence;
 use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
@@ -209,9 +209,15 @@ pub(crate) fn manifest() -> Manifest {
         worker_id: 2,
         platform: "cpu".to_owned(),
         session_timeout_s: 60.0,
-        remote_task_dispatcher: ["m:noop", "m:prints", "m:panics", "m:endless"]
-            .map(entry)
-            .to_vec(),
+        remote_task_dispatcher: [
+            "m:noop",
+            "m:prints",
+            "m:panics",
+            "m:endless",
+            crate::tags::DESCRIBES,
+        ]
+        .map(entry)
+        .to_vec(),
         ..Manifest::default()
     }
 }
@@ -222,6 +228,7 @@ pub(crate) struct Parent {
     pub(crate) command: TcpStream,
     pub(crate) pid: u32,
     sequence: u64,
+    features: Features,
 }
 
 impl Parent {
@@ -233,15 +240,23 @@ impl Parent {
             command,
             pid,
             sequence: 0,
+            features: Features::NONE,
         };
         let (header, payload) = parent.receive();
         assert_eq!(header.frame_type, FrameType::Hello);
         let hello = Hello::decode(&payload).unwrap();
+        let offered = parent.manifest.feature_flags.iter();
+        parent.features = Features::from_names(offered);
         assert_eq!(
             (hello.ready_state, hello.feature_flags),
-            (ReadyState::Ready, 0)
+            (ReadyState::Ready, parent.features.bits())
         );
         parent
+    }
+
+    /// What was offered and accepted.
+    pub(crate) fn features(&self) -> Features {
+        self.features
     }
 
     pub(crate) fn send(&mut self, frame_type: FrameType, payload: &[u8]) {
@@ -268,17 +283,43 @@ impl Parent {
     }
 
     pub(crate) fn submit(&mut self, target: &str) {
-        let task = TaskPayload {
+        self.submit_with(target, TaskArgsWire::default());
+    }
+
+    /// Sends the arguments as they are: flags that no carrier would encode too.
+    fn submit_with(&mut self, target: &str, args: TaskArgsWire<'_>) {
+        let flags: Vec<u64> = args.sidecars.iter().flatten().map(|d| d.flags).collect();
+        let mut task = TaskPayload {
             digest: digest(target),
             config: CallConfig::default(),
-            args: TaskArgsWire::default(),
+            args,
         };
-        self.send(FrameType::Task, &task.to_bytes(Carrier::Wire).unwrap());
+        for desc in task.args.sidecars.iter_mut().flatten() {
+            desc.flags = 0;
+        }
+        let mut bytes = task.to_bytes(Carrier::V1).unwrap();
+        // Digest, configuration, two counts, the tensors, then the sidecars.
+        let mut at = 32 + 32 + 8 + 44 * task.args.tensors.len();
+        let mut flags = flags.into_iter();
+        for sidecar in &task.args.sidecars {
+            at += 1;
+            if sidecar.is_some() {
+                let word = flags.next().unwrap().to_le_bytes();
+                bytes[at + 72..at + 80].copy_from_slice(&word);
+                at += 80;
+            }
+        }
+        self.send(FrameType::Task, &bytes);
     }
 
     /// Runs a task; the text of its failure, empty for none.
     pub(crate) fn task(&mut self, target: &str) -> String {
-        self.submit(target);
+        self.task_with(target, TaskArgsWire::default())
+    }
+
+    /// Runs a task with arguments; the text of its failure, empty for none.
+    pub(crate) fn task_with(&mut self, target: &str, args: TaskArgsWire<'_>) -> String {
+        self.submit_with(target, args);
         let (header, payload) = self.receive();
         assert_eq!(
             (header.frame_type, header.sequence.0),

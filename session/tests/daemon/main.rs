@@ -9,6 +9,7 @@
 mod bed;
 mod neighbours;
 mod runners;
+mod tags;
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ fn session(mode: &str, args: Vec<String>) -> i32 {
         "serve" => {
             let host = NativeHost::new()
                 .with("m:noop", |_, _| Ok(()))
+                .with(tags::DESCRIBES, tags::describes)
                 .with("m:prints", |_, _| {
                     // More than a pipe holds; a failed write panics.
                     println!("{}", "x".repeat(1 << 20));
@@ -74,7 +76,12 @@ fn main() {
     }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| args.iter().any(|arg| arg == flag);
-    let cases = || neighbours::CASES.iter().chain(runners::CASES);
+    let cases = || {
+        neighbours::CASES
+            .iter()
+            .chain(runners::CASES)
+            .chain(tags::CASES)
+    };
     if has("--list") {
         for (name, _) in cases().filter(|_| !has("--ignored")) {
             println!("{name}: test");

@@ -1,10 +1,11 @@
 //! The 80-byte descriptor of a tensor argument.
 
-use super::{AddressSpace, LocalFlags};
+use super::{AddressSpace, TensorFlags};
 use crate::codec::{Decode, Encode, Reader, Writer};
 use crate::error::{
     must_be_zero, must_not_be_negative, must_not_be_zero, DecodeError, EncodeError, RuleViolation,
 };
+use crate::frame::Features;
 use crate::id::{BufferId, Generation, WorkerId};
 use crate::task::Carrier;
 
@@ -22,7 +23,7 @@ use crate::task::Carrier;
 /// | 48 | u64 | generation |
 /// | 56 | u64 | inline_payload_offset, bytes in the arena |
 /// | 64 | u64 | inline_payload_len, bytes |
-/// | 72 | u64 | flags: 0 on the wire; [`LocalFlags`] in the mailbox |
+/// | 72 | u64 | flags: 0 in version 1; [`TensorFlags`] with `task_tags` and in the mailbox |
 ///
 /// Decoding the record alone checks only the address space; [`RemoteTensorDesc::check`] has the rules of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,7 +48,7 @@ pub struct RemoteTensorDesc {
     pub inline_payload_offset: u64,
     /// Length in the inline arena; equals `nbytes` when inline, else 0.
     pub inline_payload_len: u64,
-    /// 0 on the wire.
+    /// The tensor's tag where the carrier has it, else 0.
     pub flags: u64,
 }
 
@@ -97,7 +98,7 @@ impl RemoteTensorDesc {
         region: u64,
         offset: u64,
         nbytes: u64,
-        flags: LocalFlags,
+        flags: TensorFlags,
     ) -> Result<Self, RuleViolation> {
         Ok(Self {
             address_space: AddressSpace::LocalShared,
@@ -115,12 +116,27 @@ impl RemoteTensorDesc {
         self.offset.checked_add(self.nbytes)
     }
 
-    /// The mailbox flags of the descriptor.
+    /// The same descriptor with a tag, as `task_tags` has it.
     ///
     /// # Errors
-    /// As [`LocalFlags::from_bits`].
-    pub fn local_flags(&self) -> Result<LocalFlags, RuleViolation> {
-        LocalFlags::from_bits(self.flags)
+    /// [`RuleViolation`] when the tag is over 4.
+    pub fn with_tag(self, tag: u8) -> Result<Self, RuleViolation> {
+        let flags = TensorFlags {
+            tag: Some(tag),
+            read_only: false,
+        };
+        Ok(Self {
+            flags: flags.bits()?,
+            ..self
+        })
+    }
+
+    /// The flags of the descriptor.
+    ///
+    /// # Errors
+    /// As [`TensorFlags::from_bits`].
+    pub fn tensor_flags(&self) -> Result<TensorFlags, RuleViolation> {
+        TensorFlags::from_bits(self.flags)
     }
 
     /// The rules for a descriptor within a task whose arena has `inline_len` bytes.
@@ -129,12 +145,10 @@ impl RemoteTensorDesc {
     /// [`RuleViolation`] for the first broken rule.
     pub fn check(&self, inline_len: u64, carrier: Carrier) -> Result<(), RuleViolation> {
         match carrier {
-            Carrier::Wire | Carrier::Extended => must_be_zero(
-                "RemoteTensorDesc.flags",
-                self.flags,
-                "flags are reserved in version 1",
-            )?,
-            Carrier::Mailbox => drop(self.local_flags()?),
+            Carrier::Wire(_) => {
+                TensorFlags::check_wire(self.flags, carrier.has(Features::TASK_TAGS))?;
+            }
+            Carrier::Mailbox => drop(self.tensor_flags()?),
         }
         if self.end().is_none() {
             return Err(RuleViolation::new(
@@ -288,6 +302,6 @@ impl<'a> Decode<'a> for RemoteTensorDesc {
     const NAME: &'static str = "RemoteTensorDesc";
 
     fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
-        Self::read_for(reader, Carrier::Wire)
+        Self::read_for(reader, Carrier::V1)
     }
 }

@@ -1,10 +1,10 @@
 //! Where the bytes of a tensor are: address spaces, access rights and the 80-byte descriptor.
 
 mod desc;
-mod local_flags;
+mod tensor_flags;
 
 pub use desc::RemoteTensorDesc;
-pub use local_flags::LocalFlags;
+pub use tensor_flags::TensorFlags;
 
 use crate::codec::Reader;
 use crate::error::{DecodeError, RuleViolation};
@@ -50,7 +50,7 @@ impl AddressSpace {
         field: &'static str,
     ) -> Result<Self, DecodeError> {
         let code = reader.u32(field)?;
-        let space = DecodeError::known(Self::from_code(code, Carrier::Wire), field, code)?;
+        let space = DecodeError::known(Self::from_code(code, Carrier::V1), field, code)?;
         space.check_window(field)?;
         Ok(space)
     }

@@ -25,16 +25,18 @@ use echelon_wire::{
 use serde_json::{json, Map, Value};
 
 /// All kinds that [`recode`] knows.
-pub(crate) const KINDS: [&str; 32] = [
+pub(crate) const KINDS: [&str; 34] = [
     "hello",
     "call_config",
     "tensor",
     "remote_tensor_desc",
     "remote_task_args",
     "remote_task_args_extended",
+    "remote_task_args_tagged",
     "remote_task_args_mailbox",
     "task",
     "task_extended",
+    "task_tagged",
     "task_mailbox",
     "completion",
     "control",
@@ -62,6 +64,10 @@ pub(crate) const KINDS: [&str; 32] = [
 
 /// Features under which the extension kinds are decoded.
 pub(crate) const EXTENDED: Features = Features::TIMED_COMPLETION;
+/// TASK frames of a session with `float64`.
+pub(crate) const WITH_FLOAT64: Carrier = Carrier::Wire(Features::FLOAT64);
+/// TASK frames of a session with `float64` and `task_tags`.
+pub(crate) const TAGGED: Carrier = Carrier::Wire(Features::FLOAT64.union(Features::TASK_TAGS));
 
 /// A decoded message: its fields as in the vector files, and what our encoder makes of it.
 #[derive(Debug)]
@@ -200,11 +206,13 @@ pub(crate) fn recode(kind: &str, bytes: &[u8]) -> Result<Recoded, DecodeError> {
         "call_config" => both(CallConfig::decode(bytes)?, fields::call_config),
         "tensor" => both(TensorMeta::decode(bytes)?, fields::tensor),
         "remote_tensor_desc" => both(RemoteTensorDesc::decode(bytes)?, fields::desc),
-        "remote_task_args" => args_of(bytes, Carrier::Wire)?,
-        "remote_task_args_extended" => args_of(bytes, Carrier::Extended)?,
+        "remote_task_args" => args_of(bytes, Carrier::V1)?,
+        "remote_task_args_extended" => args_of(bytes, WITH_FLOAT64)?,
+        "remote_task_args_tagged" => args_of(bytes, TAGGED)?,
         "remote_task_args_mailbox" => args_of(bytes, Carrier::Mailbox)?,
-        "task" => task_of(bytes, Carrier::Wire)?,
-        "task_extended" => task_of(bytes, Carrier::Extended)?,
+        "task" => task_of(bytes, Carrier::V1)?,
+        "task_extended" => task_of(bytes, WITH_FLOAT64)?,
+        "task_tagged" => task_of(bytes, TAGGED)?,
         "task_mailbox" => task_of(bytes, Carrier::Mailbox)?,
         "completion" => both(Completion::decode(bytes)?, fields::completion),
         "control" => both(Control::decode(bytes)?, fields::control),

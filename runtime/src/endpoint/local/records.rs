@@ -1,6 +1,6 @@
 //! Tasks and controls into records for the child, and its records into events.
 
-use echelon_wire::buffer::{LocalFlags, RemoteTensorDesc};
+use echelon_wire::buffer::{RemoteTensorDesc, TensorFlags};
 use echelon_wire::callable::RegistryTarget;
 use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
 
@@ -25,7 +25,7 @@ impl LocalEndpoint {
         };
         let sent = self.outbox.region(region);
         sent.map_err(|error| format!("memory could not be shared with {}: {error}", self.name))?;
-        let flags = LocalFlags {
+        let flags = TensorFlags {
             tag: Some(tensor.tag as u8),
             read_only: tensor.tag == Tag::Input,
         };

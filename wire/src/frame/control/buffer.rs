@@ -119,7 +119,7 @@ impl<'a> Decode<'a> for AllocResult {
         let buffer_id = BufferId(reader.u64("AllocResult.buffer_id")?);
         let generation = Generation(reader.u64("AllocResult.generation")?);
         let code = reader.u32(SPACE)?;
-        match AddressSpace::from_code(code, Carrier::Wire) {
+        match AddressSpace::from_code(code, Carrier::V1) {
             Some(AddressSpace::RemoteDevice) => {}
             Some(_) => {
                 let rule = "a new buffer must be REMOTE_DEVICE (2)";

@@ -5,8 +5,8 @@ mod controls;
 use echelon_wire::callable::encode_serialized;
 use echelon_wire::{
     encode_frame, AccessFlags, AddressSpace, BufferId, CallConfig, Carrier, Completion, DataType,
-    Digest, Encode, FailureKind, FrameType, Generation, Hello, LocalFlags, ReadyState,
-    RemoteTensorDesc, Sequence, SessionId, TaskArgsWire, TaskPayload, TensorMeta, TimedCompletion,
+    Digest, Encode, FailureKind, FrameType, Generation, Hello, ReadyState, RemoteTensorDesc,
+    Sequence, SessionId, TaskArgsWire, TaskPayload, TensorFlags, TensorMeta, TimedCompletion,
     WorkerId, Writer,
 };
 use proptest::collection::vec;
@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{json, Value};
 
-use super::{fields, hex};
+use super::{fields, hex, TAGGED, WITH_FLOAT64};
 
 /// A valid message.
 #[derive(Debug, Clone)]
@@ -37,8 +37,9 @@ fn sample<T: Encode>(kind: &'static str, message: &T, fields: fn(&T) -> Value) -
 pub(crate) fn any_sample() -> BoxedStrategy<Sample> {
     prop_oneof![
         payloads(),
-        tasks(Carrier::Wire),
-        tasks(Carrier::Extended),
+        tasks(Carrier::V1),
+        tasks(WITH_FLOAT64),
+        tasks(TAGGED),
         tasks(Carrier::Mailbox),
         controls::controls(),
         controls::buffers(),
@@ -148,8 +149,9 @@ fn remote_desc() -> impl Strategy<Value = RemoteTensorDesc> {
         )
 }
 
-fn local_flags() -> impl Strategy<Value = LocalFlags> {
-    (option::of(0..=4_u8), any::<bool>()).prop_map(|(tag, read_only)| LocalFlags { tag, read_only })
+fn tensor_flags() -> impl Strategy<Value = TensorFlags> {
+    (option::of(0..=4_u8), any::<bool>())
+        .prop_map(|(tag, read_only)| TensorFlags { tag, read_only })
 }
 
 fn local_desc() -> impl Strategy<Value = RemoteTensorDesc> {
@@ -157,7 +159,7 @@ fn local_desc() -> impl Strategy<Value = RemoteTensorDesc> {
         any::<u64>(),
         0..=u64::MAX / 2,
         0..=u64::MAX / 2,
-        local_flags(),
+        tensor_flags(),
     )
         .prop_map(|(region, offset, nbytes, flags)| {
             RemoteTensorDesc::local_shared(region, offset, nbytes, flags).expect("a valid tag")
@@ -174,10 +176,15 @@ fn sidecar(carrier: Carrier, arena: usize) -> BoxedStrategy<Option<RemoteTensorD
         })
     });
     match carrier {
-        Carrier::Wire | Carrier::Extended => option::of(prop_oneof![inline, remote_desc()]).boxed(),
+        TAGGED => {
+            let tagged = (prop_oneof![inline, remote_desc()], 0..=4_u8)
+                .prop_map(|(desc, tag)| desc.with_tag(tag).expect("a valid tag"));
+            option::of(tagged).boxed()
+        }
+        Carrier::Wire(_) => option::of(prop_oneof![inline, remote_desc()]).boxed(),
         Carrier::Mailbox => {
             let tagged =
-                (prop_oneof![inline, remote_desc()], local_flags()).prop_map(|(desc, flags)| {
+                (prop_oneof![inline, remote_desc()], tensor_flags()).prop_map(|(desc, flags)| {
                     RemoteTensorDesc {
                         flags: flags.bits().expect("a valid tag"),
                         ..desc
@@ -205,8 +212,9 @@ fn task_args(carrier: Carrier) -> impl Strategy<Value = TaskArgsWire<'static>> {
 
 fn tasks(carrier: Carrier) -> BoxedStrategy<Sample> {
     let (args_kind, task_kind) = match carrier {
-        Carrier::Wire => ("remote_task_args", "task"),
-        Carrier::Extended => ("remote_task_args_extended", "task_extended"),
+        TAGGED => ("remote_task_args_tagged", "task_tagged"),
+        WITH_FLOAT64 => ("remote_task_args_extended", "task_extended"),
+        Carrier::Wire(_) => ("remote_task_args", "task"),
         Carrier::Mailbox => ("remote_task_args_mailbox", "task_mailbox"),
     };
     prop_oneof![
@@ -275,7 +283,7 @@ fn payloads() -> BoxedStrategy<Sample> {
     prop_oneof![
         hello.prop_map(|m| sample("hello", &m, fields::hello)),
         call_config().prop_map(|m| sample("call_config", &m, fields::call_config)),
-        tensor(Carrier::Wire).prop_map(|m| sample("tensor", &m, fields::tensor)),
+        tensor(Carrier::V1).prop_map(|m| sample("tensor", &m, fields::tensor)),
         remote_desc().prop_map(|m| sample("remote_tensor_desc", &m, fields::desc)),
         completion.prop_map(|m| sample("completion", &m, fields::completion)),
         timed.prop_map(|m| sample("timed_completion", &m, fields::timed_completion)),
