@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
+use smallvec::SmallVec;
+
 use super::endpoint::{Endpoint, EndpointIndex, RoomKey};
 use super::id::{Eligible, TaskId};
 
@@ -18,13 +20,28 @@ pub(super) type ClassId = u32;
 /// Position in the one order of all that waits: lower waits longer.
 pub(super) type Ticket = u64;
 
-/// Members of one task that wait for places: `next..members`.
+/// Members of one task that wait for places: those that came back, and `next..members`.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) ticket: Ticket,
     pub(super) task: TaskId,
     pub(super) next: u32,
     pub(super) members: u32,
+    pub(super) returned: SmallVec<[u32; 1]>,
+}
+
+impl Waiting {
+    /// The member that is to be seated next; the last one ends the waiting.
+    pub(super) fn take(&mut self) -> u32 {
+        self.returned.pop().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.next == self.members && self.returned.is_empty()
+    }
 }
 
 /// One interned set.
@@ -33,7 +50,7 @@ pub(super) struct Class {
     set: Eligible,
     /// Sorted positions of the set's endpoints, lost ones included.
     pub(super) members: Box<[EndpointIndex]>,
-    /// Members that are not lost.
+    /// Members that are not lost: up, or down for a while.
     pub(super) live: usize,
     room: Option<BTreeSet<RoomKey>>,
     /// Singles and waves that found no room, oldest first.
@@ -78,6 +95,23 @@ impl Class {
         }
     }
 
+    /// Puts a member that came back into the queue, where its task's ticket has it.
+    pub(super) fn wait_again(&mut self, ticket: Ticket, task: TaskId, member: u32, members: u32) {
+        match self.queue.binary_search_by_key(&ticket, |w| w.ticket) {
+            Ok(at) => self.queue[at].returned.push(member),
+            Err(at) => self.queue.insert(
+                at,
+                Waiting {
+                    ticket,
+                    task,
+                    next: members,
+                    members,
+                    returned: [member].into_iter().collect(),
+                },
+            ),
+        }
+    }
+
     /// Takes a waiting task out of the queue.
     pub(super) fn withdraw(&mut self, ticket: Ticket) {
         if let Ok(at) = self.queue.binary_search_by_key(&ticket, |w| w.ticket) {
@@ -89,7 +123,7 @@ impl Class {
     pub(super) fn check(&self, endpoints: &[Endpoint]) -> Result<(), String> {
         let set = &self.set;
         let members = || self.members.iter().map(|&i| &endpoints[i as usize]);
-        if members().filter(|e| !e.lost).count() != self.live {
+        if members().filter(|e| !e.is_lost()).count() != self.live {
             return Err(format!("class {set:?} counts {} live members", self.live));
         }
         let keys: BTreeSet<RoomKey> = members().filter_map(Endpoint::room_key).collect();
@@ -166,7 +200,7 @@ impl Classes {
         for &index in &members {
             let endpoint = &mut endpoints[index as usize];
             endpoint.classes.push(id);
-            live += usize::from(!endpoint.lost);
+            live += usize::from(!endpoint.is_lost());
             if let Some(room) = &mut room {
                 room.extend(endpoint.room_key());
             }

@@ -12,6 +12,17 @@ pub(super) type EndpointIndex = u32;
 /// position.
 pub(super) type RoomKey = (u32, u64, EndpointIndex);
 
+/// Whether an endpoint takes members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It does, while it has room.
+    Up,
+    /// Not now, but it will: what can run nowhere else waits for it.
+    Down,
+    /// Never again, unless it is declared down or added once more.
+    Lost,
+}
+
 /// Places of one endpoint.
 #[derive(Debug)]
 pub(super) struct Endpoint {
@@ -24,7 +35,7 @@ pub(super) struct Endpoint {
     pub(super) claim: Option<TaskId>,
     /// Members ever dispatched here.
     pub(super) served: u64,
-    pub(super) lost: bool,
+    pub(super) standing: Standing,
     /// The classes that this endpoint is a member of.
     pub(super) classes: Vec<ClassId>,
 }
@@ -38,9 +49,13 @@ impl Endpoint {
             in_flight: BTreeSet::new(),
             claim: None,
             served: 0,
-            lost: false,
+            standing: Standing::Up,
             classes: Vec::new(),
         }
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.standing == Standing::Lost
     }
 
     pub(super) fn used(&self) -> u32 {
@@ -49,7 +64,7 @@ impl Endpoint {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        !self.lost && self.used() < self.capacity
+        self.standing == Standing::Up && self.used() < self.capacity
     }
 
     /// Its place in the order of those with room.

@@ -13,6 +13,12 @@ pub enum Event {
         /// Members that may be in flight there at once; 0 counts as 1.
         capacity: u32,
     },
+    /// An endpoint takes nothing for a while and will be added again: what can run nowhere else waits for it. What is in
+    /// flight there stays in flight until it is reported or comes back. A lost endpoint that is to come back is down, too.
+    EndpointDown {
+        /// Its identity.
+        endpoint: EndpointId,
+    },
     /// An endpoint is gone: what is in flight there is lost, and nothing is dispatched there again.
     EndpointLost {
         /// Its identity.
@@ -28,6 +34,25 @@ pub enum Event {
         endpoint: EndpointId,
         /// How it ended.
         result: MemberResult,
+    },
+    /// A dispatched member has not run, or may run once more: it waits for a place again, before what became ready after
+    /// it. After a failure of another member, or a cancel, nothing more of the task is started. A member of a gang is lost.
+    MemberReturned {
+        /// The task as dispatched.
+        task: TaskId,
+        /// The member as dispatched.
+        member: u32,
+        /// The endpoint as dispatched.
+        endpoint: EndpointId,
+        /// It is kept back until `MemberReleased`, and blocks nobody meanwhile.
+        hold: bool,
+    },
+    /// A member that came back with `hold` waits for a place from now on.
+    MemberReleased {
+        /// The task.
+        task: TaskId,
+        /// The member.
+        member: u32,
     },
     /// A started copy ended. A second report is ignored and counted.
     CopyDone {

@@ -141,7 +141,7 @@ impl Placement {
                     .get(class)
                     .members
                     .iter()
-                    .filter(|&&i| !self.endpoints[i as usize].lost),
+                    .filter(|&&i| !self.endpoints[i as usize].is_lost()),
             );
         }
         tried.sort_unstable();

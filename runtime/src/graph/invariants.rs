@@ -127,8 +127,8 @@ fn check_task(task: &Task, edges: u32, in_flight: u32) -> Result<(), String> {
         Phase::Blocked | Phase::Reported => {
             task.pending > 0 && task.dispatched == 0 && ticket.is_none()
         }
-        Phase::Waiting => task.pending == 0 && task.dispatched == 0 && ticket.is_some(),
-        Phase::Running => task.pending == 0 && in_flight + u32::from(ticket.is_some()) > 0,
+        Phase::Waiting => task.pending == 0 && task.dispatched == 0 && task.waits(),
+        Phase::Running => task.pending == 0 && (in_flight > 0 || task.waits()),
     };
     if !sound {
         return Err(format!(

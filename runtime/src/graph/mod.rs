@@ -42,7 +42,8 @@
 //! * **G-6** Nothing waits while an endpoint that could take it has room; of what waits for a place the lowest ticket gets
 //!   it.
 //! * **G-7** Only gangs that share no endpoint hold places while they wait.
-//! * **G-8** Nothing is dispatched to a lost endpoint, and the first verdict on a member stands.
+//! * **G-8** Nothing is dispatched to an endpoint that is down or lost, and the first verdict on a member stands.
+//!   What waits for one that is down keeps waiting, in its order; what came back from it takes its old place there.
 //! * **G-9** Between calls every task is published whole: blocked with the exact number of its unfinished predecessors,
 //!   waiting in one queue, or running.
 

@@ -6,8 +6,10 @@
 
 use std::collections::HashMap;
 
+use smallvec::SmallVec;
+
 use super::classes::{ClassId, Classes, Ticket, Waiting};
-use super::endpoint::{Endpoint, EndpointIndex};
+use super::endpoint::{Endpoint, EndpointIndex, Standing};
 use super::error::SubmitError;
 use super::gang::Lines;
 use super::id::{Eligible, EndpointId, TaskId};
@@ -110,14 +112,10 @@ impl Placement {
                 index
             }
         };
-        if self.endpoints[index as usize].lost {
-            for &class in &self.endpoints[index as usize].classes {
-                self.classes.get_mut(class).live += 1;
-            }
-        }
+        self.count_as_live(index);
         let mut claim = None;
         self.update(index, |endpoint| {
-            endpoint.lost = false;
+            endpoint.standing = Standing::Up;
             endpoint.capacity = capacity;
             // A gang may not start on a place that is no more.
             if endpoint.used() > capacity {
@@ -130,16 +128,36 @@ impl Placement {
         self.decisions.vacant.push(index);
     }
 
+    /// Before an endpoint stops being lost.
+    fn count_as_live(&mut self, index: EndpointIndex) {
+        if self.endpoints[index as usize].is_lost() {
+            for &class in &self.endpoints[index as usize].classes {
+                self.classes.get_mut(class).live += 1;
+            }
+        }
+    }
+
+    /// Takes nothing more to an endpoint until it is added again. What is in flight there stays until it is reported.
+    pub(super) fn pause_endpoint(&mut self, index: EndpointIndex) {
+        self.count_as_live(index);
+        let mut claim = None;
+        self.update(index, |endpoint| {
+            endpoint.standing = Standing::Down;
+            claim = endpoint.claim.take();
+        });
+        self.revoke(index, claim);
+    }
+
     /// Takes an endpoint out for good and returns what was in flight there. Waiting tasks that are left without an
     /// endpoint become stranded.
     pub(super) fn lose_endpoint(&mut self, index: EndpointIndex) -> Vec<(TaskId, u32)> {
-        if self.endpoints[index as usize].lost {
+        if self.endpoints[index as usize].is_lost() {
             return Vec::new();
         }
         let mut in_flight = Default::default();
         let mut claim = None;
         self.update(index, |endpoint| {
-            endpoint.lost = true;
+            endpoint.standing = Standing::Lost;
             in_flight = std::mem::take(&mut endpoint.in_flight);
             claim = endpoint.claim.take();
         });
@@ -156,15 +174,16 @@ impl Placement {
         in_flight.into_iter().collect()
     }
 
-    /// Places `members` members, at most one a free place; the rest waits under the returned ticket. `prefer` is taken
-    /// for the first while it has room.
+    /// Places `members` members, at most one a free place; true when some are left and wait under `ticket`, the newest.
+    /// `prefer` is taken for the first while it has room.
     pub(super) fn start(
         &mut self,
         task: TaskId,
+        ticket: Ticket,
         class: ClassId,
         members: u32,
         prefer: Option<EndpointIndex>,
-    ) -> Option<Ticket> {
+    ) -> bool {
         let mut next = 0;
         let mut wanted = prefer.filter(|&i| self.endpoints[i as usize].has_room());
         while next < members {
@@ -178,21 +197,43 @@ impl Placement {
             next += 1;
         }
         if next == members {
-            return None;
+            return false;
         }
-        let ticket = self.draw_ticket();
         let class = self.classes.get_mut(class);
         if class.live == 0 {
             self.decisions.stranded.push(task);
-            return None;
+            return false;
         }
         class.queue.push_back(Waiting {
             ticket,
             task,
             next,
             members,
+            returned: SmallVec::new(),
         });
-        Some(ticket)
+        true
+    }
+
+    /// Places a member that came back, or lets it wait under its task's ticket; true when it waits.
+    pub(super) fn start_again(
+        &mut self,
+        task: TaskId,
+        ticket: Ticket,
+        class: ClassId,
+        (member, members): (u32, u32),
+    ) -> bool {
+        let found = self.classes.get(class).best(&self.endpoints, |_| false);
+        if let Some(index) = found {
+            self.seat(index, task, member);
+            return false;
+        }
+        let class = self.classes.get_mut(class);
+        if class.live == 0 {
+            self.decisions.stranded.push(task);
+            return false;
+        }
+        class.wait_again(ticket, task, member, members);
+        true
     }
 
     /// Frees the place of a dispatched member, without offering it yet; `None` when the member is not in flight there.
@@ -280,9 +321,8 @@ impl Placement {
         let Some(waiting) = queue.front_mut() else {
             return;
         };
-        let (task, member) = (waiting.task, waiting.next);
-        waiting.next += 1;
-        if waiting.next == waiting.members {
+        let (task, member) = (waiting.task, waiting.take());
+        if waiting.is_empty() {
             queue.pop_front();
         }
         self.seat(index, task, member);
@@ -294,7 +334,7 @@ impl Placement {
             let claimed = endpoint
                 .claim
                 .is_some_and(|task| !self.lines.claims(task, endpoint.index));
-            if claimed || (endpoint.lost && endpoint.used() > 0) {
+            if claimed || (endpoint.is_lost() && endpoint.used() > 0) {
                 return Err(format!("{} holds a place for nobody", endpoint.id));
             }
         }

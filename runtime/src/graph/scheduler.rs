@@ -101,6 +101,7 @@ impl Scheduler {
             Event::EndpointAdded { endpoint, capacity } => {
                 self.placement.add_endpoint(endpoint, capacity)
             }
+            Event::EndpointDown { endpoint } => self.endpoint_down(endpoint),
             Event::EndpointLost { endpoint } => self.endpoint_lost(endpoint, out),
             Event::MemberDone {
                 task,
@@ -111,6 +112,16 @@ impl Scheduler {
                 Some(()) => self.member_done(task, result, out),
                 None => self.counts.late_reports += 1,
             },
+            Event::MemberReturned {
+                task,
+                member,
+                endpoint,
+                hold,
+            } => match self.placement.vacate(endpoint, task, member) {
+                Some(()) => self.member_returned(task, member, hold, out),
+                None => self.counts.late_reports += 1,
+            },
+            Event::MemberReleased { task, member } => self.member_released(task, member),
             Event::CopyDone { task, ok } => self.copy_done(task, ok, out),
             Event::CancelRun { run } => self.cancel(run, out),
             Event::RunEnded { run } => {

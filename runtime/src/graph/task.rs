@@ -24,9 +24,9 @@ pub(super) enum Phase {
     /// Cancelled while blocked: its end is reported, but it keeps its place in the order of accesses until its
     /// predecessors have ended, or a later writer could overtake an earlier reader.
     Reported,
-    /// Ready; no member is dispatched.
+    /// Ready; no member is dispatched, or all came back.
     Waiting,
-    /// A member, or the copy, was dispatched.
+    /// A member, or the copy, was dispatched and did not come back.
     Running,
 }
 
@@ -84,8 +84,14 @@ pub(super) struct Task {
     /// Why it must be skipped: the earliest root among what it reads.
     pub(super) root: Option<Root>,
     pub(super) phase: Phase,
+    /// Its place in the order of all that waits, drawn when it became ready; 0 before. Members that come back keep it.
+    pub(super) place: Ticket,
     /// Set while members wait for a place.
     pub(super) ticket: Option<Ticket>,
+    /// Members that came back and are held until they are released.
+    pub(super) held: SmallVec<[u32; 1]>,
+    /// Nothing more of it is started: its run was cancelled.
+    pub(super) cancelled: bool,
     pub(super) dispatched: u32,
     pub(super) reported: u32,
     /// The worst that happened to a member, in the order of `Outcome`.
@@ -104,7 +110,10 @@ impl Task {
             pending: 0,
             root: None,
             phase: Phase::Blocked,
+            place: 0,
             ticket: None,
+            held: SmallVec::new(),
+            cancelled: false,
             dispatched: 0,
             reported: 0,
             worst: Outcome::Completed,
@@ -118,6 +127,16 @@ impl Task {
 
     /// It was started, and nothing of it waits for a place or is in flight.
     pub(super) fn is_over(&self) -> bool {
-        self.is_active() && self.ticket.is_none() && self.reported == self.dispatched
+        self.is_active() && !self.waits() && self.reported == self.dispatched
+    }
+
+    /// Members of it wait for a place, or are held back.
+    pub(super) fn waits(&self) -> bool {
+        self.ticket.is_some() || !self.held.is_empty()
+    }
+
+    /// Members that are neither dispatched nor held wait for a place.
+    pub(super) fn all_placed(&self) -> bool {
+        self.dispatched as usize + self.held.len() == self.work.members() as usize
     }
 }

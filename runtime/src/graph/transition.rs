@@ -32,7 +32,7 @@ impl Scheduler {
             if let Some(task) = self.tasks.get_mut(id) {
                 task.phase = Phase::Running;
                 task.dispatched += 1;
-                if task.dispatched == task.work.members() {
+                if task.all_placed() {
                     task.ticket = None;
                 }
             }
@@ -63,7 +63,12 @@ impl Scheduler {
                 class,
                 members,
                 prefer,
-            } => self.placement.start(id, *class, *members, *prefer),
+            } => {
+                let ticket = self.placement.draw_ticket();
+                task.place = ticket;
+                let waits = self.placement.start(id, ticket, *class, *members, *prefer);
+                waits.then_some(ticket)
+            }
             Work::Gang { members, shape } => self.placement.start_gang(id, members, shape),
             Work::Copy => {
                 task.phase = Phase::Running;
@@ -79,6 +84,7 @@ impl Scheduler {
     fn strand(&mut self, id: TaskId, out: &mut Vec<Action>) {
         if let Some(task) = self.tasks.get_mut(id) {
             task.ticket = None;
+            task.held.clear();
             task.worst = task.worst.max(Outcome::EndpointLost);
             self.finish_if_over(id, out);
         }
@@ -90,6 +96,67 @@ impl Scheduler {
         // First of all the endpoint gets its next member: what comes after may take the driver longer.
         self.place(out);
         self.finish_if_over(id, out);
+    }
+
+    /// A member in flight came back unexecuted, or is to be tried again: it waits for a place, or is held until it is
+    /// released. A gang runs together or not at all, so that a member of one which comes back is lost.
+    pub(super) fn member_returned(
+        &mut self,
+        id: TaskId,
+        member: u32,
+        hold: bool,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
+        if !matches!(task.work, Work::Slots { .. }) {
+            return self.member_done(id, MemberResult::Lost, out);
+        }
+        task.dispatched -= 1;
+        if task.dispatched == 0 {
+            task.phase = Phase::Waiting;
+        }
+        if task.cancelled || task.worst != Outcome::Completed {
+            if task.cancelled {
+                task.worst = task.worst.max(Outcome::Cancelled);
+            }
+            self.finish_if_over(id, out);
+        } else if hold {
+            task.held.push(member);
+        } else {
+            self.wait_again(id, member);
+        }
+    }
+
+    /// A held member waits for a place from now on. Nothing happens when its task has ended or was cancelled meanwhile.
+    pub(super) fn member_released(&mut self, id: TaskId, member: u32) {
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
+        if let Some(at) = task.held.iter().position(|held| *held == member) {
+            task.held.remove(at);
+            self.wait_again(id, member);
+        }
+    }
+
+    fn wait_again(&mut self, id: TaskId, member: u32) {
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
+        let Work::Slots { class, members, .. } = task.work else {
+            return;
+        };
+        let seat = (member, members);
+        if self.placement.start_again(id, task.place, class, seat) {
+            task.ticket = Some(task.place);
+        }
+    }
+
+    pub(super) fn endpoint_down(&mut self, endpoint: EndpointId) {
+        if let Some(index) = self.placement.find(endpoint) {
+            self.placement.pause_endpoint(index);
+        }
     }
 
     pub(super) fn copy_done(&mut self, id: TaskId, result: MemberResult, out: &mut Vec<Action>) {
@@ -129,8 +196,14 @@ impl Scheduler {
             if task.phase == Phase::Blocked {
                 task.phase = Phase::Reported;
                 self.report(id, run, Outcome::Cancelled, None, out);
-            } else if let Some(ticket) = task.ticket.take() {
+                continue;
+            }
+            task.cancelled = true;
+            if task.waits() {
                 task.worst = task.worst.max(Outcome::Cancelled);
+                task.held.clear();
+            }
+            if let Some(ticket) = task.ticket.take() {
                 self.placement.withdraw(ticket, &task.work);
             }
         }
@@ -147,6 +220,7 @@ impl Scheduler {
         task.reported += 1;
         task.worst = task.worst.max(result.into());
         if result != MemberResult::Completed {
+            task.held.clear();
             if let Some(ticket) = task.ticket.take() {
                 self.placement.withdraw(ticket, &task.work);
             }

@@ -69,6 +69,7 @@ impl World {
             .up
             .get(&endpoint)
             .expect("a member was dispatched to a lost endpoint");
+        assert!(!self.down.contains(&endpoint), "{endpoint} is down (G-8)");
         let busy = self
             .flights
             .iter()
@@ -81,6 +82,11 @@ impl World {
             !record.dispatched.contains_key(&member),
             "member {member} of {id} was dispatched twice"
         );
+        assert!(
+            !self.held.contains(&(task, member)),
+            "member {member} of {id} is held"
+        );
+        assert!(!record.cancelled, "{id} goes on after a cancel");
         assert!(
             record.results.iter().all(|r| *r == MemberResult::Completed),
             "dispatched after a failure"

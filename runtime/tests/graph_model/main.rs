@@ -17,4 +17,5 @@ mod placement;
 mod program;
 mod random_programs;
 mod reference;
+mod returns;
 mod world;

@@ -33,6 +33,17 @@ fn run_step(world: &mut World, step: Step) {
                 world.report_again(world.reported[at % world.reported.len()]);
             }
         }
+        Step::Return(at, hold) => {
+            if !world.flights.is_empty() {
+                world.return_flight(at % world.flights.len(), hold);
+            }
+        }
+        Step::Release(at) => {
+            if !world.held.is_empty() {
+                world.release(at % world.held.len());
+            }
+        }
+        Step::Pause(id) => world.pause_endpoint(EndpointId(id)),
         Step::Lose(id) => world.lose_endpoint(EndpointId(id)),
         Step::Add(id, capacity) => world.add_endpoint(EndpointId(id), capacity),
         Step::Cancel(run) => world.cancel(current(world, run)),

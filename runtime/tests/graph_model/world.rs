@@ -61,6 +61,10 @@ pub(crate) struct World {
     pub(crate) reported: Vec<Event>,
     /// Capacity of each endpoint that is up.
     pub(crate) up: BTreeMap<EndpointId, u32>,
+    /// Of those, the ones that take nothing for a while.
+    pub(crate) down: BTreeSet<EndpointId>,
+    /// Members that came back and are held.
+    pub(crate) held: Vec<(usize, u32)>,
     pub(crate) late: u64,
     pub(crate) ended: Vec<RunId>,
     /// Started and not ended.
@@ -79,6 +83,8 @@ impl World {
             flights: Vec::new(),
             reported: Vec::new(),
             up: BTreeMap::new(),
+            down: BTreeSet::new(),
+            held: Vec::new(),
             late: 0,
             ended: Vec::new(),
             running: BTreeSet::new(),
@@ -137,11 +143,63 @@ impl World {
 
     pub(crate) fn add_endpoint(&mut self, endpoint: EndpointId, capacity: u32) {
         self.up.insert(endpoint, capacity);
+        self.down.remove(&endpoint);
         self.handle(Event::EndpointAdded { endpoint, capacity });
+    }
+
+    /// The endpoint takes nothing until it is added again, whether it was up or lost.
+    pub(crate) fn pause_endpoint(&mut self, endpoint: EndpointId) {
+        self.up.entry(endpoint).or_insert(1);
+        self.down.insert(endpoint);
+        self.handle(Event::EndpointDown { endpoint });
+    }
+
+    /// A member in flight comes back: as a task that had not started when its worker died.
+    pub(crate) fn return_flight(&mut self, position: usize, hold: bool) {
+        let flight = self.flights[position];
+        let Some(endpoint) = flight.endpoint else {
+            return self.report_flight(position, MemberResult::Lost);
+        };
+        self.flights.remove(position);
+        let record = &mut self.records[flight.task];
+        if matches!(record.spec.kind, NodeKind::Gang { .. }) {
+            self.end(flight, MemberResult::Lost);
+        } else {
+            record.dispatched.remove(&flight.member);
+            if hold {
+                self.held.push((flight.task, flight.member));
+            }
+        }
+        self.handle(Event::MemberReturned {
+            task: self.records[flight.task].id,
+            member: flight.member,
+            endpoint,
+            hold,
+        });
+    }
+
+    /// A held member waits for a place from now on, if its task is still there.
+    pub(crate) fn release(&mut self, position: usize) {
+        let (task, member) = self.held.remove(position);
+        self.handle(Event::MemberReleased {
+            task: self.records[task].id,
+            member,
+        });
+    }
+
+    /// Brings back what is down and releases what is held.
+    pub(crate) fn mend(&mut self) {
+        while let Some(endpoint) = self.down.first().copied() {
+            self.add_endpoint(endpoint, self.up[&endpoint]);
+        }
+        while !self.held.is_empty() {
+            self.release(0);
+        }
     }
 
     pub(crate) fn lose_endpoint(&mut self, endpoint: EndpointId) {
         self.up.remove(&endpoint);
+        self.down.remove(&endpoint);
         let (lost, kept) = self
             .flights
             .drain(..)
@@ -204,6 +262,7 @@ impl World {
 
     /// Completes what is in flight, always at the position that `pick` chooses, until nothing is.
     pub(crate) fn drain(&mut self, mut pick: impl FnMut(usize) -> usize) {
+        self.mend();
         while !self.flights.is_empty() {
             let position = pick(self.flights.len());
             self.report_flight(position, MemberResult::Completed);
