@@ -61,7 +61,7 @@ def test_the_hint_for_a_local_child_that_died_is_true(tasks):
     with ec.Worker(num_sub_workers=1) as worker:
         with pytest.raises(ec.EndpointLost) as caught:
             run_one(worker, worker.register(tasks.die))
-        assert "the next run begins with a fresh process" in caught.value.hint
+        assert "a fresh process takes its place" in caught.value.hint
         assert run_one(worker, worker.register(tasks.noop)).counts["completed"] == 1
 
 

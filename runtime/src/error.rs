@@ -40,7 +40,7 @@ impl TaskFailureInfo {
         match self.kind {
             FailureKind::Failed => "mend the callable or its arguments; tasks that do not read its outputs were not affected",
             FailureKind::EndpointLost if self.worker_id.is_none() => {
-                "the next run begins with a fresh process in its place: mend the callable if it ended the process, then submit the work again"
+                "a fresh process takes its place and other tasks go on: mend the callable if it ended the process, then submit this work again"
             }
             FailureKind::EndpointLost => {
                 "the worker is out for good: look at its log, then submit the work again to another worker"

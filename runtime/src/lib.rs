@@ -9,7 +9,7 @@
 //! * **R-1** A task ends exactly once, with one of five outcomes.
 //! * **R-2** Whatever order tasks run in, results are those of running them one by one in submit order (`NO_DEP` apart).
 //! * **R-3** The engine's lock is never held while user code, Python or a blocking system call runs.
-//! * **R-4** An endpoint that was lost is never used again.
+//! * **R-4** An endpoint that was lost is never used again; a fresh one may take its place.
 //! * **R-5** Memory is reused only when no task and no view of it is left.
 //! * **R-6** Every wait has a deadline, or ends with the endpoint that it waits for; each asks the interrupt check every 50 ms.
 //! * **R-7** Every thread and child has an owner that joins it.

@@ -184,3 +184,8 @@ def orch_fail(orch, args, config):
 def orch_sum(orch, args, config):
     """Orchestration callable: tensor 1 becomes the sum of tensor 0 plus block_dim of the configuration."""
     args.tensor(1).numpy()[...] = args.tensor(0).numpy().sum() + config.block_dim
+
+
+def put_pid(args):
+    """Tensor 0 becomes this process's id."""
+    args.tensor(0).numpy()[...] = os.getpid()

@@ -255,6 +255,8 @@ pub enum EndpointEvent {
     Lost {
         /// What happened and what to do, e.g. "child pid 12 was killed by signal 9".
         reason: String,
+        /// Tasks in flight that were certainly not begun.
+        unstarted: Vec<Ticket>,
     },
 }
 

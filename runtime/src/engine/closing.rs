@@ -10,14 +10,14 @@ use crate::endpoint::{
 use crate::error::Error;
 use crate::graph::{EndpointId, Event};
 
-/// Stands in the place of an endpoint that is being ended or was replaced, so that ids and names stay right.
-struct Ended(EndpointInfo);
+/// Stands in the place of an endpoint that is being ended or replaced, so that ids and names stay right.
+struct Ended(EndpointInfo, &'static str);
 
 impl Ended {
     fn gone(&self) -> EndpointGone {
         EndpointGone {
             name: self.0.name.clone(),
-            reason: "the worker is closing".into(),
+            reason: self.1.into(),
         }
     }
 }
@@ -55,16 +55,22 @@ impl Core {
         let slots = self.endpoints.iter_mut();
         slots
             .map(|slot| {
-                let ended = Box::new(Ended(slot.info.clone()));
+                // What it was started with is let go of.
+                slot.succession = None;
+                let ended = Box::new(Ended(slot.info.clone(), "the worker is closing"));
                 std::mem::replace(&mut slot.endpoint, ended)
             })
             .collect()
     }
 
-    /// Lets go of a lost endpoint whose place another has taken, with its descriptors and memory. To be dropped without the lock.
-    pub(crate) fn retire(&mut self, id: EndpointId) -> Option<Box<dyn Endpoint>> {
-        let slot = self.slot_mut(id).filter(|slot| slot.lost.is_some())?;
-        let ended = Box::new(Ended(slot.info.clone()));
+    /// Takes out an endpoint that has ended, with its descriptors and memory. To be dropped without the lock.
+    pub(super) fn vacate(
+        &mut self,
+        id: EndpointId,
+        why: &'static str,
+    ) -> Option<Box<dyn Endpoint>> {
+        let slot = self.slot_mut(id)?;
+        let ended = Box::new(Ended(slot.info.clone(), why));
         Some(std::mem::replace(&mut slot.endpoint, ended))
     }
 
@@ -85,7 +91,7 @@ impl Core {
             self.feed(Event::CancelRun { run });
         }
         for index in 0..self.endpoints.len() {
-            self.on_lost(EndpointId(index as u32), reason);
+            self.on_lost(EndpointId(index as u32), reason, &[]);
         }
         for (index, endpoint) in left {
             if let Some(slot) = self.endpoints.get_mut(index) {

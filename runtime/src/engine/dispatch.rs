@@ -3,6 +3,7 @@
 use super::record::{EndpointSlot, Flight, MemberRecord, Work};
 use super::Core;
 use crate::args::ArgSource;
+use crate::callable::Callable;
 use crate::endpoint::{OutboundTask, OutboundTensor, Place, SubmitError};
 use crate::error::FailureKind;
 use crate::graph::{EndpointId, Event, MemberResult, TaskId};
@@ -31,7 +32,7 @@ impl Core {
         let part = members.get_mut(member as usize)?;
         part.endpoint = Some(endpoint);
         part.dispatched_ns = now_ns();
-        if let Some(reason) = slot.lost.clone() {
+        if let Some(reason) = unusable(slot, callable) {
             record.fail(FailureKind::EndpointLost, Some(slot), reason);
             return Some(Event::MemberDone {
                 task,
@@ -55,12 +56,14 @@ impl Core {
             // A lost endpoint says so by its event, and what is in flight there is settled then. Until it comes the member keeps
             // its place: a place that came free at once would draw every ready task into the dead endpoint.
             Ok(()) | Err(SubmitError::Gone(_)) => {
+                let sent = sent.is_ok();
                 self.flights.insert(
                     ticket,
                     Flight::Member {
                         task,
                         member,
                         endpoint,
+                        sent,
                     },
                 );
                 None
@@ -76,6 +79,13 @@ impl Core {
             }
         }
     }
+}
+
+/// Why the callable cannot be called there after all.
+fn unusable(slot: &EndpointSlot, callable: &Callable) -> Option<String> {
+    let refused = slot.succession.as_ref().map(|s| &s.refused);
+    let refused = refused.and_then(|refused| refused.get(&callable.digest));
+    slot.lost.as_ref().or(refused).cloned()
 }
 
 fn outbound(member: &MemberRecord, slot: &EndpointSlot) -> Result<Vec<OutboundTensor>, String> {

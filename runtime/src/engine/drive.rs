@@ -13,6 +13,14 @@ const INTERRUPT_PERIOD: Duration = Duration::from_millis(50);
 /// Longest sleep of the idle driver. The bell wakes it at once; this only bounds the wait.
 const IDLE_PERIOD: Duration = Duration::from_secs(5);
 
+/// What the driver thread is told.
+#[derive(Default)]
+pub(super) struct Gate {
+    stopped: bool,
+    /// There is something to do also while others wait and drive.
+    errands: bool,
+}
+
 /// Why a wait ended without its condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitEnd {
@@ -53,12 +61,23 @@ impl Engine {
         let mut core = self.core.lock();
         let progressed = core.pump();
         let value = ready(&mut core);
+        let errands = core.has_errands();
         drop(core);
+        if errands {
+            self.call_driver();
+        }
         // What happened may be what another waiter waits for, and it may be asleep.
         if progressed && self.waiters.load(Ordering::Acquire) > 1 {
             self.bell.ring();
         }
         value
+    }
+
+    /// Wakes the driver thread for what must not be done under the lock.
+    pub(super) fn call_driver(&self) {
+        self.driver_gate.lock().errands = true;
+        self.driver_wake.notify_one();
+        self.bell.ring();
     }
 
     /// Wakes whoever sleeps: the state was changed from outside.
@@ -96,7 +115,7 @@ impl Driver {
     /// Starts it.
     pub(crate) fn start(engine: Arc<Engine>) -> std::io::Result<Self> {
         let of_thread = Arc::clone(&engine);
-        *engine.driver_gate.lock() = false;
+        *engine.driver_gate.lock() = Gate::default();
         let thread = std::thread::Builder::new()
             .name("echelon-driver".into())
             .spawn(move || of_thread.drive_while_nobody_waits())?;
@@ -109,7 +128,7 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        *self.engine.driver_gate.lock() = true;
+        self.engine.driver_gate.lock().stopped = true;
         self.engine.driver_wake.notify_one();
         self.engine.bell.ring();
         if let Some(thread) = self.thread.take() {
@@ -124,20 +143,28 @@ impl Engine {
     fn drive_while_nobody_waits(&self) {
         loop {
             {
-                let mut stopped = self.driver_gate.lock();
-                while !*stopped && self.waiters.load(Ordering::Acquire) > 0 {
-                    self.driver_wake.wait_for(&mut stopped, IDLE_PERIOD);
+                let mut gate = self.driver_gate.lock();
+                while !gate.stopped && !gate.errands && self.waiters.load(Ordering::Acquire) > 0 {
+                    self.driver_wake.wait_for(&mut gate, IDLE_PERIOD);
                 }
-                if *stopped {
+                if gate.stopped {
                     return;
                 }
+                gate.errands = false;
             }
             let seen = self.bell.value();
-            let progressed = self.core.lock().pump();
+            let (progressed, errands) = {
+                let mut core = self.core.lock();
+                (core.pump(), core.has_errands())
+            };
+            if errands {
+                self.run_errands();
+                continue;
+            }
             if progressed && self.waiters.load(Ordering::Acquire) > 0 {
                 self.bell.ring();
             }
-            if *self.driver_gate.lock() {
+            if self.driver_gate.lock().stopped {
                 return;
             }
             let _rung = self.bell.wait(seen, Instant::now() + IDLE_PERIOD);

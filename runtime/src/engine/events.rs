@@ -31,11 +31,11 @@ impl Core {
             EndpointEvent::ControlDone { ticket, result } => {
                 self.on_control_done(endpoint, ticket, result);
             }
-            EndpointEvent::Lost { reason } => {
+            EndpointEvent::Lost { reason, unstarted } => {
                 if let Some(slot) = self.slot(endpoint) {
                     tracing::warn!(worker = %slot.info.name, reason, "worker lost");
                 }
-                self.on_lost(endpoint, &reason);
+                self.on_lost(endpoint, &reason, &unstarted);
             }
         }
     }
@@ -47,6 +47,7 @@ impl Core {
                 task,
                 member,
                 endpoint: at,
+                ..
             }) if *at == endpoint => Some((*task, *member)),
             _ => None,
         };
@@ -80,6 +81,9 @@ impl Core {
             return MemberResult::Lost;
         };
         slot.served += 1;
+        if let Some(succession) = &mut slot.succession {
+            succession.proved();
+        }
         let slot = &*slot;
         let Some(record) = self.records.get_mut(&task) else {
             return MemberResult::Lost;
@@ -146,6 +150,9 @@ impl Core {
             }
             Some(Flight::Release { buffer, cell, .. }) => self.release_done(&buffer, cell, result),
             Some(Flight::Undo(undo)) => self.undo_done(undo, &result),
+            Some(Flight::Install { digest, .. }) => {
+                self.install_done(endpoint, ticket, digest, result);
+            }
             Some(Flight::Forget { .. }) => {}
             Some(Flight::Member { .. }) | None => {
                 tracing::warn!(
@@ -179,16 +186,12 @@ impl Core {
         }
     }
 
-    /// The one place where an endpoint becomes lost: everything in flight there is settled, exactly once.
-    pub(crate) fn on_lost(&mut self, endpoint: EndpointId, reason: &str) {
-        let Some(slot) = self.endpoints.get_mut(endpoint.0 as usize) else {
+    /// The one place where an endpoint ends: everything in flight there is settled, exactly once. What it had not begun
+    /// (`unstarted`) waits again; so does what can run nowhere else, if a fresh endpoint follows.
+    pub(crate) fn on_lost(&mut self, endpoint: EndpointId, reason: &str, unstarted: &[Ticket]) {
+        let Some(slot) = self.slot_mut(endpoint).filter(|slot| slot.lost.is_none()) else {
             return;
         };
-        if slot.lost.is_some() {
-            return;
-        }
-        slot.lost = Some(reason.to_owned());
-        slot.callables.clear();
         slot.copies_in_flight = 0;
         let mut tickets: Vec<Ticket> = self
             .flights
@@ -197,26 +200,45 @@ impl Core {
             .map(|(ticket, _)| *ticket)
             .collect();
         tickets.sort_unstable();
+        let flights: Vec<_> = tickets
+            .into_iter()
+            .filter_map(|ticket| Some((ticket, self.flights.remove(&ticket)?)))
+            .collect();
+        let why = self.give_up_place(endpoint, reason);
+        if let Some(why) = &why {
+            self.close_place(endpoint, why);
+        }
         let mut copies = Vec::new();
-        let lost = || Err(ControlFailure::Lost(reason.to_owned()));
-        for ticket in tickets {
-            match self.flights.remove(&ticket) {
-                Some(Flight::Member { task, .. }) => self.mark_lost(task, endpoint, reason),
-                Some(Flight::Copy { task, .. }) => {
+        for (ticket, flight) in flights {
+            let unsent = matches!(flight, Flight::Member { sent: false, .. });
+            match flight {
+                Flight::Member { task, member, .. } if unsent || unstarted.contains(&ticket) => {
+                    self.feed(Event::MemberReturned {
+                        task,
+                        member,
+                        endpoint,
+                        hold: false,
+                    });
+                }
+                Flight::Member { task, member, .. } => {
+                    self.mark_lost(task, endpoint, reason);
+                    self.feed(Event::MemberDone {
+                        task,
+                        member,
+                        endpoint,
+                        result: MemberResult::Lost,
+                    });
+                }
+                Flight::Copy { task, .. } => {
                     self.mark_lost(task, endpoint, reason);
                     copies.push(task);
                 }
-                Some(Flight::Control { cell, pin, .. }) => {
-                    self.answer(endpoint, cell, pin, lost());
-                }
-                Some(Flight::Release { buffer, cell, .. }) => {
-                    self.release_done(&buffer, cell, lost());
-                }
-                Some(Flight::Undo(undo)) => self.unpin_if(undo.pin),
-                Some(Flight::Forget { .. }) | None => {}
+                flight => self.settle_lost_control(endpoint, flight, reason),
             }
         }
-        self.feed(Event::EndpointLost { endpoint });
+        if why.is_some() {
+            self.feed(Event::EndpointLost { endpoint });
+        }
         for task in copies {
             self.feed(Event::CopyDone {
                 task,
@@ -224,6 +246,37 @@ impl Core {
             });
         }
         self.resume_copies(endpoint);
+    }
+
+    /// Nothing follows at this place: nothing is sent there any more.
+    fn close_place(&mut self, endpoint: EndpointId, why: &str) {
+        let Some(slot) = self.slot_mut(endpoint) else {
+            return;
+        };
+        slot.lost = Some(why.to_owned());
+        // A place that the next run fills again keeps what belongs there.
+        if slot.succession.is_none() {
+            slot.callables.clear();
+        }
+        self.last_loss = Some(format!(
+            "{}: {why}",
+            self.endpoints[endpoint.0 as usize].info.name
+        ));
+        // While what was there is settled, nothing new goes there.
+        self.feed(Event::EndpointDown { endpoint });
+    }
+
+    fn settle_lost_control(&mut self, endpoint: EndpointId, flight: Flight, reason: &str) {
+        let lost = || Err(ControlFailure::Lost(reason.to_owned()));
+        match flight {
+            Flight::Control { cell, pin, .. } => self.answer(endpoint, cell, pin, lost()),
+            Flight::Release { buffer, cell, .. } => self.release_done(&buffer, cell, lost()),
+            Flight::Undo(undo) => self.unpin_if(undo.pin),
+            Flight::Member { .. }
+            | Flight::Copy { .. }
+            | Flight::Install { .. }
+            | Flight::Forget { .. } => {}
+        }
     }
 
     fn mark_lost(&mut self, task: TaskId, endpoint: EndpointId, reason: &str) {

@@ -49,11 +49,11 @@ impl Core {
         };
         self.finished += 1;
         if outcome == Outcome::EndpointLost {
-            record.fail(
-                FailureKind::EndpointLost,
-                None,
-                "every worker that could run it was lost before it was sent".into(),
+            let last = self.last_loss.as_deref().unwrap_or("none is known");
+            let message = format!(
+                "every worker that could run it was lost before it was started; the last loss was {last}"
             );
+            record.fail(FailureKind::EndpointLost, None, message);
         }
         for buffer in std::mem::take(&mut record.pins) {
             self.unpin(buffer);

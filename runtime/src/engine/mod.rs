@@ -13,6 +13,7 @@ mod finish;
 mod prepare;
 mod record;
 mod submit;
+mod succession;
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
@@ -24,6 +25,7 @@ pub(crate) use copies::{step_limit, CopyJob, CopySide};
 pub(crate) use drive::{Driver, WaitEnd};
 pub(crate) use record::{ControlCell, EndpointRole, EndpointSlot, Flight, RunState, TaskRecord};
 pub(crate) use submit::{GroupKind, SubmitSpec, Target};
+pub(crate) use succession::Recipe;
 
 use record::Undo;
 
@@ -47,7 +49,7 @@ pub(crate) struct Engine {
     pub(crate) interrupt: Arc<dyn Interrupt>,
     /// Threads inside a wait: while there are any, the driver thread stays out.
     waiters: AtomicUsize,
-    driver_gate: Mutex<bool>,
+    driver_gate: Mutex<drive::Gate>,
     driver_wake: Condvar,
 }
 
@@ -65,6 +67,10 @@ pub(crate) struct Core {
     pub(crate) pending_releases: Vec<RemoteBuffer>,
     /// Likewise, of what no handle was made for.
     pending_undos: Vec<Undo>,
+    /// What the driver thread is to do without the lock.
+    errands: succession::Errands,
+    /// The last endpoint that was lost for good, in words.
+    pub(crate) last_loss: Option<String>,
     /// `close()` has taken the endpoints: nothing is submitted any more.
     pub(crate) closed: bool,
     actions: Vec<Action>,
@@ -92,6 +98,8 @@ impl Engine {
             finished: 0,
             pending_releases: Vec::new(),
             pending_undos: Vec::new(),
+            errands: succession::Errands::default(),
+            last_loss: None,
             closed: false,
             actions: Vec::new(),
             next_ticket: 0,
@@ -105,7 +113,7 @@ impl Engine {
             inherited,
             interrupt,
             waiters: AtomicUsize::new(0),
-            driver_gate: Mutex::new(false),
+            driver_gate: Mutex::default(),
             driver_wake: Condvar::new(),
         })
     }

@@ -274,7 +274,7 @@ fn unable(
     if let Some(reason) = &slot.lost {
         return Some(format!("is lost ({reason})"));
     }
-    if !slot.callables.contains(&callable.digest) {
+    if !slot.callables.contains_key(&callable.digest) {
         return Some(
             "the callable is not registered there; name the worker in register(…, workers=[…])"
                 .into(),

@@ -1,6 +1,6 @@
 //! What the engine remembers of tasks, endpoints and work in flight, beside the scheduler's ids.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use echelon_wire::call_config::CallConfig;
@@ -8,6 +8,7 @@ use echelon_wire::callable::Digest;
 use parking_lot::Mutex;
 
 use super::copies::CopyJob;
+use super::succession::Succession;
 use super::Core;
 use crate::args::TensorArg;
 use crate::buffer::RemoteBuffer;
@@ -52,18 +53,18 @@ pub(crate) struct EndpointSlot {
     pub(crate) endpoint: Box<dyn Endpoint>,
     pub(crate) info: EndpointInfo,
     pub(crate) role: EndpointRole,
-    /// Set once, with the reason; the endpoint then stays out.
+    /// Set with the reason while nothing can be done there any more.
     pub(crate) lost: Option<String>,
-    /// Digests that are proven to be callable there.
-    pub(crate) callables: HashSet<Digest>,
+    /// What is proven to be callable there.
+    pub(crate) callables: HashMap<Digest, Callable>,
     /// Tasks it has completed or failed.
     pub(crate) served: u64,
     /// Copy steps on their way there.
     pub(crate) copies_in_flight: usize,
     /// Copies whose next step goes there, in the order of their turns.
     pub(crate) copies_waiting: VecDeque<TaskId>,
-    /// A fresh endpoint took its place; it stays for reports only.
-    pub(crate) replaced: bool,
+    /// How a fresh endpoint takes this place, where that can be.
+    pub(crate) succession: Option<Succession>,
 }
 
 impl EndpointSlot {
@@ -74,11 +75,11 @@ impl EndpointSlot {
             info,
             role,
             lost: None,
-            callables: HashSet::new(),
+            callables: HashMap::new(),
             served: 0,
             copies_in_flight: 0,
             copies_waiting: VecDeque::new(),
-            replaced: false,
+            succession: None,
         }
     }
 }
@@ -172,6 +173,8 @@ pub(crate) enum Flight {
         task: TaskId,
         member: u32,
         endpoint: EndpointId,
+        /// False when the endpoint was gone already and did not take it.
+        sent: bool,
     },
     /// A step of a copy.
     Copy { task: TaskId, endpoint: EndpointId },
@@ -190,6 +193,11 @@ pub(crate) enum Flight {
     },
     /// The undoing of what was made for a thread that has gone away.
     Undo(Undo),
+    /// A step of installing a callable on a fresh endpoint.
+    Install {
+        digest: Digest,
+        endpoint: EndpointId,
+    },
     /// A control whose answer does not matter.
     Forget { endpoint: EndpointId },
 }
@@ -210,6 +218,7 @@ impl Flight {
             | Self::Control { endpoint, .. }
             | Self::Release { endpoint, .. }
             | Self::Undo(Undo { endpoint, .. })
+            | Self::Install { endpoint, .. }
             | Self::Forget { endpoint } => *endpoint,
         }
     }
@@ -232,7 +241,7 @@ pub(crate) struct RunState {
     pub(crate) per_worker: std::collections::BTreeMap<String, u64>,
     pub(crate) events: Vec<crate::trace::TraceEvent>,
     /// Sequence numbers of unfinished tasks, for the dependency lists of the trace.
-    pub(crate) sequence_of: std::collections::HashMap<TaskId, u64>,
+    pub(crate) sequence_of: HashMap<TaskId, u64>,
     /// No further submits: the orchestration function has returned.
     pub(crate) closed: bool,
     /// Ended by an interrupt: nothing is copied back into the caller's arrays any more (design §15.2).

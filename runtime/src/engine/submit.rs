@@ -284,10 +284,7 @@ impl Core {
         let all = |wanted: &dyn Fn(&EndpointRole) -> bool| -> Vec<EndpointId> {
             let ids = 0..u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
             ids.map(EndpointId)
-                .filter(|id| {
-                    self.slot(*id)
-                        .is_some_and(|slot| wanted(&slot.role) && !slot.replaced)
-                })
+                .filter(|id| self.slot(*id).is_some_and(|slot| wanted(&slot.role)))
                 .collect()
         };
         match target {

@@ -166,6 +166,21 @@ impl<C: Cells> Producer<C> {
         Ok(true)
     }
 
+    /// Where the next record begins; a record has been taken when the consumer stands at its end or behind it.
+    pub fn position(&self) -> u64 {
+        self.head
+    }
+
+    /// How far the consumer has read, or everything when what it says cannot be.
+    pub fn taken(&self) -> u64 {
+        let tail = self.cells.tail();
+        if self.tail_seen <= tail && tail <= self.head {
+            tail
+        } else {
+            self.head
+        }
+    }
+
     fn has_room(&mut self, need: u64) -> Result<bool, MailboxError> {
         let capacity = self.cells.capacity();
         if self.head - self.tail_seen + need <= capacity {

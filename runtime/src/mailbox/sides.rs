@@ -151,6 +151,18 @@ impl ParentSide {
         Ok(sent)
     }
 
+    /// Where the record that was sent last ends.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.tasks.position()
+    }
+
+    /// How far the child has taken records; everything when what it says cannot be.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.tasks.taken()
+    }
+
     /// The next completion; its payload replaces the contents of `payload`. `Ok(None)` when there is none now.
     ///
     /// # Errors

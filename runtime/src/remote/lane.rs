@@ -132,7 +132,9 @@ impl Lane {
         }
         let reason = inner.lost.clone()?;
         *lost_told = true;
-        Some(EndpointEvent::Lost { reason })
+        // Whether the session had begun with what was sent is not known here.
+        let unstarted = Vec::new();
+        Some(EndpointEvent::Lost { reason, unstarted })
     }
 
     /// Ends the lane with a reason; the first one counts. Answers that have arrived stay, later ones are never read.

@@ -180,7 +180,7 @@ impl Shared {
 }
 
 impl State {
-    fn lose(&mut self, reason: &str) {
+    fn lose(&mut self, reason: &str, unstarted: Vec<Ticket>) {
         self.gone.get_or_insert_with(|| reason.to_owned());
         if !std::mem::replace(&mut self.lost, true) {
             self.held.clear();
@@ -188,6 +188,7 @@ impl State {
             self.buffers.clear();
             self.events.push_back(EndpointEvent::Lost {
                 reason: reason.to_owned(),
+                unstarted,
             });
         }
     }
@@ -282,7 +283,7 @@ impl Endpoint for FakeEndpoint {
             return Err(SubmitError::Refused(message));
         }
         if let TaskVerdict::Lose(reason) = verdict {
-            state.lose(&reason);
+            state.lose(&reason, Vec::new());
             let gone = self.0.gone(&state);
             self.0.announce(state);
             return gone.map_or(Ok(()), |gone| Err(gone.into()));
@@ -331,7 +332,7 @@ impl Endpoint for FakeEndpoint {
                 return Ok(());
             }
             ControlVerdict::Lose(reason) => {
-                state.lose(&reason);
+                state.lose(&reason, Vec::new());
                 self.0.announce(state);
                 return Ok(());
             }
@@ -352,7 +353,7 @@ impl Endpoint for FakeEndpoint {
         if state.dies_slowly {
             state.gone.get_or_insert_with(|| reason.to_owned());
         } else {
-            state.lose(reason);
+            state.lose(reason, Vec::new());
         }
         self.0.announce(state);
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::endpoint::Endpoint;
 use crate::engine::EndpointRole;
 use crate::error::{Error, Interrupt};
+use crate::graph::EndpointId;
 use crate::mailbox::Bell;
 use crate::worker::{Worker, WorkerBuilder};
 
@@ -58,4 +59,19 @@ pub fn worker_over(
         .collect();
     worker.start_over(bell, endpoints)?;
     Ok(worker)
+}
+
+/// From now on `recipe` makes the endpoint that follows when the one at position `index` has ended.
+///
+/// # Errors
+/// [`Error::Lifecycle`] when the worker is not READY.
+pub fn give_successors(
+    worker: &Worker,
+    index: u32,
+    recipe: impl Fn() -> Result<Box<dyn Endpoint>, Error> + Send + Sync + 'static,
+) -> Result<(), Error> {
+    let engine = worker.engine("change")?;
+    let mut core = engine.core.lock();
+    core.give_successors(EndpointId(index), Arc::new(recipe));
+    Ok(())
 }

@@ -11,7 +11,7 @@ use crate::deadline::to_monotonic_ns;
 use crate::endpoint::local::{LocalEndpoint, LocalSpec};
 use crate::endpoint::thread::ThreadEndpoint;
 use crate::endpoint::Endpoint;
-use crate::engine::{Driver, EndpointRole, Engine};
+use crate::engine::{Driver, EndpointRole, Engine, Recipe};
 use crate::error::Error;
 use crate::graph::EndpointId;
 use crate::mailbox::Bell;
@@ -175,36 +175,41 @@ impl Worker {
         // All are started before the first is waited for: they come up side by side.
         for index in 0..settings.sub_workers {
             let name = format!("{}sub{index}", settings.name_prefix);
-            let endpoint = self.start_local(live, name, None, deadline)?;
-            engine
-                .core
-                .lock()
-                .add_endpoint(Box::new(endpoint), EndpointRole::Sub);
+            let spec = self.local_spec(live, name, None, deadline);
+            let endpoint = start_local(spec.clone(), &live.keeper, &engine.bell)?;
+            let (keeper, bell) = (Arc::clone(&live.keeper), Arc::clone(&engine.bell));
+            let ready_within = settings.startup_timeout;
+            let recipe: Recipe = Arc::new(move || {
+                let mut spec = spec.clone();
+                spec.ready_by = Instant::now() + ready_within;
+                let fresh = start_local(spec, &keeper, &bell)?;
+                Ok(Box::new(fresh) as Box<dyn Endpoint>)
+            });
+            let mut core = engine.core.lock();
+            let id = core.add_endpoint(Box::new(endpoint), EndpointRole::Sub);
+            core.give_successors(id, recipe);
         }
         Ok(())
     }
 
-    fn start_local(
+    fn local_spec(
         &self,
         live: &Live,
         name: String,
         plan: Option<Vec<u8>>,
         ready_by: Instant,
-    ) -> Result<LocalEndpoint, Error> {
+    ) -> LocalSpec {
         let settings = &self.0.settings;
-        let engine = &live.engine;
         let mut regions = settings.inherited_regions.clone();
-        regions.push(Arc::clone(engine.arena.region()));
-        let spec = LocalSpec {
-            name: name.clone(),
+        regions.push(Arc::clone(live.engine.arena.region()));
+        LocalSpec {
+            name,
             program: settings.child_program.clone(),
             env: settings.child_env.clone(),
             regions,
             plan,
             ready_by,
-        };
-        LocalEndpoint::start(spec, &live.keeper, Arc::clone(&engine.bell))
-            .map_err(|error| startup(&name, error))
+        }
     }
 
     fn start_level(
@@ -232,12 +237,9 @@ impl Worker {
         }
         let json =
             serde_json::to_vec(&plan).map_err(|error| startup(&format!("worker {id}"), error))?;
-        self.start_local(
-            live,
-            format!("{}worker{id}", self.0.settings.name_prefix),
-            Some(json),
-            ready_by,
-        )
+        let name = format!("{}worker{id}", self.0.settings.name_prefix);
+        let spec = self.local_spec(live, name, Some(json), ready_by);
+        start_local(spec, &live.keeper, &live.engine.bell)
     }
 
     /// Callables of local workers go by control; those of remote workers went with the manifest.
@@ -270,7 +272,8 @@ impl Worker {
                     EndpointRole::RemoteNextLevel { worker, .. }
                         if of_child(worker) && !registration.options.inner =>
                     {
-                        slot.callables.insert(registration.handle.callable.digest);
+                        let callable = &registration.handle.callable;
+                        slot.callables.insert(callable.digest, callable.clone());
                     }
                     _ => {}
                 }
@@ -280,62 +283,6 @@ impl Worker {
         }
         // A worker without callables has not been spoken to yet: ask every local one, so that READY means ready.
         engine.confirm_locals(deadline)
-    }
-
-    /// Puts fresh sub workers in the place of lost ones, with the same names and callables.
-    pub(crate) fn replace_lost_subs(&self, engine: &Arc<Engine>) {
-        let lost: Vec<(EndpointId, String)> = {
-            let mut core = engine.core.lock();
-            let slots = core.endpoints.iter_mut().zip(0..);
-            slots
-                .filter(|(slot, _)| {
-                    slot.role == EndpointRole::Sub && slot.lost.is_some() && !slot.replaced
-                })
-                .map(|(slot, index)| {
-                    // Taken here, so that two runs that begin together do not both replace it.
-                    slot.replaced = true;
-                    (EndpointId(index), slot.info.name.clone())
-                })
-                .collect()
-        };
-        for (old, name) in lost {
-            if let Err(error) = self.replace_sub(engine, old, &name) {
-                tracing::error!(worker = %name, %error, "a lost sub worker could not be replaced");
-            }
-        }
-    }
-
-    fn replace_sub(&self, engine: &Arc<Engine>, old: EndpointId, name: &str) -> Result<(), Error> {
-        let endpoint = {
-            let live = self.0.live.read();
-            let Some(live) = live.as_ref() else {
-                return Ok(());
-            };
-            let ready_by = Instant::now() + self.0.settings.startup_timeout;
-            self.start_local(live, name.to_owned(), None, ready_by)
-        };
-        let endpoint = endpoint.inspect_err(|_| {
-            // The next run tries again.
-            if let Some(slot) = engine.core.lock().slot_mut(old) {
-                slot.replaced = false;
-            }
-        })?;
-        let (fresh, retired) = {
-            let mut core = engine.core.lock();
-            core.check_open("start a sub worker of")?;
-            let fresh = core.add_endpoint(Box::new(endpoint), EndpointRole::Sub);
-            (fresh, core.retire(old))
-        };
-        // What crashes again and again must not hold the descriptors of all that went before.
-        drop(retired);
-        let registrations = self.0.life.lock().registrations.clone();
-        for registration in registrations
-            .iter()
-            .filter(|registration| registration.for_subs())
-        {
-            engine.register_on(registration, &[fresh], None)?;
-        }
-        Ok(())
     }
 }
 
@@ -360,6 +307,15 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+fn start_local(
+    spec: LocalSpec,
+    keeper: &Arc<Keeper>,
+    bell: &Arc<Bell>,
+) -> Result<LocalEndpoint, Error> {
+    let name = spec.name.clone();
+    LocalEndpoint::start(spec, keeper, Arc::clone(bell)).map_err(|error| startup(&name, error))
 }
 
 pub(super) fn startup(worker: &str, error: impl std::fmt::Display) -> Error {

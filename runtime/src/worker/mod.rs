@@ -264,7 +264,6 @@ impl Worker {
                     .lock()
                     .endpoints
                     .iter()
-                    .filter(|s| !s.replaced)
                     .map(|slot| slot.info.clone())
                     .collect()
             },

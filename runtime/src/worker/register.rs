@@ -169,6 +169,7 @@ impl Worker {
             }
         }
         let engine = self.engine("register a callable with")?;
+        engine.wait_for_places()?;
         let endpoints = engine.core.lock().registration_targets(&registration)?;
         let endpoints = self.without_holders(&engine, &registration, endpoints);
         engine.register_on(&registration, &endpoints, None)?;
@@ -202,7 +203,7 @@ impl Worker {
             let proven = registration.options.inner
                 || core
                     .slot(*id)
-                    .is_some_and(|slot| slot.callables.contains(&digest));
+                    .is_some_and(|slot| slot.callables.contains_key(&digest));
             !(proven && earlier.iter().any(holds))
         });
         endpoints
@@ -379,7 +380,8 @@ impl Engine {
             let mut core = self.core.lock();
             for endpoint in endpoints {
                 if let Some(slot) = core.slot_mut(*endpoint) {
-                    slot.callables.insert(registration.handle.callable.digest);
+                    let callable = &registration.handle.callable;
+                    slot.callables.insert(callable.digest, callable.clone());
                 }
             }
         }

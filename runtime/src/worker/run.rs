@@ -51,7 +51,7 @@ impl Worker {
         function: impl FnOnce(&Orchestrator) -> Result<R, E>,
     ) -> Result<(R, RunReport), RunEnd<E>> {
         let engine = self.engine("run on")?;
-        self.replace_lost_subs(&engine);
+        engine.revive();
         self.flush_releases(&engine);
         let run = RunGuard::begin(&engine)?;
         let orchestrator = Orchestrator::new(self.clone(), Arc::clone(&engine), run.id);
@@ -228,10 +228,10 @@ impl Engine {
             })
             .collect();
         for endpoint in busy {
-            if let Some(slot) = core.slot_mut(endpoint) {
-                slot.endpoint
-                    .kill("its task did not end within interrupt_grace_s after an interrupt");
-            }
+            core.kill(
+                endpoint,
+                "its task did not end within interrupt_grace_s after an interrupt",
+            );
         }
     }
 

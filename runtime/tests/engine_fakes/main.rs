@@ -15,3 +15,4 @@ mod model;
 mod registration;
 mod runs;
 mod starting;
+mod succession;

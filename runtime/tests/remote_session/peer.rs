@@ -307,7 +307,7 @@ impl Parent {
 
     pub(crate) fn lost(&mut self) -> String {
         match self.event() {
-            EndpointEvent::Lost { reason } => reason,
+            EndpointEvent::Lost { reason, .. } => reason,
             other => panic!("{other:?}"),
         }
     }

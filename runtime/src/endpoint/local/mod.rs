@@ -176,7 +176,9 @@ impl Endpoint for LocalEndpoint {
         self.leases.clear();
         self.lost = Some(reason.clone());
         self.lost_told = true;
-        Some(EndpointEvent::Lost { reason })
+        let untaken = self.outbox.untaken();
+        let unstarted = untaken.into_iter().map(Ticket).collect();
+        Some(EndpointEvent::Lost { reason, unstarted })
     }
 
     fn kill(&mut self, reason: &str) {

@@ -1,10 +1,10 @@
 //! What goes from a local endpoint to its child, in order: records through the mailbox, descriptors over the socket.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::child::records::{parts, PART_DOWN};
+use crate::child::records::{parts, PART_DOWN, TASK};
 use crate::child::regions::region_message;
 use crate::mailbox::{MailboxError, ParentSide, RecordHead};
 use crate::memory::SharedRegion;
@@ -51,6 +51,8 @@ pub(super) struct Outbox {
     sent: HashSet<u64>,
     waiting: VecDeque<Outgoing>,
     waiting_bytes: usize,
+    /// Tasks in flight: where the ring has their end, `None` while they wait here.
+    tasks: BTreeMap<u64, Option<u64>>,
 }
 
 impl Outbox {
@@ -63,6 +65,29 @@ impl Outbox {
             sent,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            tasks: BTreeMap::new(),
+        }
+    }
+
+    /// A task has ended.
+    pub(super) fn task_done(&mut self, ticket: u64) {
+        self.tasks.remove(&ticket);
+    }
+
+    /// The tasks that the child has not taken, once it is dead: it takes a task when it starts it.
+    pub(super) fn untaken(&self) -> Vec<u64> {
+        let taken = self.side.taken();
+        let untaken = self
+            .tasks
+            .iter()
+            .filter(|(_, end)| end.is_none_or(|end| end > taken));
+        untaken.map(|(ticket, _)| *ticket).collect()
+    }
+
+    fn note(&mut self, head: RecordHead, sent: bool) {
+        if head.kind == TASK {
+            self.tasks
+                .insert(head.ticket, sent.then(|| self.side.position()));
         }
     }
 
@@ -97,6 +122,7 @@ impl Outbox {
     fn one(&mut self, kind: u32, ticket: u64, payload: &[u8]) -> Result<(), OutboxError> {
         let head = RecordHead { kind, ticket };
         if self.waiting.is_empty() && self.side.send(head, payload)? {
+            self.note(head, true);
             return Ok(());
         }
         let (len, limit) = (payload.len() as u64, self.side.payload_max());
@@ -107,6 +133,7 @@ impl Outbox {
             return Err(OutboxError::Full);
         }
         self.waiting_bytes += payload.len();
+        self.note(head, false);
         self.waiting
             .push_back(Outgoing::Record(head, payload.to_vec()));
         Ok(())
@@ -145,7 +172,9 @@ impl Outbox {
                 break;
             }
             self.waiting_bytes -= bytes;
-            self.waiting.pop_front();
+            if let Some(Outgoing::Record(head, _)) = self.waiting.pop_front() {
+                self.note(head, true);
+            }
         }
         Ok(())
     }
@@ -231,6 +260,25 @@ mod tests {
         assert!(recv_fd(&socket, &mut message, Instant::now())
             .unwrap()
             .is_some());
+    }
+
+    #[test]
+    fn what_a_child_took_is_told_from_what_it_did_not() {
+        let (mut outbox, mut child, _socket) = pair();
+        for ticket in 0..8 {
+            outbox.record(TASK, ticket, &[0; 500]).unwrap();
+        }
+        assert!(!outbox.waiting.is_empty());
+        let mut payload = Vec::new();
+        for taken in 0..8 {
+            assert_eq!(outbox.untaken(), (taken..8).collect::<Vec<_>>());
+            outbox.flush().unwrap();
+            assert!(child.receive(&mut payload).unwrap().is_some());
+        }
+        assert!(outbox.untaken().is_empty());
+        outbox.record(TASK, 9, &[]).unwrap();
+        outbox.task_done(9);
+        assert!(outbox.untaken().is_empty());
     }
 
     #[test]

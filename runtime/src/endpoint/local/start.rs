@@ -19,6 +19,7 @@ use crate::process::{region_socket_pair, ChildSpec, ExitInfo, Keeper};
 use crate::worker::ChildProgram;
 
 /// What a local child is started with.
+#[derive(Clone)]
 pub struct LocalSpec {
     /// Name in messages.
     pub name: String,

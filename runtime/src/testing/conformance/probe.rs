@@ -183,7 +183,7 @@ impl Probe {
     /// Takes events until the loss, which must be the last.
     pub(super) fn loss(&mut self) -> String {
         loop {
-            if let EndpointEvent::Lost { reason } = self.event() {
+            if let EndpointEvent::Lost { reason, .. } = self.event() {
                 self.silent();
                 return reason;
             }

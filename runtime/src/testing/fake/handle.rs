@@ -139,7 +139,15 @@ impl FakeHandle {
     /// The endpoint is lost: whatever is in flight is never answered.
     pub fn lose(&self, reason: &str) {
         let mut state = self.0.state.lock();
-        state.lose(reason);
+        state.lose(reason, Vec::new());
+        self.0.announce(state);
+    }
+
+    /// The endpoint is lost and had begun with the oldest task in flight only.
+    pub fn lose_with_queue(&self, reason: &str) {
+        let mut state = self.0.state.lock();
+        let unstarted = state.held.keys().skip(1).copied().collect();
+        state.lose(reason, unstarted);
         self.0.announce(state);
     }
 

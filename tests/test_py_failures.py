@@ -1,0 +1,145 @@
+"""What becomes of a run when workers die under it, with real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import echelon as ec
+import numpy as np
+import pytest
+
+INPUT, OUTPUT, INOUT = ec.TensorArgType.INPUT, ec.TensorArgType.OUTPUT, ec.TensorArgType.INOUT
+
+
+@pytest.fixture
+def tasks(monkeypatch, callables_path):
+    monkeypatch.syspath_prepend(str(callables_path))
+    import py_tasks
+
+    return py_tasks
+
+
+def submit_none(orch, handle, count):
+    for _ in range(count):
+        orch.submit_sub(handle)
+
+
+def test_r_083_a_sub_worker_killed_amid_a_thousand_tasks_loses_one(tasks):
+    """R-083, design §15.15: the only worker dies in task 501; the other 999 are right."""
+    values = np.zeros((1001, 8))
+    with ec.Worker(num_sub_workers=1) as worker:
+        add, die = worker.register(tasks.add_scalar), worker.register(tasks.die)
+
+        def graph(orch, args, config):
+            for i in range(1, 1001):
+                if i == 501:
+                    orch.submit_sub(die)
+                else:
+                    orch.submit_sub(add, ec.TaskArgs.of((values[i], INOUT), scalars=(i,)))
+
+        with pytest.raises(ec.EndpointLost, match="signal 9") as caught:
+            worker.run(graph)
+        assert [(f.outcome, f.sequence) for f in caught.value.failures] == [("endpoint_lost", 501)]
+        assert (caught.value.skipped, caught.value.cancelled) == (0, 0)
+        expected = np.arange(1001.0)
+        expected[501] = 0
+        assert np.array_equal(values, np.repeat(expected[:, None], 8, axis=1))
+
+
+def test_a_sub_worker_killed_from_outside_loses_at_most_what_it_had_begun(tasks):
+    """The kill may fall anywhere: between tasks nothing is lost."""
+    values = np.zeros((301, 8))
+    with ec.Worker(num_sub_workers=1) as worker:
+        add, pid = worker.register(tasks.add_scalar), worker.register(tasks.put_pid)
+        who = np.zeros(1, np.int64)
+        worker.run(lambda orch, args, config: orch.submit_sub(pid, ec.TaskArgs.of((who, OUTPUT))))
+
+        def graph(orch, args, config):
+            for i in range(1, 301):
+                orch.submit_sub(add, ec.TaskArgs.of((values[i], INOUT), scalars=(i,)))
+                if i == 150:
+                    os.kill(int(who[0]), signal.SIGKILL)
+
+        lost = []
+        try:
+            worker.run(graph)
+        except ec.EndpointLost as error:
+            lost = [failure.sequence for failure in error.failures]
+            assert error.skipped == 0
+        assert len(lost) <= 1
+        expected = np.arange(301.0)
+        expected[lost] = 0
+        assert np.array_equal(values, np.repeat(expected[:, None], 8, axis=1))
+        worker.run(lambda orch, args, config: orch.submit_sub(pid, ec.TaskArgs.of((who, OUTPUT))))
+        assert who[0] > 0
+
+
+def test_r_082_readers_of_a_lost_task_are_skipped_and_the_rest_runs(tasks):
+    x, y = np.zeros(2), np.ones(2)
+    with ec.Worker(num_sub_workers=1) as worker:
+        die, double = worker.register(tasks.die), worker.register(tasks.double)
+
+        def graph(orch, args, config):
+            orch.submit_sub(die, ec.TaskArgs.of((x, OUTPUT)))
+            orch.submit_sub(double, ec.TaskArgs.of((x, INOUT)))
+            orch.submit_sub(double, ec.TaskArgs.of((y, INOUT)))
+
+        with pytest.raises(ec.EndpointLost) as caught:
+            worker.run(graph)
+        assert (len(caught.value.failures), caught.value.skipped) == (1, 1)
+        assert y.tolist() == [2, 2]
+
+
+def test_a_callable_that_always_dies_is_not_fed_processes_for_ever(tasks):
+    with ec.Worker(num_sub_workers=1) as worker:
+        die, noop = worker.register(tasks.die), worker.register(tasks.noop)
+
+        def graph(orch, args, config):
+            submit_none(orch, die, 20)
+
+        with pytest.raises(ec.EndpointLost, match="signal 9") as caught:
+            worker.run(graph)
+        assert len(caught.value.failures) == 20
+        last = caught.value.failures[-1]
+        assert "signal 9" in last.remote_traceback and "number 3" in last.remote_traceback
+        # Tasks in between make up for it.
+        survived = worker.run(lambda orch, args, config: submit_none(orch, noop, 3))
+        assert survived.counts["completed"] == 3
+
+        def mixed(orch, args, config):
+            for _ in range(4):
+                orch.submit_sub(die)
+                orch.submit_sub(noop)
+
+        with pytest.raises(ec.EndpointLost) as caught:
+            worker.run(mixed)
+        assert len(caught.value.failures) == 4
+
+
+def test_a_module_that_is_gone_loses_its_own_tasks_only(tasks, tmp_path, monkeypatch):
+    module = tmp_path / "soon_gone.py"
+    module.write_text("def leaf(args):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    with ec.Worker(num_sub_workers=1) as worker:
+        import soon_gone
+
+        gone = worker.register(soon_gone.leaf)
+        die, noop = worker.register(tasks.die), worker.register(tasks.noop)
+        submit_all = [gone, noop]
+        worker.run(lambda orch, args, config: [orch.submit_sub(h) for h in submit_all] and None)
+        for left in tmp_path.rglob("soon_gone*"):
+            if left.is_file():
+                left.unlink()
+
+        def graph(orch, args, config):
+            orch.submit_sub(die)
+            submit_none(orch, gone, 2)
+            submit_none(orch, noop, 3)
+
+        with pytest.raises(ec.EndpointLost) as caught:
+            worker.run(graph)
+        texts = [failure.remote_traceback for failure in caught.value.failures]
+        assert len(texts) == 3 and "soon_gone" in texts[1], texts
