@@ -3,7 +3,7 @@
 
 A test names a requirement in its own name or in its doc comment, as R-083, r_083 or r083. The requirements are listed in
 tools/requirements.toml. With --check nothing is written; the exit status is 1 when the document is out of date. With --gate
-it is 1, too, when a P0 or P1 has neither a test nor a reason in the list. Only what the test programs run counts: no function
+it is 1 too when a P0 or P1 has neither a test nor a reason in the list. Only what the test programs run counts: no function
 that is ignored or always skipped, and nothing in a file that no crate includes.
 """
 

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 
 use crate::call_config::PyCallConfig;
 use crate::callable_handle::PyCallableHandle;
+use crate::remote_buffer_handle::PyRemoteBufferHandle;
 use crate::remote_tensor_ref::{Backing, PyRemoteTensorRef};
 use crate::scope::PyScope;
 use crate::task_args::PyTaskArgs;
@@ -179,6 +180,35 @@ impl PyOrchestrator {
     /// A context manager that bounds the use of the memory that is allocated inside it.
     fn scope(slf: Py<Self>) -> PyScope {
         PyScope(slf)
+    }
+
+    /// Allocates a zeroed buffer on a remote worker, as `Worker.remote_malloc` does. For orchestration functions in a child
+    /// of another worker, which have no `Worker` of their own at hand.
+    ///
+    /// Args:
+    ///     worker: id of the worker.
+    ///     nbytes: size in bytes, 1 or more.
+    ///
+    /// Raises as `Worker.remote_malloc`.
+    #[pyo3(signature = (worker, nbytes))]
+    fn remote_malloc(
+        &self,
+        py: Python<'_>,
+        worker: i32,
+        nbytes: &Bound<'_, PyAny>,
+    ) -> PyResult<PyRemoteBufferHandle> {
+        let orchestrator = self.inner(py)?;
+        let nbytes = convert::byte_count("nbytes", nbytes)?;
+        gil::blocking(py, || orchestrator.worker().remote_malloc(worker, nbytes))
+            .map(PyRemoteBufferHandle)
+    }
+
+    /// Frees a buffer: at once, or when the last task, copy and import that use it have ended.
+    ///
+    /// Raises as `Worker.remote_free`.
+    fn remote_free(&self, py: Python<'_>, handle: &PyRemoteBufferHandle) -> PyResult<()> {
+        let orchestrator = self.inner(py)?;
+        gil::blocking(py, || orchestrator.worker().remote_free(&handle.0))
     }
 
     /// Submits a copy as a node of the graph; both sides have one size.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use echelon_wire::bootstrap::{CallableEntry, Manifest, REMOTE_WORKER_LEVEL};
+use serde::{Deserialize, Serialize};
 
 use super::OFFERED;
 
@@ -11,7 +12,7 @@ use super::OFFERED;
 pub(crate) const MAX_SUB_WORKERS: u32 = 1024;
 
 /// A session to be started on a daemon.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteWorkerSpec {
     /// `host:port` of the daemon; the host is a numeric IPv4 address or `localhost`.
     pub endpoint: String,

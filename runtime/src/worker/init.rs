@@ -232,7 +232,8 @@ impl Worker {
             .filter(|r| r.options.inner && r.includes(id, child))
         {
             let mut entry = registration.plan()?;
-            entry.inner = false;
+            // For the child it is a callable of its own workers.
+            entry.options = super::RegisterOptions::default();
             plan.callables.push(entry);
         }
         let json =

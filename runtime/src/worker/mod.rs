@@ -17,6 +17,7 @@ mod run;
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex, ReentrantMutex, RwLock};
+use serde::{Deserialize, Serialize};
 
 pub use builder::{ChildProgram, WorkerBuilder};
 pub(crate) use orchestrator::ScopedBlock;
@@ -67,9 +68,11 @@ impl std::fmt::Display for WorkerState {
 }
 
 /// A NEXT_LEVEL child, in the order of `add_*`: its index is its worker id (design §15.22).
-#[derive(Clone)]
-pub(crate) enum Child {
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Child {
+    /// A process of this host with a runtime of its own.
     Local(LevelPlan),
+    /// A session on a daemon.
     Remote(RemoteWorkerSpec),
 }
 

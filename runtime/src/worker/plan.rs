@@ -7,7 +7,7 @@ use echelon_wire::callable::{CallableKind, ImportTarget};
 use serde::{Deserialize, Serialize};
 
 use super::register::Registration;
-use super::{Child, Worker, WorkerState};
+use super::{Child, RegisterOptions, Worker, WorkerState};
 use crate::callable::{Callable, CallableSource};
 use crate::deadline::from_monotonic_ns;
 use crate::error::Error;
@@ -21,8 +21,8 @@ pub struct InnerPlan {
     pub payload: String,
     /// True when `payload` is hex of serialized bytes.
     pub serialized: bool,
-    /// For the inner level's own inner workers.
-    pub inner: bool,
+    /// Which of that level's workers get it.
+    pub options: RegisterOptions,
 }
 
 /// One level: settings, children and callables of a worker that was added to another.
@@ -43,8 +43,12 @@ pub struct LevelPlan {
     pub start_by_ns: u64,
     /// Bound of its `close()` in seconds.
     pub close_timeout_s: f64,
-    /// Local children in the order of their ids.
-    pub children: Vec<Self>,
+    /// How long a session of this level may be silent, in seconds.
+    pub remote_session_timeout_s: f64,
+    /// How long a running task has to end after an interrupt, in seconds.
+    pub interrupt_grace_s: f64,
+    /// Its children in the order of their ids.
+    pub children: Vec<Child>,
     /// Callables.
     pub callables: Vec<InnerPlan>,
 }
@@ -54,18 +58,6 @@ impl Worker {
     pub(crate) fn give_away(&self) -> Result<LevelPlan, Error> {
         let mut life = self.0.life.lock();
         self.expect_new(&life, "give away")?;
-        let mut children = Vec::new();
-        for child in &life.children {
-            match child {
-                Child::Local(plan) => children.push(plan.clone()),
-                Child::Remote(_) => {
-                    return Err(Error::argument(
-                        "child",
-                        "a local child cannot have remote workers; add them to the outermost worker",
-                    ));
-                }
-            }
-        }
         let callables = life
             .registrations
             .iter()
@@ -80,7 +72,9 @@ impl Worker {
             startup_timeout_s: s.startup_timeout.as_secs_f64(),
             start_by_ns: 0,
             close_timeout_s: s.close_timeout.as_secs_f64(),
-            children,
+            remote_session_timeout_s: s.remote_session_timeout.as_secs_f64(),
+            interrupt_grace_s: s.interrupt_grace.as_secs_f64(),
+            children: life.children.clone(),
             callables,
         };
         life.state = WorkerState::Given;
@@ -102,32 +96,29 @@ impl LevelPlan {
             .startup_timeout(Duration::from_secs_f64(self.startup_timeout_s))
             .start_by((self.start_by_ns != 0).then(|| from_monotonic_ns(self.start_by_ns)))
             .close_timeout(Duration::from_secs_f64(self.close_timeout_s))
+            .remote_session_timeout(Duration::from_secs_f64(self.remote_session_timeout_s))
+            .interrupt_grace(Duration::from_secs_f64(self.interrupt_grace_s))
             .build()?;
         for child in self.children {
-            worker.add_child(Child::Local(child))?;
+            worker.add_child(child)?;
         }
         for entry in self.callables {
-            let callable = entry.callable()?;
-            let options = super::RegisterOptions {
-                inner: entry.inner,
-                ..super::RegisterOptions::default()
-            };
-            worker.register(callable, options)?;
+            worker.register(entry.callable()?, entry.options)?;
         }
         Ok(worker)
     }
 }
 
 impl InnerPlan {
-    pub(crate) fn of(callable: &Callable, inner: bool) -> Result<Self, Error> {
+    pub(crate) fn of(callable: &Callable, options: RegisterOptions) -> Result<Self, Error> {
         let name = callable.name.to_string();
         match &callable.source {
             CallableSource::Import(target) => {
-                Ok(Self { name, payload: target.to_string(), serialized: false, inner })
+                Ok(Self { name, payload: target.to_string(), serialized: false, options })
             }
             CallableSource::Serialized(bytes) => {
                 let payload = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-                Ok(Self { name, payload, serialized: true, inner })
+                Ok(Self { name, payload, serialized: true, options })
             }
             CallableSource::Native(_) => Err(Error::argument(
                 "callable",

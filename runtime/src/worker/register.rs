@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use echelon_wire::callable::{CallableKind, Digest, Hashid, RegistryTarget};
 
+use serde::{Deserialize, Serialize};
+
 use super::plan::InnerPlan;
 use super::{Child, Worker, WorkerState};
 use crate::callable::{Callable, CallableSource};
@@ -15,7 +17,7 @@ use crate::error::Error;
 use crate::graph::EndpointId;
 
 /// Which workers a callable goes to when none are named.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RegisterScope {
     /// All sub workers and local children.
     #[default]
@@ -25,7 +27,7 @@ pub enum RegisterScope {
 }
 
 /// How to register.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RegisterOptions {
     /// NEXT_LEVEL ids; `None` = all of the scope.
     pub workers: Option<Vec<i32>>,
@@ -105,7 +107,7 @@ pub(crate) struct Registration {
 
 impl Registration {
     pub(crate) fn plan(&self) -> Result<InnerPlan, Error> {
-        InnerPlan::of(&self.handle.callable, self.options.inner)
+        InnerPlan::of(&self.handle.callable, self.options.clone())
     }
 
     /// True when it goes to the child with this id.
@@ -256,10 +258,12 @@ impl Worker {
     pub fn find_handle(&self, key: &str) -> Result<CallableHandle, Error> {
         let life = self.0.life.lock();
         let bare = key.strip_prefix("sha256:").unwrap_or(key);
-        let found = life.registrations.iter().find(|registration| {
+        let named = life.registrations.iter().filter(|registration| {
             let handle = &registration.handle;
             handle.name() == key || handle.hashid().strip_prefix("sha256:") == Some(bare)
         });
+        // A middle level may have it twice: for itself, and for those below, where alone an inner one can be submitted.
+        let found = named.min_by_key(|registration| registration.options.inner);
         found
             .map(|registration| registration.handle.clone())
             .ok_or_else(|| {
