@@ -51,9 +51,16 @@ def test_worker_ids_follow_the_order_of_the_adds_r026(order, daemon):
     own = worker.register(callable_of("orch_own"), workers=ids)
     with worker:
         pids = {info["name"]: info["pid"] for info in worker.workers()}
-        names = [f"local/worker{id_}" if kind == "l" else f"remote{id_}" for id_, kind in zip(ids, order, strict=True)]
+        names = [
+            f"local/worker{id_}" if kind == "l" else f"remote{id_}"
+            for id_, kind in zip(ids, order, strict=True)
+        ]
         arrays = [np.zeros(COUNT) for _ in ids]
-        buffers = {id_: worker.remote_malloc(id_, COUNT * 8) for id_, kind in zip(ids, order, strict=True) if kind == "r"}
+        buffers = {
+            id_: worker.remote_malloc(id_, COUNT * 8)
+            for id_, kind in zip(ids, order, strict=True)
+            if kind == "r"
+        }
 
         def graph(orch, args, config):
             for id_ in ids:
