@@ -7,7 +7,8 @@ use echelon_runtime::endpoint::ControlRequest;
 use echelon_runtime::memory::HostMemory;
 use echelon_runtime::testing::fake::{ControlVerdict, TaskVerdict, PATIENCE};
 use echelon_runtime::{
-    CallableHandle, CopySide, Error, Orchestrator, RemoteBuffer, Tag, TaskArgs, Worker,
+    CallableHandle, CopySide, Error, Orchestrator, RemoteBuffer, RemoteExport, Tag, TaskArgs,
+    Worker,
 };
 use echelon_wire::buffer::AccessFlags;
 use proptest::prelude::*;
@@ -20,17 +21,73 @@ const SESSIONS: usize = 3;
 enum Op {
     Malloc(usize),
     Free(usize),
+    /// Exports outlive the handle, its release and its session; what is importable is decided at the import.
+    Export(usize),
     Import(usize, usize),
     Release(usize),
     Task(Vec<usize>, usize),
     Copy(usize, usize),
     Complete(usize),
     Fail(usize),
-    /// The next free or release at this session is refused.
-    Refuse(usize),
+    /// The next control of this kind at this session goes wrong in this way.
+    Spoil(usize, Step, Fault),
+    /// The next task at this session is refused, or takes it down.
+    SpoilTask(usize, Fault),
     Lose(usize),
     /// Everything ends; then what is there is compared.
     Drain,
+}
+
+/// The kinds of control.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Step {
+    Alloc,
+    Export,
+    Import,
+    Copy,
+    /// A free, or the release of an import.
+    Release,
+}
+
+impl Step {
+    fn of(control: &ControlRequest) -> Option<Self> {
+        match control {
+            ControlRequest::Alloc { .. } => Some(Self::Alloc),
+            ControlRequest::Export { .. } => Some(Self::Export),
+            ControlRequest::Import { .. } => Some(Self::Import),
+            ControlRequest::CopyTo { .. } | ControlRequest::CopyFrom { .. } => Some(Self::Copy),
+            ControlRequest::Free { .. } | ControlRequest::ReleaseImport { .. } => {
+                Some(Self::Release)
+            }
+            _ => None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    Refuse,
+    /// It is done and refused all the same: only releases can be tried again then.
+    DoAndRefuse,
+    Lose,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        1 => Just(Step::Alloc),
+        1 => Just(Step::Export),
+        1 => Just(Step::Import),
+        1 => Just(Step::Copy),
+        3 => Just(Step::Release),
+    ]
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        4 => Just(Fault::Refuse),
+        3 => Just(Fault::DoAndRefuse),
+        1 => Just(Fault::Lose),
+    ]
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -39,13 +96,15 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => session.clone().prop_map(Op::Malloc),
         3 => any.clone().prop_map(Op::Free),
-        3 => (any.clone(), session.clone()).prop_map(|(h, s)| Op::Import(h, s)),
+        3 => any.clone().prop_map(Op::Export),
+        4 => (any.clone(), session.clone()).prop_map(|(e, s)| Op::Import(e, s)),
         3 => any.clone().prop_map(Op::Release),
         6 => (prop::collection::vec(any.clone(), 1..4), 0..5_usize).prop_map(|(h, t)| Op::Task(h, t)),
         2 => (any.clone(), any).prop_map(|(a, b)| Op::Copy(a, b)),
         4 => session.clone().prop_map(Op::Complete),
         1 => session.clone().prop_map(Op::Fail),
-        1 => session.clone().prop_map(Op::Refuse),
+        2 => (session.clone(), step(), fault()).prop_map(|(s, k, f)| Op::Spoil(s, k, f)),
+        1 => (session.clone(), fault()).prop_map(|(s, f)| Op::SpoilTask(s, f)),
         1 => session.prop_map(Op::Lose),
         1 => Just(Op::Drain),
     ]
@@ -64,7 +123,11 @@ struct Reference<'a> {
     bed: &'a Bed,
     task: &'a CallableHandle,
     entries: Vec<Entry>,
+    /// With the index of the owner.
+    exports: Vec<(RemoteExport, usize)>,
     lost: [bool; SESSIONS],
+    /// What is about to go wrong at a session.
+    spoilt: [Option<(Step, Fault)>; SESSIONS],
 }
 
 impl Reference<'_> {
@@ -93,10 +156,11 @@ impl Reference<'_> {
         match op {
             Op::Malloc(session) => match self.worker().remote_malloc(*session as i32, 8) {
                 Ok(handle) => self.add(handle, *session, None),
-                Err(error) => self.expect_lost(&error, *session),
+                Err(error) => self.expect(&error, &[*session]),
             },
             Op::Free(index) => self.release(*index, false),
             Op::Release(index) => self.release(*index, true),
+            Op::Export(index) => self.export(*index),
             Op::Import(index, session) => self.import(*index, *session),
             Op::Task(handles, tag) => self.submit(o, handles, Tag::ALL[*tag]),
             Op::Copy(to, from) => self.copy(o, *to, *from),
@@ -107,11 +171,10 @@ impl Reference<'_> {
                     remote.fail(task.ticket, "as asked");
                 }
             }
-            Op::Refuse(session) => self.refuse_next(*session),
+            Op::Spoil(session, step, fault) => self.spoil(*session, *step, *fault),
+            Op::SpoilTask(session, fault) => self.spoil_task(*session, *fault),
             Op::Lose(session) => {
-                // One session always lives.
-                if self.lost.iter().filter(|lost| **lost).count() + 1 < SESSIONS {
-                    self.lost[*session] = true;
+                if self.may_lose(*session) {
                     self.bed.remotes[*session].lose("as asked");
                 }
             }
@@ -119,21 +182,59 @@ impl Reference<'_> {
         }
     }
 
-    fn expect_lost(&self, error: &Error, session: usize) {
-        assert!(self.lost[session], "{error}");
-        assert!(matches!(error, Error::EndpointLost { .. }), "{error:?}");
+    /// A call may fail for want of a session that was lost, or because of what was spoilt on the way.
+    fn expect(&self, error: &Error, sessions: &[usize]) {
+        let lost = sessions.iter().any(|session| self.lost[*session]);
+        let spoilt = sessions.iter().any(|s| self.spoilt[*s].is_some());
+        match error {
+            Error::EndpointLost { .. } => assert!(lost, "{error}"),
+            // An importer is asked before it is known that the owner went with all its buffers.
+            Error::Remote { .. } => assert!(spoilt || lost, "{error}"),
+            error => panic!("{error:?}"),
+        }
     }
 
-    fn refuse_next(&self, session: usize) {
-        let mut armed = true;
-        self.bed.remotes[session].on_control(move |control| match control {
-            ControlRequest::Free { .. } | ControlRequest::ReleaseImport { .. }
-                if std::mem::take(&mut armed) =>
-            {
-                ControlVerdict::Refuse("as asked".into())
+    /// One session always lives. Notes that this one does not, from now on or from its next control on.
+    fn may_lose(&mut self, session: usize) -> bool {
+        let others = (0..SESSIONS).filter(|other| *other != session && self.lost[*other]);
+        if others.count() + 1 >= SESSIONS {
+            return false;
+        }
+        self.lost[session] = true;
+        true
+    }
+
+    fn spoil(&mut self, session: usize, step: Step, fault: Fault) {
+        if fault == Fault::Lose && !self.may_lose(session) {
+            return;
+        }
+        // What was made and refused is known to nobody but its session: no parent can give that back.
+        let makes = matches!(step, Step::Alloc | Step::Import);
+        let verdict = match fault {
+            Fault::Lose => ControlVerdict::Lose("as asked".into()),
+            Fault::DoAndRefuse if !makes => ControlVerdict::CarryAndRefuse("as asked".into()),
+            _ => ControlVerdict::Refuse("as asked".into()),
+        };
+        self.spoilt[session] = Some((step, fault));
+        let mut armed = Some(verdict);
+        self.bed.remotes[session].on_control(move |control| {
+            if Step::of(control) == Some(step) {
+                return armed.take().unwrap_or(ControlVerdict::Carry);
             }
-            _ => ControlVerdict::Carry,
+            ControlVerdict::Carry
         });
+    }
+
+    fn spoil_task(&mut self, session: usize, fault: Fault) {
+        if fault == Fault::Lose && !self.may_lose(session) {
+            return;
+        }
+        let mut armed = Some(match fault {
+            Fault::Lose => TaskVerdict::Lose("as asked".into()),
+            Fault::DoAndRefuse => TaskVerdict::Fail("as asked".into()),
+            Fault::Refuse => TaskVerdict::Refuse("as asked".into()),
+        });
+        self.bed.remotes[session].on_task(move |_| armed.take().unwrap_or(TaskVerdict::Hold));
     }
 
     fn release(&mut self, index: usize, import: bool) {
@@ -158,30 +259,38 @@ impl Reference<'_> {
         assert!(handle.released());
     }
 
-    fn import(&mut self, index: usize, session: usize) {
+    fn export(&mut self, index: usize) {
         let Some(index) = self.pick(index, false) else {
             return;
         };
         let owner = &self.entries[index];
-        if owner.session == session {
+        let access = AccessFlags::READ_WRITE;
+        match self.worker().remote_export(&owner.handle, 0, None, access) {
+            Ok(export) => {
+                assert!(!owner.released);
+                self.exports.push((export, index));
+            }
+            Err(Error::Handle { .. }) => assert!(owner.released),
+            Err(error) => self.expect(&error, &[owner.session]),
+        }
+    }
+
+    fn import(&mut self, index: usize, session: usize) {
+        if self.exports.is_empty() {
             return;
         }
-        let (owner_session, released) = (owner.session, owner.released);
-        let w = self.worker();
-        let export = w.remote_export(&owner.handle, 0, None, AccessFlags::READ_WRITE);
-        let import = export.and_then(|export| w.remote_import(&export, session as i32, None));
-        match import {
+        let (export, owner) = &self.exports[index % self.exports.len()];
+        let (owner, owner_session) = (*owner, self.entries[*owner].session);
+        let released = self.entries[owner].released;
+        match self.worker().remote_import(export, session as i32, None) {
             Ok(handle) => {
-                assert!(!released);
-                self.add(handle, session, Some(index));
+                assert!(!released && owner_session != session);
+                self.add(handle, session, Some(owner));
             }
+            // A session uses its own buffers by the owner's handle.
+            Err(Error::Argument { .. }) => assert_eq!(owner_session, session),
             Err(Error::Handle { .. }) => assert!(released),
-            Err(Error::EndpointLost { .. }) => {
-                assert!(self.lost[session] || self.lost[owner_session]);
-            }
-            // The owner's buffers went with it, and the importer was asked before that was known.
-            Err(Error::Remote { .. }) => assert!(self.lost[owner_session]),
-            Err(error) => panic!("{error:?}"),
+            Err(error) => self.expect(&error, &[session, owner_session]),
         }
     }
 
@@ -244,8 +353,14 @@ impl Reference<'_> {
     /// Ends every task, sends again what was refused, and compares.
     fn drain(&mut self) {
         let deadline = Instant::now() + PATIENCE;
-        for remote in &self.bed.remotes {
+        for (session, remote) in self.bed.remotes.iter().enumerate() {
+            // A loss that has not happened yet happens now.
+            if self.lost[session] {
+                remote.lose("as asked");
+            }
             remote.carry_controls();
+            remote.hold_tasks();
+            self.spoilt[session] = None;
         }
         let unfinished = || {
             let progress = self.worker().progress();
@@ -314,7 +429,7 @@ impl Reference<'_> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn r_113_r_117_buffers_live_exactly_as_long_as_they_are_needed(
@@ -329,7 +444,9 @@ proptest! {
                 bed: &bed,
                 task: &task,
                 entries: Vec::new(),
+                exports: Vec::new(),
                 lost: [false; SESSIONS],
+                spoilt: [None; SESSIONS],
             };
             for op in &ops {
                 reference.apply(o, op);

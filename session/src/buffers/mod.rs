@@ -90,6 +90,15 @@ pub enum BufferError {
         /// The limit.
         limit: u64,
     },
+    /// The buffer lies in memory of this session alone (R-124).
+    #[error(
+        "/dev/shm had no room for buffer {buffer} when it was made, so no other session can map it; \
+         make room there and allocate it anew: EXPORT_BUFFER of a private buffer"
+    )]
+    Private {
+        /// Buffer id.
+        buffer: u64,
+    },
     /// The profile is not one that this session has.
     #[error("{got:?} was asked for: {control} transport_profile is not supported by sim")]
     Profile {

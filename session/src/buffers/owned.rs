@@ -140,7 +140,10 @@ impl Owned {
         let control = ControlName::ExportBuffer;
         let buffer = self.get(control, id, generation)?;
         let name = buffer.region.publish_as(&self.name_prefix);
-        let name = name.map_err(|source| BufferError::Memory { control, source })?;
+        let name = name.map_err(|source| match source {
+            MemoryError::NotPublishable => BufferError::Private { buffer: id.0 },
+            source => BufferError::Memory { control, source },
+        })?;
         self.exports += 1;
         Ok((ExportId(self.exports), name))
     }

@@ -1,7 +1,7 @@
 //! Remote buffers of fake sessions, over memory of this process.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use echelon_wire::buffer::{AccessFlags, AddressSpace, RemoteTensorDesc};
@@ -65,6 +65,8 @@ pub(super) struct Buffers {
     world: Arc<FakeWorld>,
     owned: HashMap<BufferKey, HostMemory>,
     imports: HashMap<ImportId, Window>,
+    /// Imports that were released: doing so again is harmless.
+    released: HashSet<(ImportId, WorkerId, BufferKey)>,
     next: u64,
 }
 
@@ -75,6 +77,7 @@ impl Buffers {
             world,
             owned: HashMap::new(),
             imports: HashMap::new(),
+            released: HashSet::new(),
             next: 0,
         }
     }
@@ -340,12 +343,14 @@ impl Buffers {
                 "{name}: {import:?} was released while a task uses it"
             ));
         }
-        // As a v1 session: an unknown import is an error, unlike an unknown buffer (slr3-v1 §5).
+        // An unknown import is an error, unlike an unknown buffer (slr3-v1 §5).
         match self.imports.remove(&import) {
             Some(window) if (window.owner, window.key) == (owner, key) => {
                 self.forget_import(&window);
+                self.released.insert((import, owner, key));
                 Ok(ControlReply::Done)
             }
+            None if self.released.contains(&(import, owner, key)) => Ok(ControlReply::Done),
             _ => Err(ControlFailure::Refused(format!("there is no {import:?}"))),
         }
     }
