@@ -27,6 +27,7 @@ pub mod error;
 pub mod frame;
 pub mod id;
 pub mod limits;
+pub mod order;
 pub mod task;
 pub mod tensor;
 
@@ -37,7 +38,8 @@ pub use codec::{Decode, Encode, Reader, Writer};
 pub use error::{DecodeError, EncodeError, RuleViolation};
 pub use frame::{
     decode_frame, encode_frame, truncate_utf8, Completion, Control, ControlName, ControlReply,
-    FailureKind, Features, Frame, FrameHeader, FrameType, Hello, ReadyState, TimedCompletion,
+    Credits, FailureKind, Features, Frame, FrameHeader, FrameType, Hello, ReadyState,
+    TimedCompletion,
 };
 pub use id::{BufferId, ExportId, Generation, ImportId, Sequence, SessionId, WorkerId};
 pub use task::{Carrier, TaskArgsWire, TaskPayload};

@@ -9,6 +9,10 @@ pub const HEADER_BYTES: usize = 40;
 /// Bytes of one frame payload (16 MiB): what a receiver may have to hold at once for one frame.
 pub const MAX_PAYLOAD_BYTES: u32 = 16 * 1024 * 1024;
 
+/// Smallest frame limit (payload bytes, 64 KiB) that a session may announce: below it not even a control with its longest texts
+/// would fit.
+pub const MIN_FRAME_LIMIT_BYTES: u32 = 64 * 1024;
+
 /// Bytes of a general string (profile in HELLO, prefix in CallConfig).
 pub const MAX_STRING_BYTES: u32 = 1024;
 

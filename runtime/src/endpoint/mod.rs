@@ -273,6 +273,8 @@ pub struct EndpointInfo {
     pub shares_memory: bool,
     /// Session id of a remote endpoint.
     pub session: Option<u64>,
+    /// Payload bytes of one frame to or from a remote endpoint: what a step of a copy may move.
+    pub frame_bytes: u32,
 }
 
 /// The endpoint is lost; `poll_event` says why.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded, Receiver, Sender};
 use echelon_wire::callable::Digest;
+use echelon_wire::limits::MAX_PAYLOAD_BYTES;
 
 use super::{
     ControlFailure, ControlReply, ControlRequest, Endpoint, EndpointEvent, EndpointGone,
@@ -191,6 +192,7 @@ impl Endpoint for ThreadEndpoint {
             capacity: CAPACITY,
             shares_memory: true,
             session: None,
+            frame_bytes: MAX_PAYLOAD_BYTES,
         }
     }
 

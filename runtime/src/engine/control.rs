@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use echelon_wire::limits::MAX_PAYLOAD_BYTES;
+
 use super::record::{ControlCell, Flight, Undo};
 use super::{Core, Engine, WaitEnd};
 use crate::buffer::RemoteBuffer;
@@ -37,6 +39,13 @@ impl Engine {
     ) -> Result<ControlReply, Error> {
         let cell = self.send_control(endpoint, request, Some(pin))?;
         self.await_control(endpoint, what, cell, None)
+    }
+
+    /// Payload bytes of a frame that an endpoint takes.
+    pub(crate) fn frame_bytes(&self, endpoint: EndpointId) -> u32 {
+        let core = self.core.lock();
+        core.slot(endpoint)
+            .map_or(MAX_PAYLOAD_BYTES, |slot| slot.info.frame_bytes)
     }
 
     /// Sends a control; the cell gets the answer.

@@ -2,7 +2,7 @@
 //!
 //! Two remote sides go through the parent (design §15.19). A copy takes no task slot of any endpoint.
 
-use echelon_wire::limits::{MAX_COPY_FROM_BYTES, MAX_COPY_TO_BYTES};
+use echelon_wire::limits::{MAX_COPY_FROM_BYTES, MAX_COPY_TO_BYTES, MAX_PAYLOAD_BYTES};
 
 use super::record::{Flight, Work};
 use super::Core;
@@ -13,13 +13,15 @@ use crate::graph::{EndpointId, Event, MemberResult, TaskId};
 use crate::memory::HostMemory;
 use crate::trace::{now_ns, TraceEvent};
 
-/// Most bytes a step moves: what one COPY control takes (slr3-v1 §5, design §15.19).
-pub(crate) fn step_limit(to_remote: bool) -> u64 {
-    if to_remote {
+/// Most bytes a step moves: what one COPY control takes in a frame of `frame_bytes` (slr3-v1 §5, design §15.19, R-081).
+pub(crate) fn step_limit(to_remote: bool, frame_bytes: u32) -> u64 {
+    let limit = if to_remote {
         MAX_COPY_TO_BYTES
     } else {
         MAX_COPY_FROM_BYTES
-    }
+    };
+    // What a smaller frame is short of, a step is short of too. No lane has frames below 64 KiB.
+    limit - u64::from(MAX_PAYLOAD_BYTES - frame_bytes.min(MAX_PAYLOAD_BYTES))
 }
 
 /// A range of a buffer at its owner.
@@ -107,6 +109,8 @@ pub(crate) struct CopyJob {
     between: Option<HostMemory>,
     /// The step in flight fills `between`; the next one sends it on.
     reading: bool,
+    /// Payload bytes of a frame that both sides take.
+    frame_bytes: u32,
     started_ns: u64,
 }
 
@@ -119,13 +123,14 @@ impl CopyJob {
             done: 0,
             between: None,
             reading: false,
+            frame_bytes: MAX_PAYLOAD_BYTES,
             started_ns: 0,
         }
     }
 
     /// Most bytes of a step; a copy between two remote sides is bound by its second half.
     fn limit(&self) -> u64 {
-        step_limit(matches!(self.dst, CopySide::Remote(_)))
+        step_limit(matches!(self.dst, CopySide::Remote(_)), self.frame_bytes)
     }
 
     /// Where the next step goes; `None` when it needs no endpoint.
@@ -205,6 +210,14 @@ impl Core {
     pub(crate) fn start_copy(&mut self, task: TaskId) -> Option<Event> {
         if let Some(Work::Copy(job)) = self.records.get_mut(&task).map(|record| &mut record.work) {
             job.started_ns = now_ns();
+            for side in [&job.dst, &job.src] {
+                let CopySide::Remote(range) = side else {
+                    continue;
+                };
+                let slot = self.endpoints.get(range.endpoint.0 as usize);
+                let frame_bytes = slot.map_or(MAX_PAYLOAD_BYTES, |slot| slot.info.frame_bytes);
+                job.frame_bytes = job.frame_bytes.min(frame_bytes);
+            }
         }
         self.next_copy_step(task)
     }

@@ -9,7 +9,7 @@ use echelon_wire::bootstrap::{
     frame_json, json_len, DaemonReply, Manifest, ManifestError, SessionPorts,
 };
 use echelon_wire::error::DecodeError;
-use echelon_wire::frame::{decode_frame, Features, FrameHeader};
+use echelon_wire::frame::{decode_frame, Credits, Features, FrameHeader};
 use echelon_wire::limits::HEADER_BYTES;
 use rustix::event::PollFlags;
 
@@ -84,6 +84,7 @@ pub(super) struct Connected {
     pub(super) command: PlainChannel,
     pub(super) health: PlainChannel,
     pub(super) features: Features,
+    pub(super) credits: Credits,
     pub(super) pid: u32,
 }
 
@@ -103,12 +104,13 @@ pub(super) fn establish(
         connect(at, unacknowledged, until).map_err(|source| StartError::Connect { what, source })
     };
     let command = dial("the command lane", command_at)?;
-    let features = read_hello(&command, manifest, until)?;
+    let (features, credits) = read_hello(&command, manifest, until)?;
     let health = dial("the health lane", health_at)?;
     Ok(Connected {
         command,
         health,
         features,
+        credits,
         pid,
     })
 }
@@ -172,7 +174,7 @@ fn read_hello(
     channel: &PlainChannel,
     manifest: &Manifest,
     until: &Until,
-) -> Result<Features, StartError> {
+) -> Result<(Features, Credits), StartError> {
     const WHAT: &str = "HELLO";
     let mut header = [0; HEADER_BYTES];
     read_exact(channel, &mut header, WHAT, until)?;

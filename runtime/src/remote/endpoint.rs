@@ -5,15 +5,16 @@ use std::time::{Duration, Instant};
 
 use echelon_wire::bootstrap::Manifest;
 use echelon_wire::buffer::{AddressSpace, RemoteTensorDesc};
-use echelon_wire::frame::{Features, FrameType};
+use echelon_wire::frame::Features;
 use echelon_wire::id::{BufferId, Generation, WorkerId};
 use echelon_wire::limits::MAX_INLINE_BYTES;
+use echelon_wire::order::Scope;
 use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
 
 use super::connect::{establish, StartError};
 use super::health::{HealthMonitor, HealthThread};
 use super::lane::{Lane, LaneThread, Ring};
-use super::requests::{encode, Expected};
+use super::requests::encode;
 use super::spec::RemoteWorkerSpec;
 use super::state::{LaneConfig, Request};
 use crate::channel::{Channel, Until};
@@ -33,6 +34,7 @@ pub struct RemoteEndpoint {
     session: u64,
     pid: u32,
     features: Features,
+    frame_bytes: u32,
     lane: Arc<Lane>,
     thread: LaneThread,
     health: HealthThread,
@@ -60,7 +62,7 @@ impl RemoteEndpoint {
             worker,
             features: connected.features,
             timeout,
-            in_flight_limit: 1,
+            credits: connected.credits,
         };
         let command: Box<dyn Channel> = Box::new(connected.command);
         let (lane, mut thread) =
@@ -76,12 +78,14 @@ impl RemoteEndpoint {
             }
         };
         let (features, pid) = (connected.features, connected.pid);
+        let frame_bytes = config.credits.max_frame_bytes;
         Ok(Self {
             name,
             worker,
             session: session.0,
             pid,
             features,
+            frame_bytes,
             lane,
             thread,
             health,
@@ -102,7 +106,8 @@ impl RemoteEndpoint {
         }
     }
 
-    fn payload(&self, task: &OutboundTask<'_>) -> Result<Vec<u8>, String> {
+    /// The bytes of a task, and what it may overtake.
+    fn encode_task(&self, task: &OutboundTask<'_>) -> Result<(Vec<u8>, Scope), String> {
         let mut inline = Vec::new();
         let carrier = Carrier::Wire(self.features);
         let mut args = TaskArgsWire {
@@ -120,12 +125,19 @@ impl RemoteEndpoint {
         }
         args.inline = inline.into();
         args.check_extents().map_err(|error| error.to_string())?;
+        let scope = if self.features.contains(Features::CONCURRENT_CONTROL) {
+            Scope::of_task(args.sidecars.iter().flatten())
+        } else {
+            Scope::IN_ORDER
+        };
         let payload = TaskPayload {
             digest: task.callable.digest,
             config: task.config.clone(),
             args,
         };
-        payload.to_bytes(carrier).map_err(|error| error.to_string())
+        let bytes = payload.to_bytes(carrier);
+        let bytes = bytes.map_err(|error| error.to_string())?;
+        Ok((bytes, scope))
     }
 }
 
@@ -180,33 +192,23 @@ impl Endpoint for RemoteEndpoint {
             capacity: 1,
             shares_memory: false,
             session: Some(self.session),
+            frame_bytes: self.frame_bytes,
         }
     }
 
     fn submit(&mut self, ticket: Ticket, task: &OutboundTask<'_>) -> Result<(), SubmitError> {
-        let payload = self.payload(task).map_err(SubmitError::Refused)?;
-        let request = Request {
-            ticket,
-            frame_type: FrameType::Task,
-            payload,
-            expected: Expected::Task,
-        };
+        let (payload, scope) = self.encode_task(task).map_err(SubmitError::Refused)?;
         self.lane
-            .send(request)
+            .send(Request::task(ticket, payload, scope))
             .map_err(|reason| self.gone(reason).into())
     }
 
     fn control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<(), EndpointGone> {
         let request = match encode(self.worker, self.features, request) {
-            Ok(outgoing) => Request {
-                ticket,
-                frame_type: FrameType::Control,
-                payload: outgoing.payload,
-                expected: Expected::Control {
-                    name: outgoing.name,
-                    reply: outgoing.reply,
-                },
-            },
+            Ok(outgoing) => {
+                let scope = outgoing.scope(self.features);
+                Request::control(ticket, outgoing, scope)
+            }
             Err(mut failure) => {
                 if let ControlFailure::Unsupported { worker, .. } = &mut failure {
                     worker.clone_from(&self.name);

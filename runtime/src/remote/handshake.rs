@@ -1,9 +1,8 @@
 //! HELLO: the session speaks first, and only a READY one of the right identity is used (slr3-v1 §4.1, R-013). Pure.
 
 use echelon_wire::bootstrap::Manifest;
-use echelon_wire::codec::Decode;
 use echelon_wire::error::DecodeError;
-use echelon_wire::frame::{Features, Frame, FrameType, Hello};
+use echelon_wire::frame::{Credits, Features, Frame, FrameType, Hello};
 
 /// Why a session is not used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,15 +15,20 @@ pub enum HandshakeError {
     Decode(#[from] DecodeError),
 }
 
-/// The extensions in use after a HELLO that fits the manifest. A peer that knows only version 1 accepts none.
-pub(crate) fn accept(manifest: &Manifest, frame: &Frame<'_>) -> Result<Features, HandshakeError> {
+/// The extensions in use after a HELLO that fits the manifest, and how much may be unanswered. A peer that knows only version 1
+/// accepts none, and takes one command at a time.
+pub(crate) fn accept(
+    manifest: &Manifest,
+    frame: &Frame<'_>,
+) -> Result<(Features, Credits), HandshakeError> {
     if frame.header.frame_type != FrameType::Hello {
         return Err(HandshakeError::NotHello(frame.header.frame_type));
     }
-    let hello = Hello::decode(frame.payload)?;
-    hello.expect(manifest.session(), manifest.worker(), &manifest.transport)?;
     let offered = Features::from_names(manifest.feature_flags.iter().map(String::as_str));
-    Ok(offered.accept(hello.feature_flags)?)
+    let (hello, credits) = Hello::decode_with(frame.payload, offered)?;
+    hello.expect(manifest.session(), manifest.worker(), &manifest.transport)?;
+    let features = offered.accept(hello.feature_flags)?;
+    Ok((features, credits.unwrap_or(Credits::ONE)))
 }
 
 #[cfg(test)]
@@ -38,7 +42,8 @@ mod tests {
     use super::*;
 
     fn manifest() -> Manifest {
-        let feature_flags = vec!["timed_completion".into()];
+        let feature_flags = ["timed_completion", "pipelining", "concurrent_control"];
+        let feature_flags = feature_flags.map(str::to_owned).to_vec();
         Manifest {
             session_id: 7,
             worker_id: 3,
@@ -59,8 +64,16 @@ mod tests {
     }
 
     fn check(hello: &Hello<'_>) -> Result<Features, HandshakeError> {
+        check_with(hello, None).map(|(features, _)| features)
+    }
+
+    fn check_with(
+        hello: &Hello<'_>,
+        credits: Option<&[u8]>,
+    ) -> Result<(Features, Credits), HandshakeError> {
         let mut writer = Writer::with_capacity(64);
         hello.encode(&mut writer).unwrap();
+        writer.raw(credits.unwrap_or_default());
         let bytes = encode_frame(
             FrameType::Hello,
             SessionId(7),
@@ -109,7 +122,7 @@ mod tests {
             Features::TIMED_COMPLETION
         );
         assert!(check(&Hello {
-            feature_flags: Features::PIPELINING.bits(),
+            feature_flags: Features::LOGS.bits(),
             ..hello()
         })
         .is_err());
@@ -118,5 +131,48 @@ mod tests {
             ..hello()
         })
         .is_err());
+    }
+
+    /// the frame limit of a session is kept, or the session is refused with the field's name; `concurrent_control` does not
+    /// come alone.
+    #[test]
+    fn r_081_credits_come_with_pipelining() {
+        let pipelining = Hello {
+            feature_flags: Features::PIPELINING.bits(),
+            ..hello()
+        };
+        let both = Features::PIPELINING.union(Features::CONCURRENT_CONTROL);
+        let credits = Credits {
+            max_commands: 5,
+            max_bytes: 1 << 20,
+            max_frame_bytes: 1 << 18,
+        };
+        let bytes = credits.to_bytes().unwrap();
+        let accepted = check_with(&pipelining, Some(&bytes)).unwrap();
+        assert_eq!(accepted, (Features::PIPELINING, credits));
+        let concurrent = Hello {
+            feature_flags: both.bits(),
+            ..hello()
+        };
+        assert_eq!(
+            check_with(&concurrent, Some(&bytes)).unwrap(),
+            (both, credits)
+        );
+        assert_eq!(
+            check_with(&hello(), None).unwrap(),
+            (Features::NONE, Credits::ONE)
+        );
+        let alone = Hello {
+            feature_flags: Features::CONCURRENT_CONTROL.bits(),
+            ..hello()
+        };
+        let refused = |hello: &Hello<'_>, credits: Option<&[u8]>| {
+            check_with(hello, credits).unwrap_err().to_string()
+        };
+        assert!(refused(&alone, None).contains("needs pipelining"));
+        assert!(refused(&pipelining, None).contains("HELLO.max_commands"));
+        let mut impossible = bytes.clone();
+        impossible[12..].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(refused(&pipelining, Some(&impossible)).contains("HELLO.max_frame_bytes"));
     }
 }

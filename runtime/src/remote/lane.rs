@@ -244,9 +244,10 @@ impl Lane {
             session,
             worker,
             features,
+            credits,
             ..
         } = self.config;
-        let mut reader = FrameReader::new(session, worker, features);
+        let mut reader = FrameReader::new(session, worker, features, credits.max_frame_bytes);
         loop {
             match self.turn(&mut reader) {
                 Ok(None) => return,

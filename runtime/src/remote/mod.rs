@@ -23,4 +23,4 @@ pub use health::{HealthMonitor, Verdict};
 pub use spec::{RemoteWorkerSpec, SpecError};
 
 /// Extensions that this parent can use; offered in the manifest.
-pub(crate) const OFFERED: [&str; 3] = ["timed_completion", "float64", "task_tags"];
+pub(crate) const OFFERED: [&str; 4] = ["pipelining", "timed_completion", "float64", "task_tags"];

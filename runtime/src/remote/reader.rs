@@ -18,6 +18,8 @@ pub(crate) struct FrameReader {
     session: SessionId,
     worker: WorkerId,
     features: Features,
+    /// Payload bytes of a frame.
+    limit: u32,
     header: [u8; HEADER_BYTES],
     /// Header bytes that are there.
     have: usize,
@@ -34,11 +36,17 @@ pub(crate) struct FrameReader {
 
 impl FrameReader {
     /// A reader that takes frames of one session and worker only.
-    pub(crate) fn new(session: SessionId, worker: WorkerId, features: Features) -> Self {
+    pub(crate) fn new(
+        session: SessionId,
+        worker: WorkerId,
+        features: Features,
+        limit: u32,
+    ) -> Self {
         Self {
             session,
             worker,
             features,
+            limit,
             header: [0; HEADER_BYTES],
             have: 0,
             known: None,
@@ -75,7 +83,7 @@ impl FrameReader {
     ///
     /// # Errors
     /// [`DecodeError`] as soon as the header is there and wrong, before anything is allocated for a payload (R-068, R-069,
-    ///
+    ///
     pub(crate) fn took(
         &mut self,
         count: usize,
@@ -89,6 +97,13 @@ impl FrameReader {
             }
             let header = FrameHeader::decode_with(&self.header, self.features)?;
             header.expect_identity(self.session, self.worker)?;
+            if header.payload_bytes > self.limit {
+                return Err(DecodeError::TooLong {
+                    field: "frame.payload_bytes",
+                    got: header.payload_bytes.into(),
+                    limit: self.limit.into(),
+                });
+            }
             self.known = Some(header);
         } else {
             self.filled += count;
@@ -138,7 +153,11 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(3);
 
     fn reader() -> FrameReader {
-        FrameReader::new(SessionId(7), WorkerId(3), Features::NONE)
+        limited(MAX_PAYLOAD_BYTES)
+    }
+
+    fn limited(limit: u32) -> FrameReader {
+        FrameReader::new(SessionId(7), WorkerId(3), Features::NONE, limit)
     }
 
     fn frame(sequence: u64, payload: &[u8]) -> Vec<u8> {
@@ -224,6 +243,28 @@ mod tests {
             .unwrap()
             .is_empty());
         assert!(silent.payload.capacity() < 2 * FIRST_PIECE);
+    }
+
+    /// a frame over the limit that both agreed on is refused before its buffer exists.
+    #[test]
+    fn r_081_the_agreed_limit_is_kept() {
+        let limit = 100_000;
+        let mut reader = limited(limit);
+        let fits = frame(1, &vec![0; limit as usize]);
+        assert_eq!(
+            feed(&mut reader, &fits, &[4096], Instant::now())
+                .unwrap()
+                .len(),
+            1
+        );
+        let mut reader = limited(limit);
+        let over = frame(1, &vec![0; limit as usize + 1]);
+        let error = feed(&mut reader, &over, &[40], Instant::now()).unwrap_err();
+        assert!(
+            matches!(error, DecodeError::TooLong { limit: 100_000, .. }),
+            "{error}"
+        );
+        assert_eq!(reader.payload.capacity(), 0);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use echelon_wire::frame::control::transfer::{
 use echelon_wire::frame::{Control, ControlName, Features};
 use echelon_wire::id::{ImportId, WorkerId};
 use echelon_wire::limits::{MAX_COPY_FROM_BYTES, MAX_COPY_TO_BYTES};
+use echelon_wire::order::Scope;
 
 use crate::callable::{Callable, CallableSource};
 use crate::endpoint::{
@@ -163,6 +164,19 @@ pub(crate) struct Outgoing {
     pub(crate) name: ControlName,
     pub(crate) payload: Vec<u8>,
     pub(crate) reply: ReplyKind,
+}
+
+impl Outgoing {
+    /// What it may overtake.
+    pub(crate) fn scope(&self, features: Features) -> Scope {
+        if !features.contains(Features::CONCURRENT_CONTROL) {
+            return Scope::IN_ORDER;
+        }
+        // It was encoded a moment ago.
+        Control::decode_with(&self.payload, features).map_or(Scope::IN_ORDER, |control| {
+            Scope::of_control(control.name, &control.command)
+        })
+    }
 }
 
 /// Encodes a control for the session of `worker`.

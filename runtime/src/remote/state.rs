@@ -1,7 +1,7 @@
 //! The command lane as pure code: one ordered queue of requests, what is in flight, the bytes on their way out and in.
 //!
 //! ```text
-//! submit/control ──> queue ──> in flight (≤ limit) ──> outbox ──> socket
+//! submit/control ──> queue ──> in flight (≤ credits) ──> outbox ──> socket
 //!                                  │ reply matched by sequence, name, version
 //! socket ──> FrameReader ──> frame ──> event
 //! ```
@@ -16,14 +16,18 @@ use std::time::{Duration, Instant};
 use echelon_wire::codec::Decode;
 use echelon_wire::error::{DecodeError, EncodeError};
 use echelon_wire::frame::{
-    Completion, ControlReply as ReplyFrame, Features, Frame, FrameHeader, FrameType,
+    Completion, ControlReply as ReplyFrame, Credits, Features, Frame, FrameHeader, FrameType,
     TimedCompletion,
 };
 use echelon_wire::id::{Sequence, SessionId, WorkerId};
+use echelon_wire::order::Scope;
 use smallvec::SmallVec;
 
-use super::requests::Expected;
+use super::requests::{Expected, Outgoing};
 use crate::endpoint::{ControlFailure, EndpointEvent, TaskFailure, TaskReport, Ticket};
+use flights::{Flight, Flights};
+
+mod flights;
 
 /// Payloads up to this many bytes share a piece of the outbox with their header; larger ones are not copied.
 const JOINED_BYTES_MAX: usize = 4096;
@@ -56,15 +60,40 @@ pub(crate) struct Request {
     pub(crate) ticket: Ticket,
     pub(crate) frame_type: FrameType,
     pub(crate) payload: Vec<u8>,
+    /// Length of the payload, which goes into the outbox before the rest goes into flight.
+    payload_bytes: u64,
     pub(crate) expected: Expected,
+    /// What it may overtake.
+    scope: Scope,
 }
 
-struct InFlight {
-    ticket: Ticket,
-    sequence: Sequence,
-    expected: Expected,
-    /// When its last byte was written; a control is to be answered from then on.
-    sent: Option<Instant>,
+impl Request {
+    pub(crate) fn task(ticket: Ticket, payload: Vec<u8>, scope: Scope) -> Self {
+        Self {
+            ticket,
+            frame_type: FrameType::Task,
+            payload_bytes: payload.len() as u64,
+            payload,
+            expected: Expected::Task,
+            scope,
+        }
+    }
+
+    pub(crate) fn control(ticket: Ticket, outgoing: Outgoing, scope: Scope) -> Self {
+        let Outgoing {
+            name,
+            payload,
+            reply,
+        } = outgoing;
+        Self {
+            ticket,
+            frame_type: FrameType::Control,
+            payload_bytes: payload.len() as u64,
+            payload,
+            expected: Expected::Control { name, reply },
+            scope,
+        }
+    }
 }
 
 /// Identity and bounds of a lane.
@@ -75,8 +104,8 @@ pub(crate) struct LaneConfig {
     pub(crate) features: Features,
     /// Bound of an answer to a control, of a write, and of a whole frame.
     pub(crate) timeout: Duration,
-    /// Requests in flight: 1 towards version 1.
-    pub(crate) in_flight_limit: usize,
+    /// What may be in flight: one request towards version 1.
+    pub(crate) credits: Credits,
 }
 
 /// The lane's state.
@@ -84,11 +113,14 @@ pub(crate) struct LaneState {
     config: LaneConfig,
     next_sequence: u64,
     queue: VecDeque<Request>,
-    in_flight: VecDeque<InFlight>,
+    in_flight: Flights,
     /// What is to be written, in order; none is empty.
     outbox: VecDeque<Vec<u8>>,
     /// Bytes of the first piece that are written.
     written: usize,
+    /// Bytes that ever went into the outbox, and those of them that were written.
+    appended_total: u64,
+    written_total: u64,
     /// Since when the outbox has not moved.
     write_begun: Option<Instant>,
     pub(crate) events: VecDeque<EndpointEvent>,
@@ -100,45 +132,53 @@ impl LaneState {
             config,
             next_sequence: 1,
             queue: VecDeque::new(),
-            in_flight: VecDeque::new(),
+            in_flight: Flights::new(config.credits),
             outbox: VecDeque::new(),
             written: 0,
+            appended_total: 0,
+            written_total: 0,
             write_begun: None,
             events: VecDeque::new(),
         }
     }
 
-    /// Appends a request; it is put into the outbox when its turn has come.
-    pub(crate) fn enqueue(&mut self, request: Request, now: Instant) {
-        self.queue.push_back(request);
-        self.advance(now);
-    }
-
-    /// Fills the outbox as far as the limit of requests in flight allows.
+    /// Fills the outbox as far as the session gave credit. Waiting for credit has no deadline: a task may run for ever.
     fn advance(&mut self, now: Instant) {
-        while self.in_flight.len() < self.config.in_flight_limit {
-            let Some(request) = self.queue.pop_front() else {
+        while let Some(next) = self.queue.front() {
+            if !self.in_flight.have_credit(next.payload.len()) {
+                return;
+            }
+            let Some(mut request) = self.queue.pop_front() else {
                 return;
             };
             let sequence = Sequence(self.next_sequence);
-            match self.append(request.frame_type, sequence, request.payload, now) {
+            let payload = std::mem::take(&mut request.payload);
+            match self.append(request.frame_type, sequence, payload, now) {
                 Ok(()) => {
                     self.next_sequence += 1;
-                    let Request {
-                        ticket, expected, ..
-                    } = request;
-                    self.in_flight.push_back(InFlight {
-                        ticket,
-                        sequence,
-                        expected,
-                        sent: None,
-                    });
+                    self.in_flight.push(request, sequence, self.appended_total);
                 }
                 Err(error) => self
                     .events
                     .push_back(request.expected.refused(request.ticket, error.to_string())),
             }
         }
+    }
+
+    /// Appends a request; it is put into the outbox when its turn has come. One that no frame of this lane holds is refused at once
+    /// (R-081).
+    pub(crate) fn enqueue(&mut self, request: Request, now: Instant) {
+        let limit = self.config.credits.max_frame_bytes;
+        if request.payload_bytes > limit.into() {
+            let text = format!(
+                "{} bytes in one frame, limit {limit}; send less in one task, and larger data by buffers",
+                request.payload_bytes
+            );
+            let refused = request.expected.refused(request.ticket, text);
+            return self.events.push_back(refused);
+        }
+        self.queue.push_back(request);
+        self.advance(now);
     }
 
     fn append(
@@ -156,6 +196,7 @@ impl LaneState {
             payload.len(),
         )?;
         let mut head = header.to_array()?.to_vec();
+        self.appended_total += (head.len() + payload.len()) as u64;
         if payload.len() <= JOINED_BYTES_MAX {
             head.extend_from_slice(&payload);
             self.outbox.push_back(head);
@@ -189,6 +230,8 @@ impl LaneState {
     /// So many bytes of [`Self::unwritten`] were written.
     pub(crate) fn wrote(&mut self, count: usize, now: Instant) {
         self.written += count;
+        self.written_total += count as u64;
+        self.in_flight.written(self.written_total, now);
         while let Some(piece) = self.outbox.front().map(Vec::len) {
             if self.written < piece {
                 self.write_begun = Some(now);
@@ -198,20 +241,17 @@ impl LaneState {
             self.outbox.pop_front();
         }
         self.write_begun = None;
-        for request in &mut self.in_flight {
-            request.sent.get_or_insert(now);
-        }
     }
 
     /// A frame came: what it answers becomes an event, and the next request goes into the outbox.
     pub(crate) fn on_frame(&mut self, frame: &Frame<'_>, now: Instant) -> Result<(), LaneError> {
-        let event = self.answered(frame)?;
+        let event = self.answered(frame, now)?;
         self.events.push_back(event);
         self.advance(now);
         Ok(())
     }
 
-    fn answered(&mut self, frame: &Frame<'_>) -> Result<EndpointEvent, LaneError> {
+    fn answered(&mut self, frame: &Frame<'_>, now: Instant) -> Result<EndpointEvent, LaneError> {
         let kind = frame.header.frame_type;
         if !matches!(
             kind,
@@ -219,17 +259,7 @@ impl LaneState {
         ) {
             return Err(LaneError::Direction(kind));
         }
-        let is_reply = kind == FrameType::ControlReply;
-        let fits = self
-            .in_flight
-            .front()
-            .is_some_and(|request| request.expected.is_control() == is_reply);
-        let Some(request) = self.in_flight.pop_front().filter(|_| fits) else {
-            return Err(LaneError::Unasked(kind));
-        };
-        if frame.header.sequence != request.sequence {
-            return Err(out_of_order(frame.header.sequence, request.sequence));
-        }
+        let request = self.in_flight.take(kind, frame.header.sequence, now)?;
         Ok(match kind {
             FrameType::ControlReply => self.on_reply(request, frame.payload)?,
             FrameType::Completion => {
@@ -265,9 +295,9 @@ impl LaneState {
         })
     }
 
-    fn on_reply(&self, request: InFlight, payload: &[u8]) -> Result<EndpointEvent, LaneError> {
+    fn on_reply(&self, request: Flight, payload: &[u8]) -> Result<EndpointEvent, LaneError> {
         let reply = ReplyFrame::decode_with(payload, self.config.features)?;
-        let InFlight {
+        let Flight {
             ticket,
             sequence,
             expected,
@@ -312,24 +342,14 @@ impl LaneState {
 
     fn owed(&self) -> impl Iterator<Item = (Instant, LaneError)> + '_ {
         let limit = self.config.timeout;
-        let answer = self.in_flight.front().and_then(|request| {
-            let Expected::Control { name, .. } = &request.expected else {
-                return None;
-            };
-            request.sent.map(|sent| {
-                (
-                    sent,
-                    LaneError::Silent {
-                        what: name.name(),
-                        limit,
-                    },
-                )
-            })
+        let answers = self.in_flight.owed().map(move |(since, name)| {
+            let what = name.name();
+            (since, LaneError::Silent { what, limit })
         });
         let write = self
             .write_begun
             .map(|begun| (begun, LaneError::Stalled(limit)));
-        [answer, write].into_iter().flatten()
+        answers.chain(write)
     }
 }
 
@@ -343,5 +363,7 @@ fn failure_of(error_code: i32, message: &str) -> Option<TaskFailure> {
     })
 }
 
+#[cfg(test)]
+mod pipelined;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use echelon_wire::callable::Digest;
 use echelon_wire::id::WorkerId;
+use echelon_wire::limits::MAX_PAYLOAD_BYTES;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::callable::Callable;
@@ -134,6 +135,7 @@ impl FakeWorld {
             capacity,
             shares_memory: worker.is_none(),
             session: worker.map(|id| 1000 + u64::from(id.unsigned_abs())),
+            frame_bytes: MAX_PAYLOAD_BYTES,
         };
         let state = State {
             shares_memory: worker.is_none(),

@@ -192,11 +192,12 @@ impl Worker {
         let CopySide::Remote(range) = CopySide::of_buffer(buffer, offset, nbytes) else {
             return Ok(());
         };
+        let frame_bytes = engine.frame_bytes(range.endpoint);
         let mut done = 0;
         loop {
             // Each step may be answered before its wait asks for the first time.
             engine.interrupt.check().map_err(|_| Error::Interrupted)?;
-            let step = (nbytes - done).min(step_limit(to));
+            let step = (nbytes - done).min(step_limit(to, frame_bytes));
             // Offsets within this process's memory fit `usize`.
             let part = host.slice(done as usize, step as usize)?;
             let (endpoint, request) = if to {

@@ -1,23 +1,20 @@
 //! The session's state and its loop: commands in order, a reply each. A failed command never ends the session (S-4).
 
 use std::collections::HashMap;
-use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use echelon_runtime::{Callable, CallableHandle, CallableHost, HostedCallable, Worker};
 use echelon_wire::bootstrap::Manifest;
 use echelon_wire::callable::Digest;
 use echelon_wire::codec::Encode;
 use echelon_wire::error::EncodeError;
-use echelon_wire::frame::{
-    encode_frame, unsupported_frame_message, Completion, Features, FrameHeader, FrameType,
-};
-use echelon_wire::id::{SessionId, WorkerId};
+use echelon_wire::frame::{unsupported_frame_message, Completion, Features, FrameType};
+use echelon_wire::id::WorkerId;
 
-use super::listen::write_all;
+use super::commands::{Answers, Commands};
+use super::line::Hand;
 use super::prestart::Prepared;
-use super::reader::{Command, CommandReader};
+use super::reader::Command;
 use crate::buffers::Buffers;
 use crate::policy::ImportPolicy;
 use crate::registry::Registry;
@@ -25,7 +22,6 @@ use crate::segments::Owner;
 
 /// Everything that belongs to one session (S-5).
 pub(crate) struct Session {
-    pub(super) session: SessionId,
     pub(super) worker_id: WorkerId,
     pub(super) host: Arc<dyn CallableHost>,
     pub(super) policy: ImportPolicy,
@@ -72,7 +68,6 @@ impl Session {
         let prefix =
             Owner::this_process().map_or_else(|| "psm_".to_owned(), |owner| owner.prefix());
         Self {
-            session: manifest.session(),
             worker_id: manifest.worker(),
             host,
             policy,
@@ -91,18 +86,19 @@ impl Session {
     /// What the connection says when a reply cannot be written.
     pub(crate) fn serve(
         &mut self,
-        reader: &CommandReader,
-        stream: &TcpStream,
+        commands: &Commands,
+        answers: &Answers,
         features: Features,
-        limit: Duration,
     ) -> std::io::Result<()> {
         self.features = features;
-        while let Some(command) = reader.next() {
-            let header = command.header;
+        while let Some((number, command)) = commands.next(Hand::Main) {
+            let sequence = command.header.sequence;
             let reply = self.handle(command).map_err(|error| {
                 std::io::Error::other(format!("a reply could not be encoded: {error}"))
             })?;
-            self.send(stream, &header, &reply, limit)?;
+            commands.answering(number);
+            answers.send(sequence, &reply)?;
+            commands.done(number);
         }
         Ok(())
     }
@@ -120,25 +116,6 @@ impl Session {
                 )
             }
         }
-    }
-
-    fn send(
-        &self,
-        stream: &TcpStream,
-        header: &FrameHeader,
-        reply: &Reply,
-        limit: Duration,
-    ) -> std::io::Result<()> {
-        let frame = encode_frame(
-            reply.frame_type,
-            self.session,
-            self.worker_id,
-            header.sequence,
-            &reply.payload,
-        );
-        let frame = frame.map_err(|error| std::io::Error::other(error.to_string()))?;
-        let deadline = Instant::now() + limit.min(Duration::from_secs(24 * 3600));
-        write_all(stream, &[&frame], deadline)
     }
 
     /// Ends the inner worker and frees every buffer.

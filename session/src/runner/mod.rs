@@ -10,9 +10,11 @@
 //! | orphan | takes what the session prints once the daemon is gone |
 
 mod command;
+mod commands;
 mod control;
 mod health;
 pub(crate) mod lifeline;
+mod line;
 mod listen;
 mod native;
 mod orphan;
@@ -30,8 +32,8 @@ use echelon_runtime::deadline::from_monotonic_ns;
 use echelon_runtime::process::take_inherited_fd;
 use echelon_runtime::{CallableHost, WorkerBuilder};
 use echelon_wire::bootstrap::{Manifest, ReadyLine, SessionPorts};
-use echelon_wire::codec::Encode as _;
-use echelon_wire::frame::{encode_frame, Features, FrameType, Hello, ReadyState};
+use echelon_wire::codec::Writer;
+use echelon_wire::frame::{encode_frame, Credits, Features, FrameType, Hello, ReadyState};
 use echelon_wire::id::Sequence;
 use echelon_wire::limits::MAX_JSON_BYTES;
 use tracing_subscriber::EnvFilter;
@@ -39,8 +41,10 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{loopback, Parsed, RunnerConfig};
 use crate::policy::ImportPolicy;
 use command::Session;
+use commands::{Answers, Commands};
 use health::{HealthLane, Pulse};
 use lifeline::{Lifeline, Verdict, Watchdog};
+use line::ANNOUNCED;
 pub use native::NativeHost;
 use orphan::OrphanOutput;
 use prestart::Prepared;
@@ -48,7 +52,8 @@ use reader::{CommandReader, Lane};
 use signals::Signals;
 
 /// Extensions that this session can serve.
-const SERVED: Features = Features::TIMED_COMPLETION
+const SERVED: Features = Features::PIPELINING
+    .union(Features::TIMED_COMPLETION)
     .union(Features::FLOAT64)
     .union(Features::TASK_TAGS);
 
@@ -228,7 +233,11 @@ impl Started {
         self.lifeline.end(Verdict::Closed);
         self.lifeline.closing();
         let verdict = self.lifeline.verdict().unwrap_or(Verdict::Closed);
-        tracing::info!(%verdict, "session ends");
+        match &verdict {
+            // A parent that breaks the contract, or a connection: somebody has to look.
+            Verdict::Broken(_) => tracing::warn!(%verdict, "session ends"),
+            _ => tracing::info!(%verdict, "session ends"),
+        }
         drop(self.health);
         if let Err(error) = self.session.close() {
             tracing::error!(%error, "the inner worker did not close");
@@ -248,36 +257,47 @@ impl Started {
             Err(error) => return self.lifeline.end(Verdict::Broken(error.to_string())),
         };
         let offered = Features::from_names(self.manifest.feature_flags.iter().map(String::as_str));
-        let features = offered.intersection(SERVED);
+        let features = offered.intersection(SERVED).usable();
+        let credits = features.contains(Features::PIPELINING).then_some(ANNOUNCED);
         let lane = Lane {
             session: self.manifest.session(),
             worker: self.manifest.worker(),
             features,
             frame_limit: limit,
         };
-        let twin = stream.try_clone();
-        let reader =
-            twin.and_then(|twin| CommandReader::start(twin, lane, Arc::clone(&self.lifeline)));
-        let reader = match reader {
-            Ok(reader) => reader,
+        let commands = Arc::new(Commands::new(credits));
+        let twins = || Ok::<_, std::io::Error>((stream.try_clone()?, stream.try_clone()?));
+        let reader = twins().and_then(|(to_read, to_write)| {
+            let (ending, filled) = (Arc::clone(&self.lifeline), Arc::clone(&commands));
+            let reader = CommandReader::start(to_read, lane, ending, filled)?;
+            Ok((reader, to_write))
+        });
+        let (reader, to_write) = match reader {
+            Ok(started) => started,
             Err(error) => return self.lifeline.end(Verdict::Broken(error.to_string())),
         };
-        if let Err(error) = self.hello(&stream, features) {
+        if let Err(error) = self.hello(&stream, features, credits) {
             // A parent that cleans up sends SHUTDOWN and is gone without having read HELLO: what it sent decides (contract
-            // §10). The reader gets what arrived, then the end.
+            // §10). The reader gets what arrived, then the end, and is joined.
             tracing::info!(%error, "HELLO could not be delivered");
             let _ = stream.shutdown(std::net::Shutdown::Both);
-            while reader.next().is_some() {}
-            return;
+            return drop(reader);
         }
-        if let Err(error) = self.session.serve(&reader, &stream, features, limit) {
+        let answers = Answers::new(to_write, lane.session, lane.worker, limit);
+        if let Err(error) = self.session.serve(&commands, &answers, features) {
             // Before the reader is dropped: it is joined, and only the end of the session wakes it when the parent is silent.
             self.lifeline.end(Verdict::Broken(error.to_string()));
+            commands.abort();
         }
     }
 
     /// The session speaks first (contract §2).
-    fn hello(&self, stream: &std::net::TcpStream, features: Features) -> std::io::Result<()> {
+    fn hello(
+        &self,
+        stream: &std::net::TcpStream,
+        features: Features,
+        credits: Option<Credits>,
+    ) -> std::io::Result<()> {
         let other =
             |error: echelon_wire::error::EncodeError| std::io::Error::other(error.to_string());
         let (session_id, worker_id) = (self.manifest.session(), self.manifest.worker());
@@ -288,13 +308,16 @@ impl Started {
             feature_flags: features.bits(),
             ready_state: ReadyState::Ready,
         };
-        let payload = hello.to_bytes().map_err(other)?;
+        let mut payload = Writer::new();
+        hello
+            .encode_with(credits.as_ref(), &mut payload)
+            .map_err(other)?;
         let frame = encode_frame(
             FrameType::Hello,
             session_id,
             worker_id,
             Sequence(0),
-            &payload,
+            payload.as_bytes(),
         )
         .map_err(other)?;
         let limit = Duration::from_secs(30).min(self.manifest.session_timeout());

@@ -3,23 +3,19 @@
 
 use std::net::TcpStream;
 use std::os::fd::AsFd as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
 use echelon_wire::frame::{Features, FrameHeader, FrameType};
 use echelon_wire::id::{SessionId, WorkerId};
-use echelon_wire::limits::{HEADER_BYTES, MAX_PAYLOAD_BYTES};
+use echelon_wire::limits::HEADER_BYTES;
+use echelon_wire::order::Scope;
 use rustix::event::PollFlags;
 
+use super::commands::Commands;
 use super::lifeline::{Lifeline, Verdict, Woken};
-
-/// Commands that may wait. A v1 parent has one in flight; what is beyond this is no command lane of ours.
-const QUEUE_FRAMES: usize = 1024;
-/// Payload bytes that may wait.
-const QUEUE_BYTES: usize = 4 * MAX_PAYLOAD_BYTES as usize;
+use super::line::Hand;
 
 /// A command.
 #[derive(Debug)]
@@ -38,43 +34,31 @@ pub(crate) struct Lane {
     pub(crate) frame_limit: Duration,
 }
 
-/// The thread and its queue; joined when it is dropped, after the session's end has begun.
+/// The thread; joined when it is dropped, after the session's end has begun.
 #[derive(Debug)]
 pub(crate) struct CommandReader {
-    queue: Receiver<Command>,
-    waiting: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl CommandReader {
-    pub(crate) fn start(
+    /// Reads into `commands`, which it closes at the end of the lane.
+    pub(super) fn start(
         stream: TcpStream,
         lane: Lane,
         lifeline: Arc<Lifeline>,
+        commands: Arc<Commands>,
     ) -> std::io::Result<Self> {
-        let (sender, queue) = crossbeam_channel::bounded(QUEUE_FRAMES);
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&waiting);
         let thread = std::thread::Builder::new()
             .name("command reader".to_owned())
             .spawn(move || {
-                let verdict = read_all(&stream, lane, &lifeline, &sender, &count);
+                let verdict = read_all(&stream, lane, &lifeline, &commands);
                 lifeline.end(verdict);
-                // The sender goes: the loop handles what is queued and then sees the end.
+                // What is queued is handled, then its end is seen.
+                commands.close();
             })?;
         Ok(Self {
-            queue,
-            waiting,
             thread: Some(thread),
         })
-    }
-
-    /// The next command; `None` when the lane has ended and everything before was taken.
-    pub(crate) fn next(&self) -> Option<Command> {
-        let command = self.queue.recv().ok()?;
-        self.waiting
-            .fetch_sub(command.payload.len(), Ordering::Relaxed);
-        Some(command)
     }
 }
 
@@ -87,13 +71,7 @@ impl Drop for CommandReader {
     }
 }
 
-fn read_all(
-    stream: &TcpStream,
-    lane: Lane,
-    lifeline: &Lifeline,
-    queue: &Sender<Command>,
-    waiting: &AtomicUsize,
-) -> Verdict {
+fn read_all(stream: &TcpStream, lane: Lane, lifeline: &Lifeline, commands: &Commands) -> Verdict {
     loop {
         let command = match read_frame(stream, lane, lifeline) {
             Ok(command) => command,
@@ -102,13 +80,8 @@ fn read_all(
         if command.header.frame_type == FrameType::Shutdown {
             return Verdict::Shutdown;
         }
-        let bytes = command.payload.len();
-        if waiting.fetch_add(bytes, Ordering::Relaxed) + bytes > QUEUE_BYTES
-            || queue.try_send(command).is_err()
-        {
-            return Verdict::Broken(format!(
-                "more than {QUEUE_FRAMES} commands or {QUEUE_BYTES} bytes wait; without pipelining a parent sends one at a time"
-            ));
+        if let Err(reason) = commands.push(command, Scope::IN_ORDER, Hand::Main) {
+            return Verdict::Broken(reason);
         }
     }
 }
@@ -181,11 +154,13 @@ mod tests {
     use echelon_wire::id::Sequence;
 
     use super::*;
+    use crate::runner::line::UNANNOUNCED;
     use crate::runner::listen::{accept, listener};
 
     struct Pair {
         peer: TcpStream,
-        reader: CommandReader,
+        _reader: CommandReader,
+        commands: Arc<Commands>,
         lifeline: Arc<Lifeline>,
     }
 
@@ -202,12 +177,23 @@ mod tests {
             features: Features::NONE,
             frame_limit,
         };
-        let reader = CommandReader::start(stream, lane, Arc::clone(&lifeline)).expect("thread");
+        let commands = Arc::new(Commands::new(None));
+        let (twin, ending) = (Arc::clone(&commands), Arc::clone(&lifeline));
+        let reader = CommandReader::start(stream, lane, ending, twin).expect("thread");
         Pair {
             peer,
-            reader,
+            _reader: reader,
+            commands,
             lifeline,
         }
+    }
+
+    /// The next command, as answered at once.
+    fn next(commands: &Commands) -> Option<Command> {
+        let (number, command) = commands.next(Hand::Main)?;
+        commands.answering(number);
+        commands.done(number);
+        Some(command)
     }
 
     fn frame(frame_type: FrameType, session: u64, sequence: u64, payload: &[u8]) -> Vec<u8> {
@@ -233,16 +219,16 @@ mod tests {
             pair.peer.write_all(&[byte]).expect("written");
         }
         drop(pair.peer);
-        let first = pair.reader.next().expect("a command");
+        let first = next(&pair.commands).expect("a command");
         assert_eq!(
             (first.header.sequence, first.payload.as_slice()),
             (Sequence(1), b"abc".as_slice())
         );
         assert_eq!(
-            pair.reader.next().expect("a command").header.sequence,
+            next(&pair.commands).expect("a command").header.sequence,
             Sequence(5)
         );
-        assert!(pair.reader.next().is_none());
+        assert!(next(&pair.commands).is_none());
         assert_eq!(pair.lifeline.verdict(), Some(Verdict::Closed));
     }
 
@@ -253,7 +239,7 @@ mod tests {
             pair.peer
                 .write_all(&frame(FrameType::Shutdown, 9, sequence, payload))
                 .expect("written");
-            assert!(pair.reader.next().is_none());
+            assert!(next(&pair.commands).is_none());
             assert_eq!(pair.lifeline.verdict(), Some(Verdict::Shutdown));
         }
     }
@@ -265,7 +251,7 @@ mod tests {
         for bytes in [frame(FrameType::Task, 8, 1, b""), garbage] {
             let mut pair = pair(LONG);
             pair.peer.write_all(&bytes).expect("written");
-            assert!(pair.reader.next().is_none());
+            assert!(next(&pair.commands).is_none());
             assert!(matches!(pair.lifeline.verdict(), Some(Verdict::Broken(_))));
         }
     }
@@ -274,7 +260,7 @@ mod tests {
     fn a_frame_that_does_not_go_on_breaks_the_lane_r_061() {
         let mut pair = pair(Duration::from_millis(1));
         pair.peer.write_all(b"SLR3").expect("written");
-        assert!(pair.reader.next().is_none());
+        assert!(next(&pair.commands).is_none());
         assert_eq!(
             pair.lifeline.verdict(),
             Some(Verdict::Broken("a frame did not arrive in time".to_owned()))
@@ -284,7 +270,7 @@ mod tests {
     #[test]
     fn a_parent_that_sends_ahead_without_end_is_cut_off() {
         let mut pair = pair(LONG);
-        for sequence in 0..=QUEUE_FRAMES as u64 {
+        for sequence in 0..=u64::from(UNANNOUNCED.max_commands) {
             pair.peer
                 .write_all(&frame(FrameType::Control, 9, sequence, b""))
                 .expect("written");

@@ -118,6 +118,15 @@ impl Features {
         Self(self.0 | other.0)
     }
 
+    /// The set without extensions that need one which is not in it.
+    #[must_use]
+    pub const fn usable(self) -> Self {
+        if self.contains(Self::PIPELINING) {
+            return self;
+        }
+        Self(self.0 & !Self::CONCURRENT_CONTROL.0)
+    }
+
     /// True when no bit is set.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
@@ -127,7 +136,7 @@ impl Features {
     /// version 1, where the bits have no meaning and are ignored.
     ///
     /// # Errors
-    /// [`DecodeError::Rule`] when the session claims an extension that was not offered.
+    /// [`DecodeError::Rule`] when the session claims an extension that was not offered, or one without what it needs.
     pub fn accept(self, hello_bits: u64) -> Result<Self, DecodeError> {
         if self.is_empty() {
             return Ok(Self::NONE);
@@ -140,7 +149,16 @@ impl Features {
             )
             .into());
         }
-        Ok(Self(hello_bits))
+        let accepted = Self(hello_bits);
+        if accepted.usable() != accepted {
+            return Err(RuleViolation::new(
+                "HELLO.feature_flags",
+                hello_bits,
+                "concurrent_control needs pipelining",
+            )
+            .into());
+        }
+        Ok(accepted)
     }
 }
 

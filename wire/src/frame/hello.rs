@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use crate::codec::{Decode, Encode, Reader, Writer};
 use crate::error::{must_not_be_negative, DecodeError, EncodeError, RuleViolation};
+use crate::frame::{Credits, Features};
 use crate::id::{SessionId, WorkerId};
 use crate::limits::{MAX_STRING_BYTES, PROTOCOL_VERSION};
 
@@ -41,7 +42,7 @@ pub struct Hello<'a> {
     pub ready_state: ReadyState,
 }
 
-impl Hello<'_> {
+impl<'a> Hello<'a> {
     fn check(&self) -> Result<(), RuleViolation> {
         if self.session_id.0 == 0 {
             return Err(RuleViolation::new(
@@ -92,6 +93,47 @@ impl Hello<'_> {
             .into());
         }
         Ok(())
+    }
+
+    /// Appends the HELLO of a session that accepted extensions: the fields of version 1, then the credits of `pipelining`.
+    ///
+    /// # Errors
+    /// As [`Encode::encode`]; [`RuleViolation`] when the credits are there without the extension, or the extension without them.
+    pub fn encode_with(
+        &self,
+        credits: Option<&Credits>,
+        writer: &mut Writer,
+    ) -> Result<(), EncodeError> {
+        let accepted = Features::from_bits(self.feature_flags);
+        if accepted.contains(Features::PIPELINING) != credits.is_some() {
+            return Err(RuleViolation::new(
+                "HELLO.feature_flags",
+                self.feature_flags,
+                "pipelining and its credits go together",
+            )
+            .into());
+        }
+        self.encode(writer)?;
+        credits.map_or(Ok(()), |credits| credits.encode(writer))
+    }
+
+    /// The HELLO that answers a parent which offered `offered`, with the credits when `pipelining` is among what was accepted.
+    ///
+    /// # Errors
+    /// As [`Decode::decode`].
+    pub fn decode_with(
+        bytes: &'a [u8],
+        offered: Features,
+    ) -> Result<(Self, Option<Credits>), DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let hello = Self::read(&mut reader)?;
+        let both = offered.intersection(Features::from_bits(hello.feature_flags));
+        let credits = both
+            .contains(Features::PIPELINING)
+            .then(|| Credits::read(&mut reader))
+            .transpose()?;
+        reader.finish(Self::NAME)?;
+        Ok((hello, credits))
     }
 
     /// The same HELLO with a profile of its own.
@@ -160,6 +202,46 @@ impl<'a> Decode<'a> for Hello<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Credits follow exactly when `pipelining` was offered and accepted; everybody else reads and writes version 1.
+    #[test]
+    fn credits_follow_when_pipelining_was_accepted() {
+        let plain = Hello {
+            session_id: SessionId(5),
+            worker_id: WorkerId(2),
+            comm_profile: "sim".into(),
+            feature_flags: 0,
+            ready_state: ReadyState::Ready,
+        };
+        let pipelining = Hello {
+            feature_flags: Features::PIPELINING.bits(),
+            ..plain.clone()
+        };
+        let write = |hello: &Hello<'_>, credits: Option<&Credits>| {
+            let mut writer = Writer::new();
+            let written = hello.encode_with(credits, &mut writer);
+            written.map(|()| writer.into_bytes())
+        };
+        let v1 = write(&plain, None).expect("written");
+        assert_eq!(v1, plain.to_bytes().expect("written"));
+        assert!(write(&plain, Some(&Credits::ONE)).is_err());
+        assert!(write(&pipelining, None).is_err());
+        let extended = write(&pipelining, Some(&Credits::ONE)).expect("written");
+        assert_eq!(extended.len(), v1.len() + 16);
+
+        let offered = Features::PIPELINING;
+        let read = Hello::decode_with(&extended, offered).expect("read");
+        assert_eq!(read, (pipelining.clone(), Some(Credits::ONE)));
+        assert_eq!(Hello::decode_with(&v1, offered), Ok((plain, None)));
+        assert!(Hello::decode_with(&extended, Features::NONE).is_err());
+        assert!(Hello::decode_with(&extended[..v1.len()], offered).is_err());
+        // A v1 session's bits mean nothing to a parent that offered nothing.
+        let bits = pipelining.to_bytes().expect("written");
+        assert_eq!(
+            Hello::decode_with(&bits, Features::NONE),
+            Ok((pipelining, None))
+        );
+    }
 
     #[test]
     fn a_parent_takes_only_its_own_ready_session() {

@@ -3,6 +3,7 @@
 pub mod completion;
 pub mod control;
 pub mod control_reply;
+pub mod credits;
 pub mod extension;
 pub mod header;
 pub mod health;
@@ -14,6 +15,7 @@ pub mod task;
 pub use completion::{truncate_utf8, Completion};
 pub use control::{Control, ControlName};
 pub use control_reply::ControlReply;
+pub use credits::Credits;
 pub use extension::{FailureKind, Features, TimedCompletion};
 pub use header::{FrameHeader, FrameType, MAGIC};
 pub use hello::{Hello, ReadyState};

@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use echelon_wire::limits::MAX_PAYLOAD_BYTES;
 use parking_lot::Mutex;
 
 pub use start::LocalSpec;
@@ -115,6 +116,7 @@ impl Endpoint for LocalEndpoint {
             capacity: CAPACITY,
             shares_memory: true,
             session: None,
+            frame_bytes: MAX_PAYLOAD_BYTES,
         }
     }
 

@@ -8,42 +8,42 @@ use proptest::prelude::*;
 use super::*;
 use crate::remote::requests::ReplyKind;
 
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 const PREPARE: ControlName = ControlName::PrepareCallable;
 
-fn lane(in_flight_limit: usize, features: Features) -> LaneState {
+fn lane(max_commands: u32, features: Features) -> LaneState {
+    let credits = Credits {
+        max_commands,
+        ..Credits::ONE
+    };
+    lane_with(credits, features)
+}
+
+pub(super) fn lane_with(credits: Credits, features: Features) -> LaneState {
     LaneState::new(LaneConfig {
         session: SessionId(7),
         worker: WorkerId(3),
         features,
         timeout: TIMEOUT,
-        in_flight_limit,
+        credits,
     })
 }
 
-fn task(ticket: u64, payload: Vec<u8>) -> Request {
-    Request {
-        ticket: Ticket(ticket),
-        frame_type: FrameType::Task,
-        payload,
-        expected: Expected::Task,
-    }
+pub(super) fn task(ticket: u64, payload: Vec<u8>) -> Request {
+    Request::task(Ticket(ticket), payload, Scope::IN_ORDER)
 }
 
 fn control(ticket: u64) -> Request {
-    Request {
-        ticket: Ticket(ticket),
-        frame_type: FrameType::Control,
+    let outgoing = Outgoing {
+        name: PREPARE,
         payload: vec![1; 12],
-        expected: Expected::Control {
-            name: PREPARE,
-            reply: ReplyKind::Empty,
-        },
-    }
+        reply: ReplyKind::Empty,
+    };
+    Request::control(Ticket(ticket), outgoing, Scope::IN_ORDER)
 }
 
 /// Takes all that is to be written, at most `step` bytes at a time.
-fn drain(lane: &mut LaneState, step: usize, now: Instant) -> Vec<u8> {
+pub(super) fn drain(lane: &mut LaneState, step: usize, now: Instant) -> Vec<u8> {
     let mut out = Vec::new();
     loop {
         let next: Vec<u8> = lane
@@ -60,7 +60,7 @@ fn drain(lane: &mut LaneState, step: usize, now: Instant) -> Vec<u8> {
     }
 }
 
-fn answer(
+pub(super) fn answer(
     lane: &mut LaneState,
     kind: FrameType,
     sequence: u64,
@@ -77,17 +77,17 @@ fn answer(
     lane.on_frame(&Frame { header, payload }, Instant::now())
 }
 
-fn completion(sequence: u64) -> Vec<u8> {
+pub(super) fn completion(sequence: u64) -> Vec<u8> {
     Completion::success(Sequence(sequence)).to_bytes().unwrap()
 }
 
-fn reply(sequence: u64, name: ControlName, version: u32) -> Vec<u8> {
+pub(super) fn reply(sequence: u64, name: ControlName, version: u32) -> Vec<u8> {
     ReplyFrame::success(Sequence(sequence), name, version, Vec::new())
         .to_bytes()
         .unwrap()
 }
 
-fn ticket_of(event: &EndpointEvent) -> u64 {
+pub(super) fn ticket_of(event: &EndpointEvent) -> u64 {
     match event {
         EndpointEvent::Done { ticket, .. } | EndpointEvent::ControlDone { ticket, .. } => ticket.0,
         EndpointEvent::Lost { .. } => panic!("a state never says Lost"),
@@ -274,7 +274,7 @@ proptest! {
     #[test]
     fn r_083_every_request_is_sent_and_answered_once(
         kinds in prop::collection::vec(any::<bool>(), 1..40),
-        limit in 1_usize..5,
+        limit in 1_u32..5,
         step in 1_usize..5000,
         large in 0_usize..9000,
     ) {
@@ -294,7 +294,7 @@ proptest! {
                 batch.push(decode_frame(frame).unwrap().header);
                 rest = after;
             }
-            prop_assert!(!batch.is_empty() && batch.len() <= limit);
+            prop_assert!(!batch.is_empty() && batch.len() <= limit as usize);
             for header in batch {
                 sequence += 1;
                 prop_assert_eq!(header.sequence, Sequence(sequence));

@@ -1,0 +1,151 @@
+//! What may overtake what on a command lane (extension `concurrent_control`), the same on both ends.
+//!
+//! Commands that have nothing to do with each other may be carried out in any order, so that an allocation does not wait for a
+//! task of an hour. Everybody else sees the effects of the order in which the parent sent them. Pure: a [`Scope`] is what a
+//! command uses, and [`Scope::may_overtake`] compares two.
+
+use std::collections::BTreeMap;
+
+use crate::buffer::{AddressSpace, RemoteTensorDesc};
+use crate::codec::Decode;
+use crate::frame::control::buffer::{CopyHeader, CopyTo, FreeCommand};
+use crate::frame::control::transfer::{ExportRequest, ImportRequest, ReleaseImport};
+use crate::frame::ControlName;
+use crate::id::{BufferId, WorkerId};
+
+/// Something that two commands may both use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Thing {
+    /// What may be called: tasks read it, registration changes it.
+    Callables,
+    /// Room for buffers and imports: giving some back commutes with giving back, taking some with nothing.
+    Room,
+    /// A buffer of a worker, by whatever name: an import of it, in any session, is the same memory.
+    Buffer(WorkerId, BufferId),
+}
+
+/// Whether uses of one thing may change places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Use {
+    /// With each other.
+    Shared,
+    /// With nothing.
+    Alone,
+}
+
+/// What a command uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    kind: Kind,
+    /// Sorted by thing, each once.
+    uses: Vec<(Thing, Use)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Tasks keep their order among themselves.
+    Task,
+    Control,
+    /// Overtakes nothing and is overtaken by nothing.
+    InOrder,
+}
+
+impl Scope {
+    /// The scope of a command that keeps its place: all commands without `concurrent_control`, and whatever is not known here.
+    pub const IN_ORDER: Self = Self {
+        kind: Kind::InOrder,
+        uses: Vec::new(),
+    };
+
+    /// The scope of a task with these descriptors. Without its tags each may be written.
+    pub fn of_task<'a>(descriptors: impl IntoIterator<Item = &'a RemoteTensorDesc>) -> Self {
+        let mut uses = BTreeMap::from([(Thing::Callables, Use::Shared)]);
+        for desc in descriptors {
+            let named = matches!(
+                desc.address_space,
+                AddressSpace::RemoteDevice | AddressSpace::RemoteWindow | AddressSpace::UbLdst
+            );
+            if named {
+                uses.insert(
+                    Thing::Buffer(desc.owner_worker_id, desc.buffer_id),
+                    Use::Alone,
+                );
+            }
+        }
+        Self {
+            kind: Kind::Task,
+            uses: uses.into_iter().collect(),
+        }
+    }
+
+    /// The scope of a control. One whose command does not decode has no effect, so it uses nothing.
+    pub fn of_control(name: ControlName, command: &[u8]) -> Self {
+        use Thing::{Buffer, Callables, Room};
+        use Use::{Alone, Shared};
+        let uses = match name {
+            ControlName::UnregisterCallable
+            | ControlName::PrepareRegisterCallable
+            | ControlName::CommitRegisterCallable
+            | ControlName::AbortRegisterCallable
+            | ControlName::PrepareCallable
+            // The events of all tasks before it.
+            | ControlName::CollectTrace => Some(vec![(Callables, Alone)]),
+            ControlName::AllocRemoteBuffer => Some(vec![(Room, Alone)]),
+            ControlName::FreeRemoteBuffer => FreeCommand::decode(command)
+                .ok()
+                .map(|c| vec![(Room, Shared), (Buffer(c.worker_id, c.buffer_id), Alone)]),
+            ControlName::CopyToRemote => CopyTo::decode(command)
+                .ok()
+                .map(|c| vec![(Buffer(c.header.worker_id, c.header.buffer_id), Alone)]),
+            ControlName::CopyFromRemote => CopyHeader::decode(command)
+                .ok()
+                .map(|c| vec![(Buffer(c.worker_id, c.buffer_id), Shared)]),
+            ControlName::ExportBuffer => ExportRequest::decode(command)
+                .ok()
+                .map(|c| vec![(Buffer(c.owner_worker_id, c.buffer_id), Shared)]),
+            ControlName::ImportBuffer => ImportRequest::decode(command).ok().map(|c| {
+                let export = &c.export;
+                vec![
+                    (Room, Alone),
+                    // A buffer that is gone cannot be imported any more.
+                    (Buffer(export.owner_worker_id, export.buffer_id), Shared),
+                ]
+            }),
+            ControlName::ReleaseImport => ReleaseImport::decode(command).ok().map(|c| {
+                vec![(Room, Shared), (Buffer(c.owner_worker_id, c.buffer_id), Alone)]
+            }),
+            ControlName::CommInit | ControlName::AllocDomain | ControlName::ReleaseDomain => None,
+        };
+        Self {
+            kind: Kind::Control,
+            uses: uses.unwrap_or_default(),
+        }
+    }
+
+    /// True when this command may be carried out, and answered, before `earlier`, which the parent sent before it.
+    pub fn may_overtake(&self, earlier: &Self) -> bool {
+        let ordered = matches!(
+            (self.kind, earlier.kind),
+            (Kind::Task, Kind::Task) | (Kind::InOrder, _) | (_, Kind::InOrder)
+        );
+        !ordered && !meet(&self.uses, &earlier.uses)
+    }
+}
+
+/// True when both lists have a thing that not both only share. Each list is gone through once.
+fn meet(mut one: &[(Thing, Use)], mut other: &[(Thing, Use)]) -> bool {
+    while let ([(a, use_a), rest_a @ ..], [(b, use_b), rest_b @ ..]) = (one, other) {
+        match a.cmp(b) {
+            std::cmp::Ordering::Less => one = rest_a,
+            std::cmp::Ordering::Greater => other = rest_b,
+            std::cmp::Ordering::Equal if (use_a, use_b) != (&Use::Shared, &Use::Shared) => {
+                return true;
+            }
+            std::cmp::Ordering::Equal => (one, other) = (rest_a, rest_b),
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests;
