@@ -1,6 +1,7 @@
-"""Measures the table of docs/benchmarks.md on this machine and prints it as it stands there: `make bench`.
+"""Measures the tables of docs/benchmarks.md on this machine and prints them as they stand there: `make bench`.
 
 The rows are measured in rounds, one after the other in each; the first round warms up and is not counted.
+`python -m benches soak` (`make bench BENCH_ARGS=soak`) measures what many tasks, arguments and sessions leave behind.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benches import soak
 from benches.rows import ROOT, table
 
-BEGIN, END = "<!-- first-table -->", "<!-- /first-table -->"
+FIRST, SOAK = "first-table", "soak-table"
+"""Each table stands in its page between `<!-- NAME -->` and `<!-- /NAME -->`."""
 
 
 def machine() -> str:
@@ -42,13 +45,14 @@ def measure(round_count: int) -> str:
     return "\n".join([*lines, *(row.markdown() for row in rows)])
 
 
-def write(page: Path, text: str) -> None:
-    """Puts `text` between the markers of a Markdown page."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+def write(page: Path, name: str, text: str) -> None:
+    """Puts `text` between the markers of the table `name` in a Markdown page."""
+    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, begin, rest = page.read_text(encoding="utf-8").partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"{page} needs the lines {BEGIN} and {END}, in this order")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        raise ValueError(f"{page} needs the lines {first} and {last}, in this order")
+    page.write_text(f"{before}{first}\n{text}\n{last}{after}", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,13 +62,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--write", type=Path, metavar="FILE", help="put the table into this Markdown page, too"
     )
+    what = parser.add_subparsers(dest="what", metavar="soak")
+    soak.options(what.add_parser("soak", help=soak.__doc__))
     options = parser.parse_args(argv)
     if options.rounds < 1:
         parser.error(f"--rounds is {options.rounds}, must be 1 or more")
-    text = f"{machine()}; {options.rounds} rounds, `make bench`.\n\n{measure(options.rounds)}"
+    if options.what == "soak":
+        name, command = SOAK, "make bench BENCH_ARGS=soak"
+        measured = soak.table(options.case or list(soak.CASES), options.scale)
+    else:
+        name, command = FIRST, "make bench"
+        measured = measure(options.rounds)
+    rounds = "" if options.what else f" {options.rounds} rounds,"
+    text = f"{machine()};{rounds} `{command}`.\n\n{measured}"
     print(text)
     if options.write:
-        write(options.write, text)
+        write(options.write, name, text)
     return 0
 
 
