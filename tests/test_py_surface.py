@@ -149,6 +149,12 @@ def test_settings_out_of_range_are_value_errors_that_name_them(keyword, value):
         ec.Worker(**{keyword: value})
 
 
+@pytest.mark.parametrize("value", [0.2, 0.05])
+def test_a_health_timeout_not_above_its_period_names_both_r066(value):
+    with pytest.raises(ValueError, match=rf"remote_session_timeout_s.* {value} s is not above 0\.2 s"):
+        ec.Worker(remote_session_timeout_s=value)
+
+
 @pytest.mark.parametrize(
     ("keyword", "value"), [("level", "4"), ("num_sub_workers", 1.0), ("close_timeout_s", "1")]
 )

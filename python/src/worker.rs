@@ -25,7 +25,8 @@ use crate::{buffer, convert, error, gil};
 /// Args (all are keywords):
 ///     level: a label from 3 to 255; the parent is 4 or more, and above its children.
 ///     num_sub_workers: Python processes that run sub callables, 0 to 1024.
-///     remote_session_timeout_s: seconds after which a silent session counts as lost; default 30.
+///     remote_session_timeout_s: seconds, above 0.2, after which a silent session counts as lost, and after which a session ends itself
+///         when this process stands still or cannot be reached; default 30.
 ///     startup_timeout_s: bound of `init()` as a whole, in seconds; default 60.
 ///     close_timeout_s: bound of `close()` as a whole, in seconds; default 10.
 ///     interrupt_grace_s: seconds that running tasks have after Ctrl-C before their process is killed; default 5.

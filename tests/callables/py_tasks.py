@@ -189,3 +189,14 @@ def orch_sum(orch, args, config):
 def put_pid(args):
     """Tensor 0 becomes this process's id."""
     args.tensor(0).numpy()[...] = os.getpid()
+
+
+def orch_forever(orch, args, config):
+    """Orchestration callable: has a sub worker run `forever`, and so never ends."""
+    import echelon as ec
+
+    orch.submit_sub(ec.session.get_inner_handle("py_tasks:forever"), args)
+
+
+def orch_noop(orch, args, config):
+    """Orchestration callable that does nothing."""

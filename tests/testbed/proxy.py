@@ -7,6 +7,7 @@ All threads belong to the proxy and are joined by `close`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import socket
 import struct
@@ -94,6 +95,28 @@ class Direction:
         self._changed = threading.Condition()
         self._closed = False
         self._sent = 0
+        self._sources: list[socket.socket] = []
+        self._drops = False
+
+    @property
+    def drops(self) -> bool:
+        return self._drops
+
+    def drop(self) -> None:
+        """From now on this way drops every packet: nothing arrives, and nothing is acknowledged or refused.
+
+        It stays so for this proxy's connections, and their sender hears nothing of an end on the other side.
+        """
+        with self._changed:
+            self._drops = True
+            for source in self._sources:
+                _deafen(source)
+
+    def _take(self, source: socket.socket) -> None:
+        with self._changed:
+            self._sources.append(source)
+            if self._drops:
+                _deafen(source)
 
     def hold(self) -> None:
         """Keeps what arrives until `release`."""
@@ -118,6 +141,8 @@ class Direction:
         self._open.wait()
         if self._closed:
             return False
+        if self._drops:
+            return True
         if self.transform is not None:
             data = self.transform.feed(data)
         room = None if self.cut_after is None else self.cut_after - self._sent
@@ -216,6 +241,7 @@ class Proxy:
                 pump.start()
 
     def _pump(self, source: socket.socket, target: socket.socket, way: Direction) -> None:
+        way._take(source)
         try:
             while data := source.recv(CHUNK):
                 way._arrived(data)
@@ -225,8 +251,24 @@ class Proxy:
         except OSError:
             # Either end was cut; the other pump hears of it by the shutdown below.
             shut(source)
+        if way.drops:
+            return
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
+
+
+_DROP_EVERYTHING = struct.pack("HBBI", 0x06, 0, 0, 0)
+"""A packet filter of one instruction: return 0 bytes of it."""
+
+_SO_ATTACH_FILTER = 26
+
+
+def _deafen(connection: socket.socket) -> None:
+    """The kernel drops what arrives for the socket before TCP sees it, so that nothing is acknowledged."""
+    program = ctypes.create_string_buffer(_DROP_EVERYTHING)
+    filter_ = struct.pack("HxxxxxxP", 1, ctypes.addressof(program))
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)
 
 
 def shut(connection: socket.socket) -> None:

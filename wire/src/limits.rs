@@ -1,5 +1,7 @@
 //! Every bound of the protocol, with its unit and its reason. No other file declares a `MAX_*`.
 
+use std::time::Duration;
+
 /// Version word of every frame and of HELLO.
 pub const PROTOCOL_VERSION: u32 = 1;
 
@@ -108,6 +110,9 @@ pub const MAX_PEER_HOST_BYTES: u32 = 255;
 
 /// Bytes of the name of a POSIX segment: what a file system takes for one name.
 pub const MAX_SEGMENT_NAME_BYTES: u32 = 255;
+
+/// Pause between two HEALTH frames of a session; a health timeout has to be longer.
+pub const HEALTH_PERIOD: Duration = Duration::from_millis(200);
 
 /// First frame type and first control name that belong to negotiated extensions; v1 rejects all of them.
 pub const EXTENSION_CODE_MIN: u32 = 64;

@@ -16,6 +16,7 @@ use super::health::{HealthMonitor, HealthThread};
 use super::lane::{Lane, LaneThread, Ring};
 use super::requests::encode;
 use super::spec::RemoteWorkerSpec;
+use super::stall::StallClock;
 use super::state::{LaneConfig, Request};
 use crate::channel::{Channel, Until};
 use crate::endpoint::{
@@ -65,11 +66,17 @@ impl RemoteEndpoint {
             credits: connected.credits,
         };
         let command: Box<dyn Channel> = Box::new(connected.command);
-        let (lane, mut thread) =
-            Lane::start(command, config, &name, ring).map_err(StartError::Thread)?;
-        let monitor = HealthMonitor::new(session, worker, timeout, Instant::now());
+        let now = Instant::now();
+        let answering = connected.features.contains(Features::HEALTH_ECHO);
+        let clock = Arc::new(StallClock::new(timeout, answering, now));
+        let (lane, mut thread) = Lane::start(command, config, &name, ring, Arc::clone(&clock))
+            .map_err(StartError::Thread)?;
+        let mut monitor = HealthMonitor::new(session, worker, timeout, now);
+        if answering {
+            monitor = monitor.answering();
+        }
         let health: Arc<dyn Channel> = Arc::new(connected.health);
-        let health = match HealthThread::start(health, monitor, Arc::clone(&lane), &name) {
+        let health = match HealthThread::start(health, monitor, Arc::clone(&lane), clock, &name) {
             Ok(health) => health,
             Err(error) => {
                 lane.lose("its health lane could not be watched");

@@ -1,6 +1,7 @@
 //! The health lane: the one judge of liveness (slr3-v1 §9). A task may run for hours and an idle session stays up as long as HEALTH
-//! frames come.
+//! frames come. With `health_echo` each of them is answered, so that the session can judge us the same way.
 
+use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -8,16 +9,18 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, Receiver};
 use echelon_wire::error::DecodeError;
+use echelon_wire::frame::health::health_frame;
 use echelon_wire::frame::{FrameHeader, FrameType};
 use echelon_wire::id::{SessionId, WorkerId};
 use echelon_wire::limits::HEADER_BYTES;
 use rustix::event::{poll, PollFd, PollFlags};
 
 use super::lane::Lane;
+use super::stall::{StallClock, STALL};
 use crate::channel::{timespec, Channel, Step};
 
-/// A thread that wakes so much later than planned was not allowed to run.
-const STALL: Duration = Duration::from_millis(500);
+/// Answers that may wait for room in the socket, in bytes; frames beyond are left without one, which the session allows.
+const ANSWER_BYTES: usize = 64 * HEADER_BYTES;
 
 /// What the monitor thinks. A failure is final.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub struct HealthMonitor {
     /// Payload bytes of the present frame that are still to come; any size is allowed and thrown away.
     skip: usize,
     failed: Option<String>,
+    /// Answers on their way out, when the session wants any (`health_echo`).
+    answers: Option<Vec<u8>>,
 }
 
 impl HealthMonitor {
@@ -55,7 +60,35 @@ impl HealthMonitor {
             have: 0,
             skip: 0,
             failed: None,
+            answers: None,
         }
+    }
+
+    /// The same monitor, which answers each frame (`health_echo`).
+    #[must_use]
+    pub fn answering(self) -> Self {
+        Self {
+            answers: Some(Vec::new()),
+            ..self
+        }
+    }
+
+    /// Answers that were not written yet.
+    #[must_use]
+    pub fn unwritten(&self) -> &[u8] {
+        self.answers.as_deref().unwrap_or_default()
+    }
+
+    /// So many bytes of [`HealthMonitor::unwritten`] were written.
+    pub fn wrote(&mut self, count: usize) {
+        if let Some(answers) = &mut self.answers {
+            answers.drain(..count.min(answers.len()));
+        }
+    }
+
+    /// The connection takes no more answers. What it still brings is read; its end is the failure, not this.
+    pub fn stop_answering(&mut self) {
+        self.answers = None;
     }
 
     /// Bytes that arrived.
@@ -82,9 +115,26 @@ impl HealthMonitor {
                 bytes = &bytes[count..];
             }
             if self.have == HEADER_BYTES && self.skip == 0 && self.failed.is_none() {
+                self.answer();
                 self.have = 0;
                 self.due = now + self.timeout;
             }
+        }
+    }
+
+    /// A frame of the same session, worker and sequence, and no payload.
+    fn answer(&mut self) {
+        let Some(answers) = &mut self.answers else {
+            return;
+        };
+        let Ok(header) = FrameHeader::decode(&self.header) else {
+            return;
+        };
+        if answers.len() + HEADER_BYTES > ANSWER_BYTES {
+            return;
+        }
+        if let Ok(frame) = health_frame(self.session, self.worker, header.sequence) {
+            answers.extend_from_slice(&frame);
         }
     }
 
@@ -139,6 +189,7 @@ impl HealthThread {
         channel: Arc<dyn Channel>,
         mut monitor: HealthMonitor,
         lane: Arc<Lane>,
+        clock: Arc<StallClock>,
         name: &str,
     ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
@@ -147,9 +198,9 @@ impl HealthThread {
         let thread = std::thread::Builder::new()
             .name(format!("echelon-{name}-h"))
             .spawn(move || {
-                let reason = watch(&*of_thread, &mut monitor);
+                let reason = watch(&*of_thread, &mut monitor, &clock);
                 if !stopped.load(Ordering::Acquire) {
-                    lane.lose(&reason);
+                    lane.lose(&clock.explain(reason, Instant::now()));
                 }
                 let _ = end.send(());
             })?;
@@ -190,10 +241,11 @@ impl Drop for HealthThread {
 }
 
 /// Reads until the monitor's verdict is a failure, and returns it.
-fn watch(channel: &dyn Channel, monitor: &mut HealthMonitor) -> String {
+fn watch(channel: &dyn Channel, monitor: &mut HealthMonitor, clock: &StallClock) -> String {
     let mut bytes = [0; 1024];
     loop {
         let now = Instant::now();
+        clock.ran(now);
         match channel.try_read(&mut bytes) {
             Ok(Step::Moved(count)) => monitor.on_bytes(&bytes[..count], now),
             Ok(Step::Ended) => {
@@ -205,14 +257,34 @@ fn watch(channel: &dyn Channel, monitor: &mut HealthMonitor) -> String {
         match monitor.poll(now) {
             Verdict::Failed(reason) => return reason,
             Verdict::Alive(due) => {
-                let mut fds = [PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN)];
-                let timeout = timespec(due.saturating_duration_since(Instant::now()));
+                let mut events = PollFlags::IN;
+                if answer(channel, monitor) {
+                    events |= PollFlags::OUT;
+                }
+                let planned = due.min(Instant::now() + clock.nap());
+                let mut fds = [PollFd::from_borrowed_fd(channel.as_fd(), events)];
+                let timeout = timespec(planned.saturating_duration_since(Instant::now()));
                 // An interrupted poll is a spurious wake.
                 let _ = poll(&mut fds, Some(&timeout));
-                monitor.woke(due, Instant::now());
+                monitor.woke(planned, Instant::now());
             }
         }
     }
+}
+
+/// Writes what the socket takes. True when there is more.
+fn answer(channel: &dyn Channel, monitor: &mut HealthMonitor) -> bool {
+    while !monitor.unwritten().is_empty() {
+        match channel.try_write(&[IoSlice::new(monitor.unwritten())]) {
+            Ok(Step::Moved(count)) => monitor.wrote(count),
+            Ok(Step::Blocked | Step::Ended) => return true,
+            Err(error) => {
+                tracing::debug!(%error, "the health lane takes no more answers");
+                monitor.stop_answering();
+            }
+        }
+    }
+    false
 }
 
 #[cfg(test)]
@@ -266,6 +338,44 @@ mod tests {
         assert!(
             matches!(monitor.poll(start + TIMEOUT), Verdict::Failed(reason) if reason.contains("no HEALTH frame"))
         );
+    }
+
+    /// Each whole frame is answered with its sequence; nothing grows when the session does not read.
+    #[test]
+    fn each_frame_is_answered_and_what_waits_is_bounded() {
+        let now = Instant::now();
+        let beat = |sequence| {
+            encode_frame(
+                FrameType::Health,
+                SessionId(7),
+                WorkerId(3),
+                Sequence(sequence),
+                b"payload",
+            )
+            .unwrap()
+        };
+        let mut silent = monitor(now);
+        silent.on_bytes(&beat(1), now);
+        assert_eq!(silent.unwritten(), b"", "version 1 has no answers");
+        let mut monitor = monitor(now).answering();
+        let mut expected = Vec::new();
+        for sequence in [5, 6, 9] {
+            for part in beat(sequence).chunks(11) {
+                monitor.on_bytes(part, now);
+            }
+            expected.extend(health_frame(SessionId(7), WorkerId(3), Sequence(sequence)).unwrap());
+        }
+        assert_eq!(monitor.unwritten(), expected);
+        monitor.wrote(50);
+        assert_eq!(monitor.unwritten(), &expected[50..]);
+        for sequence in 10..10_000 {
+            monitor.on_bytes(&beat(sequence), now);
+        }
+        assert!(monitor.unwritten().len() <= ANSWER_BYTES);
+        assert_eq!(monitor.poll(now), Verdict::Alive(now + TIMEOUT));
+        monitor.stop_answering();
+        monitor.on_bytes(&beat(10_000), now);
+        assert_eq!(monitor.unwritten(), b"");
     }
 
     /// A parent that was stopped (Ctrl-Z) blames no session for its own absence, and goes on judging afterwards.

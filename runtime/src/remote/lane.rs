@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags};
 
 use super::reader::FrameReader;
+use super::stall::StallClock;
 use super::state::{LaneConfig, LaneError, LaneState, Request};
 use crate::channel::{timespec, Channel, Step};
 use crate::endpoint::EndpointEvent;
@@ -32,6 +33,7 @@ pub(crate) struct Lane {
     inner: Mutex<Inner>,
     wake: OwnedFd,
     ring: Ring,
+    clock: Arc<StallClock>,
 }
 
 /// What the thread waits for after it has done what could be done.
@@ -54,6 +56,7 @@ impl Lane {
         config: LaneConfig,
         name: &str,
         ring: Ring,
+        clock: Arc<StallClock>,
     ) -> std::io::Result<(Arc<Self>, LaneThread)> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let inner = Inner {
@@ -67,6 +70,7 @@ impl Lane {
             inner: Mutex::new(inner),
             wake,
             ring,
+            clock,
         });
         let of_thread = Arc::clone(&lane);
         let (end, ended) = bounded(1);
@@ -261,7 +265,7 @@ impl Lane {
                     let reason = if closing {
                         "it was closed".to_owned()
                     } else {
-                        error.to_string()
+                        self.clock.explain(error.to_string(), Instant::now())
                     };
                     self.lose(&reason);
                     return;

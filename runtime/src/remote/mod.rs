@@ -4,7 +4,7 @@
 //! * `reader` makes frames of bytes, `state` is the rest of the command lane as pure code: one ordered queue, what is in flight,
 //!   the bytes that go out;
 //! * `lane` is its edge: one thread that polls, and a first write by whoever submits;
-//! * `health` is the other lane: it alone decides about liveness, and its verdict wakes every waiter;
+//! * `health` is the other lane: it alone decides about liveness, and its verdict wakes every waiter; `stall` knows whether we ran;
 //! * `endpoint` puts them behind the [`crate::endpoint::Endpoint`] trait, `requests` turns controls into frames and back.
 
 mod connect;
@@ -15,6 +15,7 @@ mod lane;
 mod reader;
 mod requests;
 mod spec;
+mod stall;
 mod state;
 
 pub use connect::StartError;
@@ -23,4 +24,10 @@ pub use health::{HealthMonitor, Verdict};
 pub use spec::{RemoteWorkerSpec, SpecError};
 
 /// Extensions that this parent can use; offered in the manifest.
-pub(crate) const OFFERED: [&str; 4] = ["pipelining", "timed_completion", "float64", "task_tags"];
+pub(crate) const OFFERED: [&str; 5] = [
+    "pipelining",
+    "task_tags",
+    "timed_completion",
+    "health_echo",
+    "float64",
+];

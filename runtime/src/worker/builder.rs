@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use echelon_wire::limits::HEALTH_PERIOD;
+
 use super::Worker;
 use crate::error::Error;
 use crate::memory::{Arena, SharedRegion};
@@ -109,7 +111,8 @@ impl WorkerBuilder {
         self
     }
 
-    /// Liveness bound of remote sessions: health lane silence, and a control without an answer. 30 s by default.
+    /// Liveness bound of remote sessions, above 0.2 s: health lane silence, and a control without an answer. A session that hears
+    /// no answer from this process for so long ends itself, e.g. when this process was stopped. 30 s by default.
     #[must_use]
     pub fn remote_session_timeout(mut self, timeout: Duration) -> Self {
         self.settings.remote_session_timeout = timeout;
@@ -215,6 +218,16 @@ impl WorkerBuilder {
         )?;
         range("max_tasks", u64::from(s.max_tasks), 1, 1 << 20)?;
         check_timeout("remote_session_timeout_s", s.remote_session_timeout)?;
+        if s.remote_session_timeout <= HEALTH_PERIOD {
+            return Err(Error::argument(
+                "remote_session_timeout_s",
+                format!(
+                    "{} s is not above {} s, the pause between two HEALTH frames; give it several of them",
+                    s.remote_session_timeout.as_secs_f64(),
+                    HEALTH_PERIOD.as_secs_f64()
+                ),
+            ));
+        }
         check_timeout("startup_timeout_s", s.startup_timeout)?;
         check_timeout("close_timeout_s", s.close_timeout)?;
         if s.sub_workers > 0 && s.threads > 0 {
@@ -277,4 +290,21 @@ pub(crate) fn random_u64() -> Result<u64, Error> {
         },
     )?;
     Ok(u64::from_le_bytes(bytes).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// both numbers are named, and just above the period is allowed.
+    #[test]
+    fn r_066_a_health_timeout_is_above_its_period() {
+        let build = |timeout| Worker::builder().remote_session_timeout(timeout).build();
+        for timeout in [HEALTH_PERIOD, HEALTH_PERIOD / 2] {
+            let text = build(timeout).unwrap_err().to_string();
+            let named = format!("{} s is not above 0.2 s", timeout.as_secs_f64());
+            assert!(text.contains(&named), "{text}");
+        }
+        build(HEALTH_PERIOD + Duration::from_millis(1)).unwrap();
+    }
 }

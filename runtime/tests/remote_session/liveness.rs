@@ -1,16 +1,18 @@
 //! Who is alive, and what may take how long.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use echelon_runtime::endpoint::{ControlRequest, Endpoint, EndpointEvent, Ticket};
 use echelon_runtime::memory::HostMemory;
 use echelon_wire::codec::Encode;
-use echelon_wire::frame::{encode_frame, Completion, FrameType};
+use echelon_wire::frame::health::health_frame;
+use echelon_wire::frame::{encode_frame, Completion, Features, FrameType, Hello};
 use echelon_wire::id::{Sequence, SessionId};
+use echelon_wire::limits::HEADER_BYTES;
 
 use crate::commands::BUFFER;
-use crate::peer::{frame, Parent, PATIENCE, SESSION, WORKER};
+use crate::peer::{frame, hello, Parent, PATIENCE, SESSION, WORKER};
 
 const SHORT: Duration = Duration::from_secs(1);
 
@@ -181,4 +183,35 @@ fn r_061_a_frame_that_drips() {
     });
     parent.submit(&[]).unwrap();
     parent.lost_for_good("begun and not ended");
+}
+
+/// `health_echo`: each HEALTH frame comes back with its sequence, also while a task runs; without the extension nothing does.
+#[test]
+fn health_frames_are_answered_when_that_was_accepted() {
+    for features in [Features::NONE, Features::HEALTH_ECHO] {
+        let answered = !features.is_empty();
+        let hello = Hello {
+            feature_flags: features.bits(),
+            ..hello()
+        };
+        let mut parent = Parent::with_hello(PATIENCE, hello, move |mut session| {
+            session.receive().unwrap();
+            for sequence in [1, 2, 7, u64::MAX] {
+                let beat = health_frame(SESSION, WORKER, Sequence(sequence)).unwrap();
+                session.health.write_all(&beat).unwrap();
+                if answered {
+                    let mut answer = [0; HEADER_BYTES];
+                    session.health.read_exact(&mut answer).unwrap();
+                    assert_eq!(answer, beat);
+                }
+            }
+            session.complete(Sequence(1));
+            session.drain();
+            // Nothing else came, whatever was sent above.
+            let mut rest = Vec::new();
+            let _ = session.health.read_to_end(&mut rest);
+            assert_eq!(rest, b"");
+        });
+        assert!(parent.run(&[]).failure.is_none());
+    }
 }

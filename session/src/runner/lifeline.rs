@@ -38,6 +38,10 @@ pub(crate) enum Verdict {
     NotConnected,
     /// The command lane broke: a frame that cannot be decoded, of another session, or a connection error.
     Broken(String),
+    /// The parent answered no HEALTH frame for so long (`health_echo`): it has stalled, or cannot be reached.
+    Silent(Duration),
+    /// The parent sent something else than answers on the health lane.
+    HealthBroken(String),
 }
 
 impl Verdict {
@@ -45,7 +49,11 @@ impl Verdict {
     pub(crate) fn exit_code(&self) -> i32 {
         match self {
             Self::Shutdown | Self::Signal => 0,
-            Self::Closed | Self::NotConnected | Self::Broken(_) => 1,
+            Self::Closed
+            | Self::NotConnected
+            | Self::Broken(_)
+            | Self::Silent(_)
+            | Self::HealthBroken(_) => 1,
         }
     }
 }
@@ -58,6 +66,11 @@ impl std::fmt::Display for Verdict {
             Self::Closed => f.write_str("the parent closed the command lane"),
             Self::NotConnected => f.write_str("no parent connected in time"),
             Self::Broken(reason) => write!(f, "the command lane broke: {reason}"),
+            Self::Silent(limit) => write!(
+                f,
+                "the parent answered no HEALTH frame for {limit:?}; it has stalled or cannot be reached"
+            ),
+            Self::HealthBroken(reason) => write!(f, "the health lane broke: {reason}"),
         }
     }
 }
@@ -100,10 +113,20 @@ impl Lifeline {
             if state.verdict.is_some() {
                 return;
             }
-            state.verdict = Some(verdict);
+            state.verdict = Some(verdict.clone());
         }
         drop(self.clapper.lock().take());
         self.changed.notify_all();
+        // Here and not when all is closed: a session with a stuck task ends by force before that.
+        match &verdict {
+            // Nobody else knows of these: the parent is silent, or is the one to blame.
+            Verdict::Silent(_) | Verdict::HealthBroken(_) => {
+                tracing::error!(%verdict, "the session ends");
+            }
+            // A parent that breaks the contract, or a connection: somebody has to look.
+            Verdict::Broken(_) => tracing::warn!(%verdict, "the session ends"),
+            _ => tracing::info!(%verdict, "the session ends"),
+        }
     }
 
     /// The verdict, once there is one.
@@ -327,6 +350,7 @@ mod tests {
         .map(|v| v.exit_code());
         assert_eq!(codes, [0, 0, 1, 1]);
         assert_eq!(Verdict::Broken(String::new()).exit_code(), 1);
+        assert_eq!(Verdict::Silent(Duration::ZERO).exit_code(), 1);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 mod command;
 mod commands;
 mod control;
+mod echo;
 mod health;
 pub(crate) mod lifeline;
 mod line;
@@ -35,7 +36,7 @@ use echelon_wire::bootstrap::{Manifest, ReadyLine, SessionPorts};
 use echelon_wire::codec::Writer;
 use echelon_wire::frame::{encode_frame, Credits, Features, FrameType, Hello, ReadyState};
 use echelon_wire::id::Sequence;
-use echelon_wire::limits::MAX_JSON_BYTES;
+use echelon_wire::limits::{HEALTH_PERIOD, MAX_JSON_BYTES};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{loopback, Parsed, RunnerConfig};
@@ -51,7 +52,7 @@ use prestart::Prepared;
 use reader::{CommandReader, Lane};
 use signals::Signals;
 
-/// Extensions that this session can serve.
+/// Extensions that this session can serve, besides `health_echo`, which depends on the session timeout.
 const SERVED: Features = Features::PIPELINING
     .union(Features::TIMED_COMPLETION)
     .union(Features::FLOAT64)
@@ -195,6 +196,9 @@ fn start(
         worker: manifest.worker(),
         write_limit: manifest.session_timeout(),
         first_by: start_by,
+        echo: accepted(&manifest)
+            .contains(Features::HEALTH_ECHO)
+            .then(|| manifest.session_timeout()),
     };
     let health = HealthLane::start(health, pulse, Arc::clone(&lifeline)).map_err(text)?;
     let session = Session::new(&manifest, prepared, policy, host);
@@ -212,6 +216,18 @@ fn start(
         orphan,
         lifeline,
     })
+}
+
+/// What the parent offered and this session serves.
+fn accepted(manifest: &Manifest) -> Features {
+    let offered = Features::from_names(manifest.feature_flags.iter().map(String::as_str));
+    // Answers cannot be faster than what they answer.
+    let served = if manifest.session_timeout() > HEALTH_PERIOD {
+        SERVED.union(Features::HEALTH_ECHO)
+    } else {
+        SERVED
+    };
+    offered.intersection(served).usable()
 }
 
 fn tell(ready: OwnedFd, line: &ReadyLine) {
@@ -233,11 +249,6 @@ impl Started {
         self.lifeline.end(Verdict::Closed);
         self.lifeline.closing();
         let verdict = self.lifeline.verdict().unwrap_or(Verdict::Closed);
-        match &verdict {
-            // A parent that breaks the contract, or a connection: somebody has to look.
-            Verdict::Broken(_) => tracing::warn!(%verdict, "session ends"),
-            _ => tracing::info!(%verdict, "session ends"),
-        }
         drop(self.health);
         if let Err(error) = self.session.close() {
             tracing::error!(%error, "the inner worker did not close");
@@ -256,8 +267,7 @@ impl Started {
             Ok(None) => return self.lifeline.end(Verdict::NotConnected),
             Err(error) => return self.lifeline.end(Verdict::Broken(error.to_string())),
         };
-        let offered = Features::from_names(self.manifest.feature_flags.iter().map(String::as_str));
-        let features = offered.intersection(SERVED).usable();
+        let features = accepted(&self.manifest);
         let credits = features.contains(Features::PIPELINING).then_some(ANNOUNCED);
         let lane = Lane {
             session: self.manifest.session(),

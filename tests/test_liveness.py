@@ -1,0 +1,235 @@
+"""Who is alive: processes that are killed or stopped, and networks that drop every packet, in one direction or both."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import echelon as ec
+import numpy as np
+import pytest
+from testbed import procfs, residual
+from testbed.daemon import Daemon
+from testbed.proxy import DaemonProxy, SessionProxy
+from testbed.wait import eventually
+
+INPUT = ec.TensorArgType.INPUT
+
+TIMEOUT_S = 2.0
+"""The session timeout of these tests, in seconds: nothing waits so long unless something is wrong."""
+
+PATIENCE_S = 40.0
+"""Bound of each wait, in seconds."""
+
+
+class Site:
+    """A daemon, and a worker with two sessions of it: `watched` through a proxy, `other` directly."""
+
+    def __init__(self, daemon: Daemon, proxy: DaemonProxy, worker: ec.Worker) -> None:
+        self.daemon, self.proxy, self.worker = daemon, proxy, worker
+        self.watched, self.other = (
+            worker.add_remote_worker(ec.RemoteWorkerSpec(endpoint=at, platform="cpu", num_sub_workers=1))
+            for at in (proxy.endpoint, daemon.endpoint)
+        )
+        self.noop = worker.register(ec.RemoteCallable("py_tasks:orch_noop"))
+        self.forever = worker.register(ec.RemoteCallable("py_tasks:orch_forever"))
+        worker.register(ec.RemoteCallable("py_tasks:forever"), inner=True)
+        worker.init()
+        self.pids = {info["name"]: info["pid"] for info in worker.workers()}
+        self.pid = self.pids[f"remote{self.watched}"]
+        residual.note_descendants()
+
+    @property
+    def lanes(self) -> SessionProxy:
+        return self.proxy.sessions[0]
+
+    def tree(self) -> list[procfs.Process]:
+        """The watched session and everything below it."""
+        own = procfs.read_process(self.pid)
+        assert own is not None
+        return [own, *procfs.descendants(self.pid)]
+
+    def run_noop(self, worker: int) -> dict[str, int]:
+        return self.worker.run(
+            lambda o, a, c: o.submit_next_level(self.noop, ec.TaskArgs(), worker=worker)
+        ).counts
+
+
+@pytest.fixture
+def site(daemon: Daemon) -> Iterator[Site]:
+    worker = ec.Worker(remote_session_timeout_s=TIMEOUT_S, close_timeout_s=10)
+    with DaemonProxy((daemon.host, daemon.port)) as proxy, contextlib.closing(worker):
+        yield Site(daemon, proxy, worker)
+
+
+def path_bytes(path: Path) -> np.ndarray:
+    return np.frombuffer(str(path).encode(), np.uint8)
+
+
+def ended(processes: list[procfs.Process]) -> None:
+    """None of them runs any more; a zombie waits only for whoever adopted it."""
+
+    def running() -> list[str]:
+        now = [procfs.read_process(process.pid) for process in processes]
+        old = {process.key for process in processes}
+        return [str(process) for process in now if process and process.key in old and not process.is_zombie]
+
+    eventually(lambda: not running(), PATIENCE_S, what="the end of the session's tree", explain=running)
+
+
+class Running:
+    """A run in a thread of its own: an endless task in the watched session, two behind it, and one in the other."""
+
+    def __init__(self, site: Site, flag: Path) -> None:
+        self.error: BaseException | None = None
+        self._site, self._flag = site, flag
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        eventually(flag.exists, PATIENCE_S, what="the task's start")
+        self.tree = site.tree()
+        assert len(self.tree) > 1, "a sub worker should be there"
+
+    def _run(self) -> None:
+        def graph(orch, args, config):
+            orch.submit_next_level(
+                self._site.forever,
+                ec.TaskArgs.of((path_bytes(self._flag), INPUT)),
+                worker=self._site.watched,
+            )
+            for worker in (self._site.watched, self._site.watched, self._site.other):
+                orch.submit_next_level(self._site.noop, ec.TaskArgs(), worker=worker)
+
+        try:
+            self._site.worker.run(graph)
+        except BaseException as error:
+            self.error = error
+
+    def result(self) -> ec.EndpointLost:
+        """The error of the run, in which each task of the watched session was lost once, and the other one's was not."""
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive(), "the run did not end"
+        assert isinstance(self.error, ec.EndpointLost), self.error
+        lost = [(failure.outcome, failure.sequence) for failure in self.error.failures]
+        assert sorted(lost) == [("endpoint_lost", 1), ("endpoint_lost", 2), ("endpoint_lost", 3)]
+        return self.error
+
+    def check_the_rest(self) -> None:
+        """The verdict stands, and the other session goes on."""
+        site = self._site
+        with pytest.raises((ec.EndpointLost, ec.NotEligibleError)):
+            site.run_noop(site.watched)
+        assert site.run_noop(site.other)["completed"] == 1
+
+
+def test_a_killed_runner_loses_all_its_tasks_once_r054(site, tmp_path):
+    running = Running(site, tmp_path / "begun")
+    os.kill(site.pid, signal.SIGKILL)
+    running.result()
+    running.check_the_rest()
+    ended(running.tree)
+
+
+WAYS = {
+    "everything": [
+        ("command", "to_upstream"),
+        ("command", "to_client"),
+        ("health", "to_upstream"),
+        ("health", "to_client"),
+    ],
+    "to the session": [("command", "to_upstream"), ("health", "to_upstream")],
+    "to the parent": [("command", "to_client"), ("health", "to_client")],
+    "health lane": [("health", "to_upstream"), ("health", "to_client")],
+    "health lane to the session": [("health", "to_upstream")],
+    "health lane to the parent": [("health", "to_client")],
+}
+
+
+@pytest.mark.parametrize("ways", WAYS.values(), ids=WAYS)
+def test_a_network_that_drops_everything_is_noticed_by_both_sides_r056_r057(ways, site, tmp_path):
+    """During a task, without FIN or RST. One verdict on each side: the run fails once, the session's tree is gone."""
+    running = Running(site, tmp_path / "begun")
+    for lane, way in ways:
+        getattr(getattr(site.lanes, lane), way).drop()
+    running.result()
+    ended(running.tree)
+    running.check_the_rest()
+    if ("health", "to_client") not in ways or ("command", "to_upstream") in ways:
+        # The parent saw nothing of it, or could tell the session nothing.
+        assert "the parent answered no HEALTH frame for 2s" in site.daemon.stderr
+
+
+PARENT = """
+import sys
+import echelon as ec
+worker = ec.Worker(remote_session_timeout_s=2.0)
+worker.add_remote_worker(ec.RemoteWorkerSpec(endpoint=sys.argv[1], platform="cpu", num_sub_workers=1))
+noop = worker.register(ec.RemoteCallable("py_tasks:orch_noop"))
+def once():
+    return worker.run(lambda o, a, c: o.submit_next_level(noop, ec.TaskArgs())).counts["completed"]
+print(once(), worker.workers()[0]["pid"], flush=True)
+sys.stdin.readline()
+try:
+    once()
+except ec.EchelonError as error:
+    print(type(error).__name__, str(error).replace("\\n", " "), flush=True)
+worker.close()
+"""
+
+
+def test_a_parent_that_stands_still_loses_its_session_and_is_told_why(daemon, callables_path):
+    """`health_echo`: the tree of the session goes, and after SIGCONT the parent knows the reason."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, daemon.endpoint],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(callables_path)},
+    )
+    with parent:
+        completed, pid = parent.stdout.readline().split()
+        assert completed == "1"
+        own = procfs.read_process(int(pid))
+        assert own is not None
+        tree = [own, *procfs.descendants(own.pid)]
+        assert len(tree) > 1
+        residual.note_descendants()
+        parent.send_signal(signal.SIGSTOP)
+        try:
+            ended(tree)
+        finally:
+            parent.send_signal(signal.SIGCONT)
+        parent.stdin.write("go on\n")
+        parent.stdin.flush()
+        said = parent.stdout.readline()
+        assert said.startswith(("EndpointLost", "NotEligibleError")), said
+        assert "this process did not run for" in said and "remote_session_timeout_s" in said
+    assert parent.returncode == 0
+    assert "the parent answered no HEALTH frame for 2s" in daemon.stderr
+
+
+def test_a_stopped_runner_is_lost_and_ends_when_it_wakes_r046(site, tmp_path):
+    """Late frames count for nothing: what it had computed was lost, and stays so."""
+    running = Running(site, tmp_path / "begun")
+    os.kill(site.pid, signal.SIGSTOP)
+    try:
+        running.result()
+        running.check_the_rest()
+    finally:
+        os.kill(site.pid, signal.SIGCONT)
+    ended(running.tree)
+    running.check_the_rest()
+
+
+def test_an_idle_session_is_a_healthy_one_r010(site):
+    """Three session timeouts without a command, counted in HEALTH frames that both sides exchanged."""
+    assert site.run_noop(site.watched)["completed"] == 1
+    answered = len(site.lanes.health.to_upstream.recorded)
+    frames = round(3 * TIMEOUT_S / 0.2)
+    site.lanes.health.to_upstream.wait_for_bytes(answered + frames * 40, PATIENCE_S)
+    assert site.run_noop(site.watched)["completed"] == 1
