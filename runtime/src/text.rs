@@ -43,6 +43,32 @@ pub fn cut(text: String) -> String {
     )
 }
 
+/// Text of a peer, fit for logs and terminals: at most [`MAX_ERROR_MESSAGE_BYTES`] bytes, and nothing in it that moves a
+/// cursor, changes a colour or turns the direction of writing. Line ends and tabs stay: tracebacks have them.
+#[must_use]
+pub fn of_peer(text: &str) -> String {
+    let plain = |c: char| matches!(c, '\n' | '\t') || !(c.is_control() || turns_writing(c));
+    if text.chars().all(plain) {
+        return cut(text.to_owned());
+    }
+    // No character takes more room than ten bytes for one of its own, so what is cut away later is not written first.
+    let text = prefix(text, 10 * MAX_ERROR_MESSAGE_BYTES as usize);
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        if plain(character) {
+            shown.push(character);
+        } else {
+            shown.extend(character.escape_default());
+        }
+    }
+    cut(shown)
+}
+
+/// The marks that make text read in another order than it is.
+fn turns_writing(character: char) -> bool {
+    matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// What a panic says.
 #[must_use]
 pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
@@ -76,6 +102,27 @@ mod tests {
     use super::*;
 
     const LIMIT: usize = MAX_ERROR_MESSAGE_BYTES as usize;
+
+    #[test]
+    fn a_peers_text_is_bounded_and_moves_no_cursor_r_079() {
+        let plain = "Traceback:\n\tat größe 語\nValueError: x";
+        assert_eq!(of_peer(plain), plain);
+        let forged = "\u{1b}[2J\u{1b}]0;title\u{7}\rOK\u{9b}31m\u{202e}gnp\0\u{7f}";
+        let shown = of_peer(forged);
+        assert_eq!(
+            shown,
+            "\\u{1b}[2J\\u{1b}]0;title\\u{7}\\rOK\\u{9b}31m\\u{202e}gnp\\u{0}\\u{7f}"
+        );
+        for long in [
+            "x".repeat(1 << 20),
+            "\u{1b}".repeat(1 << 20),
+            "語".repeat(1 << 19),
+        ] {
+            let shown = of_peer(&long);
+            assert!(shown.len() <= LIMIT && shown.len() > LIMIT - 8);
+            assert!(!shown.contains(char::is_control));
+        }
+    }
 
     #[test]
     fn short_text_stays() {

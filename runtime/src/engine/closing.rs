@@ -98,11 +98,30 @@ impl Core {
                 slot.endpoint = endpoint;
             }
         }
-        let unconfirmed = self.pending_releases.len() + self.pending_undos.len();
-        if unconfirmed > 0 {
+        self.report_unconfirmed();
+    }
+
+    /// Says at which workers something was to be released and nobody ever said that it was. With the session's process it
+    /// goes all the same; of one that could not be ended, `close()` speaks.
+    fn report_unconfirmed(&mut self) {
+        let releases = std::mem::take(&mut self.pending_releases);
+        let undos = std::mem::take(&mut self.pending_undos);
+        let mut at = std::collections::BTreeMap::<EndpointId, u64>::new();
+        for endpoint in releases
+            .iter()
+            .map(|buffer| buffer.facts().endpoint)
+            .chain(undos.iter().map(|undo| undo.endpoint))
+        {
+            *at.entry(endpoint).or_default() += 1;
+        }
+        for (endpoint, unconfirmed) in at {
+            let worker = self
+                .slot(endpoint)
+                .map_or("", |slot| slot.info.name.as_str());
             tracing::warn!(
+                worker,
                 unconfirmed,
-                "remote buffers whose free was refused until the end; they went with their sessions"
+                "uncertain: the release of remote buffers was refused until the end; they go with their session"
             );
         }
     }

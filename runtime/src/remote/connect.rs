@@ -16,6 +16,7 @@ use rustix::event::PollFlags;
 use super::handshake::{accept, HandshakeError};
 use super::spec::{host_address, RemoteWorkerSpec, SpecError};
 use crate::channel::{connect, Channel, ConnectError, PlainChannel, Step, Stop, Until};
+use crate::text;
 
 /// Why a remote worker did not start.
 #[derive(Debug, thiserror::Error)]
@@ -143,7 +144,7 @@ fn bootstrap(
     read_exact(&channel, &mut json, WHAT, until)?;
     match DaemonReply::from_json(&json)? {
         DaemonReply::Ok { ports, pid } => Ok((ports, pid)),
-        DaemonReply::Err { error, .. } => Err(StartError::Refused(error)),
+        DaemonReply::Err { error, .. } => Err(StartError::Refused(text::of_peer(&error))),
     }
 }
 

@@ -25,6 +25,7 @@ use smallvec::SmallVec;
 
 use super::requests::{Expected, Outgoing};
 use crate::endpoint::{ControlFailure, EndpointEvent, TaskFailure, TaskReport, Ticket};
+use crate::text;
 use flights::{Flight, Flights};
 
 mod flights;
@@ -320,7 +321,7 @@ impl LaneState {
                 .decode(self.config.worker, &reply.result)
                 .map_err(LaneError::Answer)?)
         } else {
-            Err(ControlFailure::Refused(reply.error_message.into_owned()))
+            Err(ControlFailure::Refused(text::of_peer(&reply.error_message)))
         };
         Ok(EndpointEvent::ControlDone { ticket, result })
     }
@@ -359,7 +360,7 @@ fn out_of_order(got: Sequence, asked: Sequence) -> LaneError {
 
 fn failure_of(error_code: i32, message: &str) -> Option<TaskFailure> {
     (error_code != 0).then(|| TaskFailure {
-        message: message.to_owned(),
+        message: text::of_peer(message),
     })
 }
 

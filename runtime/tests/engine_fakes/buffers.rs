@@ -363,3 +363,54 @@ fn r_114_an_answer_that_does_not_fit_the_question_is_an_error_and_holds_nothing(
     w.remote_free(&owner).unwrap();
     assert_eq!(bed.remotes[0].live_buffers(), 0);
 }
+
+/// What was logged at warning level, as text.
+#[derive(Clone, Default)]
+struct Warnings(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Line(String);
+        impl tracing::field::Visit for Line {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!("{}={value:?} ", field.name());
+            }
+        }
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        self.0.lock().unwrap().push(line.0);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn r_112_what_was_never_confirmed_is_named_at_close() {
+    let bed = Bed::new(0, 3);
+    let refuse = |control: &ControlRequest| match control {
+        ControlRequest::Free { .. } => ControlVerdict::Refuse("busy".into()),
+        _ => ControlVerdict::Carry,
+    };
+    for (session, count) in [(0, 2), (1, 0), (2, 1)] {
+        for _ in 0..count {
+            let buffer = bed.malloc(session, 8);
+            bed.remotes[session as usize].on_control(refuse);
+            bed.worker.remote_free(&buffer).unwrap_err();
+        }
+    }
+    let warnings = Warnings::default();
+    tracing::subscriber::with_default(warnings.clone(), || bed.worker.close().unwrap());
+    let lines = warnings.0.lock().unwrap().clone();
+    let said: Vec<&String> = lines.iter().filter(|l| l.contains("uncertain")).collect();
+    assert_eq!(said.len(), 2, "{lines:?}");
+    assert!(said[0].contains("remote0") && said[0].contains("unconfirmed=2"));
+    assert!(said[1].contains("remote2") && said[1].contains("unconfirmed=1"));
+}

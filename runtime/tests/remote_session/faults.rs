@@ -192,3 +192,44 @@ fn r_060_one_byte_at_a_time_is_fine() {
     });
     assert_eq!(parent.run(&[]).failure.unwrap().message, "text");
 }
+
+/// What a session says about a failure ends up on somebody's terminal.
+#[test]
+fn r_079_texts_of_a_session_are_bounded_and_escaped() {
+    let hostile = format!("\u{1b}[2J\r{}", "\u{7}".repeat(4000));
+    let name = ControlName::AllocRemoteBuffer;
+    let payload = Completion::failure(Sequence(1), &hostile).to_bytes();
+    let mut parent = answering(frame(FrameType::Completion, Sequence(1), &payload.unwrap()));
+    parent.submit(&[]).unwrap();
+    let EndpointEvent::Done { report, .. } = parent.event() else {
+        panic!("the task did not end");
+    };
+    let task_text = report.failure.unwrap().message;
+    let payload = ReplyFrame::failure(Sequence(1), name, 1, &hostile).to_bytes();
+    let mut parent = answering(frame(
+        FrameType::ControlReply,
+        Sequence(1),
+        &payload.unwrap(),
+    ));
+    let result = parent.control(ControlRequest::Alloc { nbytes: 64 });
+    for text in [task_text, result.unwrap_err().to_string()] {
+        assert!(text.contains("\\u{1b}[2J\\r\\u{7}"), "{text}");
+        assert!(!text.contains(char::is_control) && text.len() < 5000);
+    }
+}
+
+/// One over the limit is no text that is cut, it is a broken frame; so is one that is not UTF-8.
+#[test]
+fn r_079_an_endless_text_or_one_that_is_none_ends_the_session() {
+    let with_text = |bytes: &[u8]| {
+        let mut payload = [&1_u64.to_le_bytes()[..], &1_i32.to_le_bytes()].concat();
+        payload.extend((bytes.len() as u32).to_le_bytes());
+        payload.extend(bytes);
+        frame(FrameType::Completion, Sequence(1), &payload)
+    };
+    for bytes in [vec![b'x'; 4097], vec![b'x'; 1 << 20], b"a\xffb".to_vec()] {
+        let mut parent = answering(with_text(&bytes));
+        parent.submit(&[]).unwrap();
+        parent.lost_for_good("COMPLETION.error_message");
+    }
+}

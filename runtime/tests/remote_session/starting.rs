@@ -64,6 +64,20 @@ fn the_daemons_refusal_comes_back() {
 }
 
 #[test]
+fn r_079_a_daemons_text_is_bounded_and_escaped() {
+    let reply = DaemonReply::Err {
+        error: format!("\u{1b}[31mno\r\n{}", "x".repeat(1 << 20)),
+        pid: None,
+    };
+    let text = raw_answer(reply.to_frame().unwrap()).to_string();
+    assert!(
+        text.contains("\\u{1b}[31mno\\r\n") && text.len() < 5000,
+        "{text}"
+    );
+    assert!(!text.contains('\u{1b}'));
+}
+
+#[test]
 fn answers_that_are_no_answers() {
     let framed = |json: &[u8]| [&(json.len() as u32).to_le_bytes(), json].concat();
     for bytes in [

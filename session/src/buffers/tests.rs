@@ -392,6 +392,51 @@ fn a_freed_buffer_counts_until_its_name_is_gone_r_118() {
     assert!(!path.exists());
 }
 
+/// What is not exactly the name of a segment is refused before any file is looked for.
+#[test]
+fn malformed_descriptors_are_refused_r_075() {
+    let mut buffers = buffers();
+    let buffer = buffers.alloc(16).expect("room");
+    let export = buffers.export(&request(&buffer, 0, 16, AccessFlags::READ));
+    let export = export.expect("inside");
+    let name = export.transport_descriptor.to_vec();
+    let with = |tail: &[u8]| [&name[..], tail].concat();
+    let malformed = [
+        Vec::new(),
+        b"psm_".to_vec(),
+        [b"/", &name[..]].concat(),
+        b"psm_../passwd".to_vec(),
+        b"psm_a/b".to_vec(),
+        with(b"\0"),
+        with(&[0; 100]),
+        with(b"\n"),
+        with(b" "),
+        with(b"\x1b[2J"),
+        with("\u{e9}".as_bytes()),
+        with(b"\xff"),
+        with(&[b'x'; 256]),
+        with(&[b'x'; 4000]),
+        name[1..].to_vec(),
+        name.to_ascii_uppercase(),
+    ];
+    for descriptor in malformed {
+        let forged = ExportResult {
+            transport_descriptor: descriptor.clone().into(),
+            ..export.clone()
+        };
+        let error = buffers.import(&import_of(forged, AccessFlags::READ));
+        let text = error.expect_err("malformed").to_string();
+        // Nothing of it is repeated: it may be long, and not for terminals.
+        assert!(
+            text.len() < 200 && text.is_ascii(),
+            "{descriptor:?}: {text}"
+        );
+        assert!(!text.contains(|c: char| c.is_control()), "{text}");
+    }
+    let import = import_of(export, AccessFlags::READ);
+    assert_eq!(buffers.import(&import).expect("opens").import_id.0, 1);
+}
+
 #[test]
 fn a_device_tensor_of_another_worker_needs_an_import() {
     let mut buffers = buffers();

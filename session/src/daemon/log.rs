@@ -107,7 +107,7 @@ pub(crate) fn escaped(text: &[u8]) -> String {
     line
 }
 
-/// Lets `tracing` write through the sink: one event, one line.
+/// Lets `tracing` write through the sink: one event, one line, whatever a peer put into a field.
 #[derive(Debug)]
 pub(crate) struct EventWriter {
     sink: LogSink,
@@ -127,7 +127,8 @@ impl Write for EventWriter {
 
 impl Drop for EventWriter {
     fn drop(&mut self) {
-        self.sink.push(std::mem::take(&mut self.line));
+        let line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
+        self.sink.push(format!("{}\n", escaped(line)).into_bytes());
     }
 }
 
@@ -145,6 +146,28 @@ impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for LogSink {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_is_one_line_whatever_it_says_r_079_r_213() {
+        let (lines, queue) = crossbeam_channel::bounded(1);
+        let sink = LogSink {
+            lines,
+            dropped: Arc::default(),
+        };
+        let mut event = tracing_subscriber::fmt::MakeWriter::make_writer(&sink);
+        let long = "x".repeat(1 << 20);
+        write!(event, "refused: \u{1b}[2J\nINFO all is well\r{long}\n").expect("memory");
+        drop(event);
+        let Ok(Entry::Line(line)) = queue.try_recv() else {
+            panic!("no line");
+        };
+        let line = String::from_utf8(line).expect("text");
+        assert!(
+            line.starts_with("refused: \\u{1b}[2J\\nINFO all is well\\rxxx"),
+            "{line}"
+        );
+        assert!(line.len() < 2 * LINE_BYTES_MAX && line.matches('\n').count() == 1);
+    }
 
     #[test]
     fn output_of_a_session_cannot_forge_a_line_r_213() {
