@@ -21,7 +21,7 @@ pub(crate) fn to_py(py: Python<'_>, error: Error) -> PyErr {
         Error::NotEligible { .. } => named(py, "NotEligibleError", &text),
         Error::Resource { .. } => named(py, "ResourceExhausted", &text),
         Error::Handle { .. } => named(py, "HandleError", &text),
-        Error::Registration { .. } => named(py, "RegistrationError", &text),
+        Error::Registration { .. } | Error::Removal { .. } => named(py, "RegistrationError", &text),
         Error::Startup { .. } | Error::Process(_) => named(py, "StartupError", &text),
         // A session answers with a text; this word is how it says that a limit of its own was reached.
         Error::Remote { ref message, .. } if message.contains("RESOURCE_EXHAUSTED: ") => {

@@ -176,6 +176,14 @@ pub enum Error {
         /// Per worker, what happened.
         message: String,
     },
+    /// A callable could not be removed everywhere.
+    #[error("{callable} was not unregistered everywhere: {message}; no task goes there, and another unregister(), or the next register(), tries it again")]
+    Removal {
+        /// Name of the callable.
+        callable: String,
+        /// Per worker, what happened.
+        message: String,
+    },
     /// `init()` failed; everything was rolled back.
     #[error("worker {worker} did not start: {message}")]
     Startup {

@@ -27,6 +27,7 @@ pub mod graph;
 pub mod mailbox;
 pub mod memory;
 pub mod process;
+mod registration;
 pub mod remote;
 pub mod tensor;
 pub mod testing;

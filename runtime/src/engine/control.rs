@@ -8,7 +8,7 @@ use echelon_wire::limits::MAX_PAYLOAD_BYTES;
 use super::record::{ControlCell, Flight, Undo};
 use super::{Core, Engine, WaitEnd};
 use crate::buffer::RemoteBuffer;
-use crate::endpoint::{BufferKey, ControlFailure, ControlReply, ControlRequest};
+use crate::endpoint::{BufferKey, ControlFailure, ControlReply, ControlRequest, Ticket};
 use crate::error::Error;
 use crate::graph::EndpointId;
 
@@ -56,24 +56,7 @@ impl Engine {
         pin: Option<&RemoteBuffer>,
     ) -> Result<ControlCell, Error> {
         let mut core = self.core.lock();
-        core.check_open("use")?;
-        let ticket = core.new_ticket();
-        let slot = core
-            .slot_mut(endpoint)
-            .ok_or_else(|| Error::argument("worker", "no such worker"))?;
-        let worker = slot.info.name.clone();
-        if let Some(reason) = &slot.lost {
-            return Err(Error::EndpointLost {
-                worker,
-                message: reason.clone(),
-            });
-        }
-        slot.endpoint
-            .control(ticket, request)
-            .map_err(|gone| Error::EndpointLost {
-                worker,
-                message: gone.reason,
-            })?;
+        let ticket = core.post(endpoint, request)?;
         let pin = pin.cloned();
         if let Some(buffer) = &pin {
             buffer.pin_raw();
@@ -127,6 +110,27 @@ impl Engine {
 }
 
 impl Core {
+    /// Hands a control to its endpoint. The caller says, under the same lock, what the ticket stands for.
+    pub(super) fn post(
+        &mut self,
+        endpoint: EndpointId,
+        request: ControlRequest,
+    ) -> Result<Ticket, Error> {
+        self.check_open("use")?;
+        let ticket = self.new_ticket();
+        let slot = self
+            .slot_mut(endpoint)
+            .ok_or_else(|| Error::argument("worker", "no such worker"))?;
+        let worker = slot.info.name.clone();
+        let lost = |message: String| Error::EndpointLost { worker, message };
+        if let Some(reason) = &slot.lost {
+            return Err(lost(reason.clone()));
+        }
+        let sent = slot.endpoint.control(ticket, request);
+        sent.map_err(|gone| lost(gone.reason))?;
+        Ok(ticket)
+    }
+
     fn control_error(
         &self,
         endpoint: EndpointId,

@@ -83,8 +83,7 @@ impl Core {
 
 /// Why the callable cannot be called there after all.
 fn unusable(slot: &EndpointSlot, callable: &Callable) -> Option<String> {
-    let refused = slot.succession.as_ref().map(|s| &s.refused);
-    let refused = refused.and_then(|refused| refused.get(&callable.digest));
+    let refused = slot.refused(&callable.digest);
     slot.lost.as_ref().or(refused).cloned()
 }
 

@@ -142,6 +142,10 @@ impl Core {
         let flight = expected.then(|| self.flights.remove(&ticket)).flatten();
         match flight {
             Some(Flight::Control { cell, pin, .. }) => self.answer(endpoint, cell, pin, result),
+            Some(Flight::Registration { key, cell, .. }) => {
+                self.pair_answered(endpoint, &key, ticket, &result);
+                *cell.lock() = Some(result);
+            }
             Some(Flight::Copy { task, endpoint }) => {
                 if let Some(event) = self.copy_step_done(task, endpoint, result) {
                     self.feed(event);
@@ -192,6 +196,12 @@ impl Core {
         let Some(slot) = self.slot_mut(endpoint).filter(|slot| slot.lost.is_none()) else {
             return;
         };
+        // A place that is filled again keeps what belongs there.
+        if slot.succession.is_some() {
+            slot.pairs.pass_on();
+        } else {
+            slot.pairs.clear();
+        }
         slot.copies_in_flight = 0;
         let mut tickets: Vec<Ticket> = self
             .flights
@@ -254,10 +264,6 @@ impl Core {
             return;
         };
         slot.lost = Some(why.to_owned());
-        // A place that the next run fills again keeps what belongs there.
-        if slot.succession.is_none() {
-            slot.callables.clear();
-        }
         self.last_loss = Some(format!(
             "{}: {why}",
             self.endpoints[endpoint.0 as usize].info.name
@@ -270,6 +276,7 @@ impl Core {
         let lost = || Err(ControlFailure::Lost(reason.to_owned()));
         match flight {
             Flight::Control { cell, pin, .. } => self.answer(endpoint, cell, pin, lost()),
+            Flight::Registration { cell, .. } => *cell.lock() = Some(lost()),
             Flight::Release { buffer, cell, .. } => self.release_done(&buffer, cell, lost()),
             Flight::Undo(undo) => self.unpin_if(undo.pin),
             Flight::Member { .. }

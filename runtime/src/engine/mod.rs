@@ -12,13 +12,15 @@ mod events;
 mod finish;
 mod prepare;
 mod record;
+mod registration;
 mod submit;
 mod succession;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicUsize;
 use std::sync::Arc;
 
+use echelon_wire::callable::Digest;
 use parking_lot::{Condvar, Mutex};
 
 pub(crate) use copies::{step_limit, CopyJob, CopySide};
@@ -35,6 +37,7 @@ use crate::error::Interrupt;
 use crate::graph::{Action, EndpointId, Event, RunId, Scheduler, TaskId};
 use crate::mailbox::Bell;
 use crate::memory::{Arena, SharedRegion};
+use crate::registration::Key;
 use crate::trace::TraceLog;
 
 /// What all threads of a `Worker` share.
@@ -73,6 +76,11 @@ pub(crate) struct Core {
     pub(crate) last_loss: Option<String>,
     /// `close()` has taken the endpoints: nothing is submitted any more.
     pub(crate) closed: bool,
+    /// What a thread is registering or removing now.
+    leased: HashSet<Key>,
+    /// Calls that are planned and not yet submitted, by number of the plan: they may call what they were planned with.
+    planned: HashMap<u64, Digest>,
+    next_plan: u64,
     actions: Vec<Action>,
     next_ticket: u64,
     next_run: u64,
@@ -101,6 +109,9 @@ impl Engine {
             errands: succession::Errands::default(),
             last_loss: None,
             closed: false,
+            leased: HashSet::new(),
+            planned: HashMap::new(),
+            next_plan: 0,
             actions: Vec::new(),
             next_ticket: 0,
             next_run: 0,

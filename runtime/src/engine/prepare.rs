@@ -9,6 +9,7 @@ use crate::callable::Callable;
 use crate::error::Error;
 use crate::graph::{Access, AccessMode, EndpointId, Space};
 use crate::memory::MemoryError;
+use crate::registration::Key;
 use crate::tensor::{Tag, Tensor};
 use crate::worker::ScopedBlock;
 
@@ -274,11 +275,11 @@ fn unable(
     if let Some(reason) = &slot.lost {
         return Some(format!("is lost ({reason})"));
     }
-    if !slot.callables.contains_key(&callable.digest) {
-        return Some(
-            "the callable is not registered there; name the worker in register(…, workers=[…])"
-                .into(),
-        );
+    if let Some(obstacle) = slot.pairs.obstacle(&Key::new(callable, false)) {
+        return Some(obstacle.into());
+    }
+    if let Some(refused) = slot.refused(&callable.digest) {
+        return Some(format!("{refused}; register it again"));
     }
     let remote = matches!(slot.role, EndpointRole::RemoteNextLevel { .. });
     let mut inline = 0;

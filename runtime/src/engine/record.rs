@@ -9,7 +9,6 @@ use parking_lot::Mutex;
 
 use super::copies::CopyJob;
 use super::succession::Succession;
-use super::Core;
 use crate::args::TensorArg;
 use crate::buffer::RemoteBuffer;
 use crate::callable::Callable;
@@ -17,6 +16,7 @@ use crate::endpoint::{ControlFailure, ControlReply, ControlRequest, Endpoint, En
 use crate::error::{FailureKind, TaskFailureInfo};
 use crate::graph::{EndpointId, RunId, TaskId};
 use crate::memory::{ArenaBlock, HostMemory};
+use crate::registration::{Key, Pairs};
 use crate::tensor::Tag;
 
 /// What an endpoint is to its `Worker`.
@@ -55,8 +55,8 @@ pub(crate) struct EndpointSlot {
     pub(crate) role: EndpointRole,
     /// Set with the reason while nothing can be done there any more.
     pub(crate) lost: Option<String>,
-    /// What is proven to be callable there.
-    pub(crate) callables: HashMap<Digest, Callable>,
+    /// What is registered there, as far as it is proven.
+    pub(crate) pairs: Pairs,
     /// Tasks it has completed or failed.
     pub(crate) served: u64,
     /// Copy steps on their way there.
@@ -75,12 +75,17 @@ impl EndpointSlot {
             info,
             role,
             lost: None,
-            callables: HashMap::new(),
+            pairs: Pairs::default(),
             served: 0,
             copies_in_flight: 0,
             copies_waiting: VecDeque::new(),
             succession: None,
         }
+    }
+
+    /// Why a callable could not be installed on the fresh endpoint of this place.
+    pub(super) fn refused(&self, digest: &Digest) -> Option<&String> {
+        self.succession.as_ref()?.refused.get(digest)
     }
 }
 
@@ -122,6 +127,8 @@ pub(crate) enum Work {
 /// One task that has not ended.
 pub(crate) struct TaskRecord {
     pub(crate) run: RunId,
+    /// Number of its plan: tasks planned before a callable was retired may still call it.
+    pub(crate) plan: u64,
     /// Number in its run, from 1.
     pub(crate) sequence: u64,
     pub(crate) name: Arc<str>,
@@ -154,15 +161,6 @@ impl TaskRecord {
     }
 }
 
-impl Core {
-    /// True while a task that names the callable has not ended.
-    pub(crate) fn names_callable(&self, digest: &Digest) -> bool {
-        self.records.values().any(
-            |record| matches!(&record.work, Work::Call { callable, .. } if callable.digest == *digest),
-        )
-    }
-}
-
 /// The answer to a blocking control, put there by whoever drives.
 pub(crate) type ControlCell = Arc<Mutex<Option<Result<ControlReply, ControlFailure>>>>;
 
@@ -184,6 +182,12 @@ pub(crate) enum Flight {
         endpoint: EndpointId,
         /// Pinned until the answer, whether or not the thread still waits for it.
         pin: Option<RemoteBuffer>,
+    },
+    /// A step of a registration; a thread may wait for it.
+    Registration {
+        key: Key,
+        endpoint: EndpointId,
+        cell: ControlCell,
     },
     /// A free or release; a thread may wait for it.
     Release {
@@ -216,6 +220,7 @@ impl Flight {
             Self::Member { endpoint, .. }
             | Self::Copy { endpoint, .. }
             | Self::Control { endpoint, .. }
+            | Self::Registration { endpoint, .. }
             | Self::Release { endpoint, .. }
             | Self::Undo(Undo { endpoint, .. })
             | Self::Install { endpoint, .. }

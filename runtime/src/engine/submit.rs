@@ -70,12 +70,15 @@ impl Engine {
         if members.len() > 1 {
             check_members_disjoint(&members)?;
         }
-        let plan = {
-            let core = self.core.lock();
+        let (plan, mut pins) = {
+            let mut core = self.core.lock();
             core.check_run(spec.run)?;
-            core.plan(&spec, &members)?
+            let plan = core.plan(&spec, &members)?;
+            // Under the same lock: from here on the callable stays where it is until the task has ended.
+            let number = core.begin_plan(spec.callable.digest);
+            (plan, Pins::of_plan(self, Some(number)))
         };
-        let pins = Pins::take(self, members.iter().flatten())?;
+        pins.take(members.iter().flatten())?;
         let scalars = spec.args.iter().map(|args| args.scalars().to_vec());
         let mut prepared = Vec::with_capacity(members.len());
         for (tensors, scalars) in members.into_iter().zip(scalars) {
@@ -105,7 +108,8 @@ impl Engine {
         src: &TensorArg,
     ) -> Result<u64, Error> {
         self.core.lock().check_run(run)?;
-        let pins = Pins::take(self, [dst, src])?;
+        let mut pins = Pins::of_plan(self, None);
+        pins.take([dst, src])?;
         let accesses = [src, dst].into_iter().filter_map(access_of).collect();
         let node = NodeSpec {
             run,
@@ -179,7 +183,10 @@ impl Engine {
                     let Some((name, work, pins)) = pending.take() else {
                         return Err(Error::Interrupted);
                     };
-                    let record = core.new_record(task, node.run, name, work, pins.keep());
+                    let (plan, pins) = pins.keep();
+                    let plan = plan.map_or(0, |number| core.end_plan(number));
+                    let mut record = core.new_record(task, node.run, name, work, pins);
+                    record.plan = plan;
                     let sequence = record.sequence;
                     core.records.insert(task, record);
                     core.carry_out(actions);
@@ -356,6 +363,7 @@ impl Core {
         }
         TaskRecord {
             run,
+            plan: 0,
             sequence,
             name,
             work,
@@ -385,45 +393,54 @@ fn common(sets: Vec<Eligible>, callable: &Callable) -> Result<Eligible, Error> {
     })
 }
 
-/// Pins on the buffers of a submit, let go again when the submit fails. Never dropped under the engine's lock.
+/// What a submit holds before it is a task: pins on its buffers, and its plan, which keeps its callable. Let go again when the
+/// submit fails. Never dropped under the engine's lock.
 struct Pins<'a> {
     engine: &'a Engine,
+    plan: Option<u64>,
     buffers: Vec<RemoteBuffer>,
 }
 
 impl<'a> Pins<'a> {
-    fn take<'b>(
-        engine: &'a Engine,
-        args: impl IntoIterator<Item = &'b TensorArg>,
-    ) -> Result<Self, Error> {
-        let mut pins = Self {
+    fn of_plan(engine: &'a Engine, plan: Option<u64>) -> Self {
+        Self {
             engine,
+            plan,
             buffers: Vec::new(),
-        };
+        }
+    }
+
+    fn take<'b>(&mut self, args: impl IntoIterator<Item = &'b TensorArg>) -> Result<(), Error> {
         for arg in args {
             if let ArgSource::Remote { buffer, .. } = &arg.source {
                 buffer.pin("tensor")?;
-                pins.buffers.push(buffer.clone());
+                self.buffers.push(buffer.clone());
             }
         }
-        Ok(pins)
+        Ok(())
     }
 
     /// The task takes them over.
-    fn keep(mut self) -> Vec<RemoteBuffer> {
-        std::mem::take(&mut self.buffers)
+    fn keep(mut self) -> (Option<u64>, Vec<RemoteBuffer>) {
+        (self.plan.take(), std::mem::take(&mut self.buffers))
     }
 }
 
 impl Drop for Pins<'_> {
     fn drop(&mut self) {
-        if self.buffers.is_empty() {
+        if self.buffers.is_empty() && self.plan.is_none() {
             return;
         }
         let mut core = self.engine.core.lock();
+        if let Some(number) = self.plan {
+            core.end_plan(number);
+        }
         for buffer in self.buffers.drain(..) {
             // Another thread may have freed it meanwhile: then the free is sent now.
             core.unpin(buffer);
         }
+        drop(core);
+        // Whoever unregisters the callable may wait for this.
+        self.engine.wake();
     }
 }

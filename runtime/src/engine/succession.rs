@@ -177,8 +177,7 @@ impl Core {
         slot.info = fresh.info();
         slot.endpoint = fresh;
         slot.lost = None;
-        let callables: Vec<_> = slot.callables.values().cloned().collect();
-        for callable in callables {
+        for callable in slot.pairs.inherited() {
             for step in [RegisterStep::Prepare, RegisterStep::Commit] {
                 let ticket = self.new_ticket();
                 let digest = callable.digest;

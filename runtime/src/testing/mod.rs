@@ -8,11 +8,13 @@ pub mod fake;
 
 use std::sync::Arc;
 
+use crate::callable::Callable;
 use crate::endpoint::Endpoint;
 use crate::engine::EndpointRole;
 use crate::error::{Error, Interrupt};
 use crate::graph::EndpointId;
 use crate::mailbox::Bell;
+use crate::registration::Key;
 use crate::worker::{Worker, WorkerBuilder};
 
 /// What an endpoint is to the worker that a test builds over it.
@@ -74,4 +76,33 @@ pub fn give_successors(
     let mut core = engine.core.lock();
     core.give_successors(EndpointId(index), Arc::new(recipe));
     Ok(())
+}
+
+/// Takes a fresh session of the remote worker `id` into service: `came` is what its manifest brought; the rest of what is
+/// registered is installed by control. Returns what failed.
+///
+/// # Errors
+/// [`Error::Lifecycle`] when the worker is not READY or closes, [`Error::Interrupted`].
+pub fn bring_up(
+    worker: &Worker,
+    id: i32,
+    endpoint: Box<dyn Endpoint>,
+    came: &[Callable],
+) -> Result<Vec<Error>, Error> {
+    let engine = worker.engine("change")?;
+    let role = EndpointRole::RemoteNextLevel {
+        worker: id,
+        host: "127.0.0.1:1".into(),
+    };
+    let fresh = {
+        let mut core = engine.core.lock();
+        let fresh = core.add_endpoint(endpoint, role);
+        for callable in came {
+            if let Some(slot) = core.slot_mut(fresh) {
+                slot.pairs.brought(Key::new(callable, false), callable);
+            }
+        }
+        fresh
+    };
+    worker.install_registrations(&engine, fresh, None)
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::builder::ChildProgram;
-use super::register::Registration;
+use super::reach::Registration;
 use super::{Child, Live, Worker, WorkerState};
 use crate::deadline::to_monotonic_ns;
 use crate::endpoint::local::{LocalEndpoint, LocalSpec};
 use crate::endpoint::thread::ThreadEndpoint;
 use crate::endpoint::Endpoint;
-use crate::engine::{Driver, EndpointRole, Engine, Recipe};
+use crate::engine::{Core, Driver, EndpointRole, Engine, Recipe};
 use crate::error::Error;
 use crate::graph::EndpointId;
 use crate::mailbox::Bell;
@@ -156,7 +156,7 @@ impl Worker {
             Driver::start(Arc::clone(&engine))
                 .map_err(|error| startup("the driver thread", error))?,
         );
-        self.register_all(&engine, children, registrations, deadline)?;
+        Self::register_all(&engine, children, registrations, deadline)?;
         engine.interrupt.check().map_err(|_| Error::Interrupted)
     }
 
@@ -243,47 +243,44 @@ impl Worker {
         start_local(spec, &live.keeper, &live.engine.bell)
     }
 
-    /// Callables of local workers go by control; those of remote workers went with the manifest.
+    /// What did not come with its worker goes by control.
     fn register_all(
-        &self,
         engine: &Engine,
         children: &[Child],
         registrations: &[Registration],
         deadline: Instant,
     ) -> Result<(), Error> {
+        engine.core.lock().take_what_came(children, registrations);
         for registration in registrations {
-            let mut by_control = Vec::new();
-            let mut core = engine.core.lock();
-            for (slot, index) in core.endpoints.iter_mut().zip(0..) {
-                let of_child = |worker: &i32| {
-                    let child = usize::try_from(*worker)
-                        .ok()
-                        .and_then(|index| children.get(index));
-                    child.is_some_and(|child| registration.includes(*worker, child))
-                };
-                match &slot.role {
-                    EndpointRole::Sub if registration.for_subs() => {
-                        by_control.push(EndpointId(index))
-                    }
-                    EndpointRole::LocalNextLevel { worker }
-                        if of_child(worker) && !registration.options.inner =>
-                    {
-                        by_control.push(EndpointId(index));
-                    }
-                    EndpointRole::RemoteNextLevel { worker, .. }
-                        if of_child(worker) && !registration.options.inner =>
-                    {
-                        let callable = &registration.handle.callable;
-                        slot.callables.insert(callable.digest, callable.clone());
-                    }
-                    _ => {}
-                }
-            }
-            drop(core);
-            engine.register_on(registration, &by_control, Some(deadline))?;
+            let (callable, key) = (&registration.handle.callable, registration.key());
+            let targets = |core: &Core| core.registration_targets(registration);
+            engine.register_at(callable, key, Some(deadline), targets, || ())?;
         }
         // A worker without callables has not been spoken to yet: ask every local one, so that READY means ready.
         engine.confirm_locals(deadline)
+    }
+}
+
+impl Core {
+    /// What was in a session's manifest, or in a child's plan, is there.
+    fn take_what_came(&mut self, children: &[Child], registrations: &[Registration]) {
+        for slot in &mut self.endpoints {
+            let Some(worker) = slot.role.worker_id() else {
+                continue;
+            };
+            let child = usize::try_from(worker).ok().and_then(|at| children.get(at));
+            let Some(child) = child else { continue };
+            for registration in registrations.iter().filter(|r| r.includes(worker, child)) {
+                let came = match child {
+                    Child::Local(_) => registration.options.inner,
+                    Child::Remote(_) => registration.in_manifest(),
+                };
+                if came {
+                    slot.pairs
+                        .brought(registration.key(), &registration.handle.callable);
+                }
+            }
+        }
     }
 }
 
@@ -294,7 +291,7 @@ impl Engine {
             let core = self.core.lock();
             let slots = core.endpoints.iter().zip(0..);
             slots
-                .filter(|(slot, _)| slot.info.shares_memory && slot.callables.is_empty())
+                .filter(|(slot, _)| slot.info.shares_memory && !slot.pairs.has_answered())
                 .map(|(_, index)| EndpointId(index))
                 .collect()
         };

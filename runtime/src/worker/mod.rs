@@ -4,11 +4,13 @@
 //! idempotent and callable from any state and thread (design §3).
 
 mod builder;
+mod callable_handle;
 mod close;
 mod init;
 mod orchestrator;
 mod over;
 mod plan;
+mod reach;
 mod register;
 mod remote;
 mod remotes;
@@ -20,10 +22,11 @@ use parking_lot::{Condvar, Mutex, ReentrantMutex, RwLock};
 use serde::{Deserialize, Serialize};
 
 pub use builder::{ChildProgram, WorkerBuilder};
+pub use callable_handle::CallableHandle;
 pub(crate) use orchestrator::ScopedBlock;
 pub use orchestrator::{CopySide, Orchestrator, TaskHandle};
 pub use plan::{InnerPlan, LevelPlan};
-pub use register::{CallableHandle, RegisterOptions, RegisterScope};
+pub use reach::{RegisterOptions, RegisterScope};
 pub use run::{RunEnd, RunReport};
 
 use crate::endpoint::EndpointInfo;
@@ -32,7 +35,7 @@ use crate::error::{Error, Interrupt, NoInterrupt};
 use crate::process::Keeper;
 use crate::remote::RemoteWorkerSpec;
 use builder::Settings;
-use register::Registration;
+use reach::Registration;
 
 /// Where a `Worker` is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use echelon_wire::callable::{CallableKind, ImportTarget};
 use serde::{Deserialize, Serialize};
 
-use super::register::Registration;
+use super::reach::Registration;
 use super::{Child, RegisterOptions, Worker, WorkerState};
 use crate::callable::{Callable, CallableSource};
 use crate::deadline::from_monotonic_ns;

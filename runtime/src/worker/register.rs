@@ -1,147 +1,24 @@
 //! Registration: which callable may run where. On several workers it is all or nothing (design §8, R-098, R-099).
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
 use std::time::Instant;
 
-use echelon_wire::callable::{CallableKind, Digest, Hashid, RegistryTarget};
-
-use serde::{Deserialize, Serialize};
-
-use super::plan::InnerPlan;
-use super::{Child, Worker, WorkerState};
-use crate::callable::{Callable, CallableSource};
-use crate::endpoint::{ControlReply, ControlRequest, RegisterStep};
-use crate::engine::{Core, EndpointRole, Engine};
+use super::reach::Registration;
+use super::{CallableHandle, RegisterOptions, Worker, WorkerState};
+use crate::callable::Callable;
+use crate::engine::{Core, Engine};
 use crate::error::Error;
 use crate::graph::EndpointId;
-
-/// Which workers a callable goes to when none are named.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RegisterScope {
-    /// All sub workers and local children.
-    #[default]
-    Local,
-    /// All remote workers.
-    Remote,
-}
-
-/// How to register.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct RegisterOptions {
-    /// NEXT_LEVEL ids; `None` = all of the scope.
-    pub workers: Option<Vec<i32>>,
-    /// Install it in the workers' inner runtimes, for their own sub workers (INNER_L3_WORKER).
-    pub inner: bool,
-    /// What `workers: None` means.
-    pub scope: RegisterScope,
-}
-
-/// A registered callable. Clones are the same handle.
-#[derive(Clone, Debug)]
-pub struct CallableHandle {
-    pub(crate) callable: Callable,
-    pub(crate) owner_uid: u64,
-    pub(crate) inner: bool,
-    live: Arc<AtomicBool>,
-}
-
-impl CallableHandle {
-    /// `sha256:` and 64 hexadecimal digits.
-    #[must_use]
-    pub fn hashid(&self) -> String {
-        Hashid::from(self.callable.digest).to_string()
-    }
-
-    /// The 32 bytes behind the hashid.
-    #[must_use]
-    pub fn digest(&self) -> Digest {
-        self.callable.digest
-    }
-
-    /// Which kind of descriptor.
-    #[must_use]
-    pub fn kind(&self) -> CallableKind {
-        self.callable.kind
-    }
-
-    /// Import path or function name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.callable.name
-    }
-
-    /// Refuses a handle that was unregistered, belongs to another `Worker`, or is for inner workers.
-    pub(crate) fn check(&self, uid: u64) -> Result<(), Error> {
-        if self.owner_uid != uid {
-            return Err(Error::handle(
-                "callable",
-                format!(
-                    "the handle of {} belongs to another Worker; register it with this one",
-                    self.name()
-                ),
-            ));
-        }
-        if self.inner {
-            return Err(Error::handle(
-                "callable",
-                format!("{} was registered with inner=True: only the workers' own orchestration functions can submit it", self.name()),
-            ));
-        }
-        if !self.live.load(Ordering::Acquire) {
-            return Err(Error::handle(
-                "callable",
-                format!("{} was unregistered; register it again", self.name()),
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// What was registered, kept to be carried out at `init()` and to be looked up.
-#[derive(Clone)]
-pub(crate) struct Registration {
-    pub(crate) handle: CallableHandle,
-    pub(crate) options: RegisterOptions,
-}
-
-impl Registration {
-    pub(crate) fn plan(&self) -> Result<InnerPlan, Error> {
-        InnerPlan::of(&self.handle.callable, self.options.clone())
-    }
-
-    /// True when it goes to the child with this id.
-    pub(crate) fn includes(&self, worker: i32, child: &Child) -> bool {
-        match (&self.options.workers, self.options.scope, child) {
-            (Some(ids), _, _) => ids.contains(&worker),
-            (None, RegisterScope::Local, Child::Local(_))
-            | (None, RegisterScope::Remote, Child::Remote(_)) => true,
-            (None, _, _) => false,
-        }
-    }
-
-    /// True when it goes to the sub workers of this level.
-    pub(crate) fn for_subs(&self) -> bool {
-        self.options.workers.is_none()
-            && self.options.scope == RegisterScope::Local
-            && !self.options.inner
-    }
-
-    fn registry(&self) -> RegistryTarget {
-        if self.options.inner {
-            RegistryTarget::InnerL3Worker
-        } else {
-            RegistryTarget::RemoteTaskDispatcher
-        }
-    }
-}
+use crate::registration::{Key, PairState};
 
 impl Worker {
     /// Makes a callable known to workers; all or nothing on several. Before `init()` it is carried out by `init()`.
     ///
+    /// Where an earlier registration or removal of the same callable was not confirmed, its removal is proven first.
+    ///
     /// # Errors
     /// [`Error::Registration`] with every worker's reason (an import that fails comes with its traceback),
-    /// [`Error::Argument`] for unknown ids or a callable that cannot go there, [`Error::Lifecycle`] after `close()`.
+    /// [`Error::Argument`] for unknown ids or a callable that cannot go there, [`Error::Lifecycle`] after `close()`,
+    /// [`Error::Interrupted`]; it is undone then, without waiting.
     pub fn register(
         &self,
         callable: Callable,
@@ -153,12 +30,7 @@ impl Worker {
             ids.retain(|id| seen.insert(*id));
         }
         self.check_reach(&callable, &options)?;
-        let handle = CallableHandle {
-            callable,
-            owner_uid: self.0.uid,
-            inner: options.inner,
-            live: Arc::new(AtomicBool::new(true)),
-        };
+        let handle = CallableHandle::new(callable, self.0.uid, options.inner);
         let registration = Registration {
             handle: handle.clone(),
             options,
@@ -171,84 +43,177 @@ impl Worker {
             }
         }
         let engine = self.engine("register a callable with")?;
+        let key = registration.key();
+        let _lease = engine.lease(key)?;
         engine.wait_for_places()?;
-        let endpoints = engine.core.lock().registration_targets(&registration)?;
-        let endpoints = self.without_holders(&engine, &registration, endpoints);
-        engine.register_on(&registration, &endpoints, None)?;
-        self.0.life.lock().registrations.push(registration);
+        let targets = |core: &Core| core.registration_targets(&registration);
+        // Entered in the list under the lock that made it callable: a worker that comes up finds it there, or is found here.
+        let enter = || self.0.life.lock().registrations.push(registration.clone());
+        engine.register_at(&handle.callable, key, None, targets, enter)?;
         Ok(handle)
     }
 
-    /// Leaves out the endpoints that have the callable already, by an earlier registration of the same digest: undoing this
-    /// one must not take it from them.
-    fn without_holders(
-        &self,
-        engine: &Engine,
-        registration: &Registration,
-        mut endpoints: Vec<EndpointId>,
-    ) -> Vec<EndpointId> {
-        let digest = registration.handle.callable.digest;
-        let life = self.0.life.lock();
-        let earlier: Vec<&Registration> = life
-            .registrations
-            .iter()
-            .filter(|r| {
-                r.handle.callable.digest == digest && r.options.inner == registration.options.inner
-            })
-            .collect();
-        let core = engine.core.lock();
-        endpoints.retain(|id| {
-            let holds = |r: &&Registration| {
-                core.registration_targets(r)
-                    .is_ok_and(|targets| targets.contains(id))
-            };
-            let proven = registration.options.inner
-                || core
-                    .slot(*id)
-                    .is_some_and(|slot| slot.callables.contains_key(&digest));
-            !(proven && earlier.iter().any(holds))
-        });
-        endpoints
-    }
-
     /// Removes a callable everywhere, after the tasks that name it and were submitted before have ended. New ones are refused at
-    /// once.
+    /// once. Interrupted while it waits for tasks, it has done nothing; a removal that was not confirmed is tried again by
+    /// another call, and by the next registration of the callable.
     ///
     /// # Errors
-    /// [`Error::Handle`] for a foreign or unregistered handle, [`Error::Registration`] naming workers that did not confirm.
+    /// [`Error::Handle`] for a foreign or unregistered handle, [`Error::Removal`] naming workers that did not confirm,
+    /// [`Error::Interrupted`].
     pub fn unregister(&self, handle: &CallableHandle) -> Result<(), Error> {
-        if handle.owner_uid != self.0.uid {
-            return handle.check(self.0.uid);
-        }
-        if !handle.live.swap(false, Ordering::AcqRel) {
-            return Err(Error::handle(
-                "callable",
-                format!("{} was already unregistered", handle.name()),
-            ));
-        }
-        let removed: Vec<Registration> = {
+        handle.check_owner(self.0.uid)?;
+        handle.leave()?;
+        {
             let mut life = self.0.life.lock();
-            let (gone, kept) = life
-                .registrations
-                .drain(..)
-                .partition(|r| Arc::ptr_eq(&r.handle.live, &handle.live));
-            life.registrations = kept;
-            gone
-        };
-        if self.state() == WorkerState::New {
-            return Ok(());
-        }
-        let engine = self.engine("unregister a callable from")?;
-        for registration in &removed {
-            let still_wanted = self.0.life.lock().registrations.iter().any(|r| {
-                r.handle.callable.digest == handle.callable.digest
-                    && r.options.inner == registration.options.inner
-            });
-            if !still_wanted {
-                engine.unregister_on(registration)?;
+            if life.state == WorkerState::New {
+                life.registrations.retain(|r| !r.handle.is_same(handle));
+                handle.set_gone();
+                return Ok(());
             }
         }
-        Ok(())
+        let engine = self
+            .engine("unregister a callable from")
+            .inspect_err(|_| handle.stay())?;
+        let key = Key::new(&handle.callable, handle.inner);
+        let _lease = engine.lease(key).inspect_err(|_| handle.stay())?;
+        // Another thread may have done it meanwhile.
+        if handle.is_gone() {
+            return handle.leave();
+        }
+        let (taken, endpoints) = self.retire(&engine, handle, key);
+        if key.is_for_tasks() {
+            if let Err(interrupted) = engine.wait_unnamed(&key.digest) {
+                self.restore(&engine, handle, key, taken, &endpoints);
+                return Err(interrupted);
+            }
+        }
+        let unconfirmed = engine.remove_at(key, &endpoints)?;
+        if unconfirmed.is_empty() {
+            handle.set_gone();
+            return Ok(());
+        }
+        let reasons: Vec<String> = unconfirmed.iter().map(ToString::to_string).collect();
+        Err(Error::Removal {
+            callable: handle.name().to_owned(),
+            message: reasons.join("; "),
+        })
+    }
+
+    /// Takes a handle's registration out of the list, and the callable away from the workers where no other handle holds it.
+    fn retire(
+        &self,
+        engine: &Engine,
+        handle: &CallableHandle,
+        key: Key,
+    ) -> (Option<Registration>, Vec<EndpointId>) {
+        let mut core = engine.core.lock();
+        let mut life = self.0.life.lock();
+        let place = life
+            .registrations
+            .iter()
+            .position(|r| r.handle.is_same(handle));
+        let taken = place.map(|place| life.registrations.remove(place));
+        let others = life.registrations.iter().filter(|r| r.key() == key);
+        let held: Vec<EndpointId> = others
+            .filter_map(|r| core.registration_targets(r).ok())
+            .flatten()
+            .collect();
+        drop(life);
+        let mut endpoints = Vec::new();
+        for (slot, id) in core.endpoints.iter_mut().zip(0..) {
+            let state = slot.pairs.state(&key);
+            let stays = state == PairState::Live && held.contains(&EndpointId(id));
+            if state != PairState::Absent && !stays {
+                slot.pairs.retire(&key);
+                endpoints.push(EndpointId(id));
+            }
+        }
+        (taken, endpoints)
+    }
+
+    /// Undoes [`Self::retire`].
+    fn restore(
+        &self,
+        engine: &Engine,
+        handle: &CallableHandle,
+        key: Key,
+        taken: Option<Registration>,
+        endpoints: &[EndpointId],
+    ) {
+        let Some(taken) = taken else { return };
+        let mut core = engine.core.lock();
+        for endpoint in endpoints {
+            if let Some(slot) = core.slot_mut(*endpoint) {
+                slot.pairs.restore(&key);
+            }
+        }
+        self.0.life.lock().registrations.push(taken);
+        handle.stay();
+    }
+
+    /// Brings a worker that has just come up to what is registered: each registration that includes it is tried, and what came
+    /// with the worker and was unregistered meanwhile is removed. Returns what failed; those callables are not eligible there.
+    ///
+    /// A `register()` in another thread does not miss it: the endpoint is to be in service before this is called.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`], [`Error::Lifecycle`] when the worker closes.
+    pub(crate) fn install_registrations(
+        &self,
+        engine: &Engine,
+        endpoint: EndpointId,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Error>, Error> {
+        let mut keys: Vec<Key> = Vec::new();
+        {
+            let core = engine.core.lock();
+            let life = self.0.life.lock();
+            let listed = life.registrations.iter().map(Registration::key);
+            let there = core.slot(endpoint).map(|slot| slot.pairs.keys().copied());
+            for key in listed.chain(there.into_iter().flatten()) {
+                if !keys.contains(&key) {
+                    keys.push(key);
+                }
+            }
+        }
+        let mut failed = Vec::new();
+        for key in keys {
+            match self.install_one(engine, endpoint, key, deadline) {
+                Ok(unconfirmed) => failed.extend(unconfirmed),
+                Err(error @ (Error::Interrupted | Error::Lifecycle { .. })) => return Err(error),
+                Err(error) => failed.push(error),
+            }
+        }
+        Ok(failed)
+    }
+
+    fn install_one(
+        &self,
+        engine: &Engine,
+        endpoint: EndpointId,
+        key: Key,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Error>, Error> {
+        let _lease = engine.lease(key)?;
+        let wanted = {
+            let core = engine.core.lock();
+            let life = self.0.life.lock();
+            let of_key = life.registrations.iter().filter(|r| r.key() == key);
+            let mut wanted = of_key.filter(|r| {
+                let targets = core.registration_targets(r);
+                targets.is_ok_and(|targets| targets.contains(&endpoint))
+            });
+            wanted.next().map(|r| r.handle.callable.clone())
+        };
+        match wanted {
+            Some(callable) => {
+                let targets = |_: &Core| Ok(vec![endpoint]);
+                engine.register_at(&callable, key, deadline, targets, || ())?;
+                Ok(Vec::new())
+            }
+            None if engine.core.lock().pair(endpoint, &key) == PairState::Absent => Ok(Vec::new()),
+            None => engine.remove_at(key, &[endpoint]),
+        }
     }
 
     /// The handle of what is registered under a hashid or an import path.
@@ -276,184 +241,5 @@ impl Worker {
                     ),
                 )
             })
-    }
-
-    fn check_reach(&self, callable: &Callable, options: &RegisterOptions) -> Result<(), Error> {
-        let life = self.0.life.lock();
-        let children = life.children.iter().zip(0..);
-        if let Some(ids) = &options.workers {
-            for id in ids {
-                if usize::try_from(*id).map_or(true, |index| index >= life.children.len()) {
-                    let known: Vec<String> =
-                        (0..life.children.len()).map(|id| id.to_string()).collect();
-                    return Err(Error::argument(
-                        "workers",
-                        format!(
-                            "there is no worker {id}; known ids are [{}]",
-                            known.join(", ")
-                        ),
-                    ));
-                }
-            }
-        }
-        let probe = |child: &Child| matches!(child, Child::Remote(_));
-        let reaches_remote = children.clone().any(|(child, id)| {
-            probe(child)
-                && options
-                    .workers
-                    .as_ref()
-                    .map_or(options.scope == RegisterScope::Remote, |ids| {
-                        ids.contains(&id)
-                    })
-        });
-        if reaches_remote && !matches!(callable.source, CallableSource::Import(_)) {
-            return Err(Error::argument(
-                "target",
-                format!(
-                    "{} has no import path, and remote workers take import paths only; \
-                     put it into a module and register RemoteCallable(\"module:qualname\")",
-                    callable.name
-                ),
-            ));
-        }
-        Ok(())
-    }
-}
-
-impl Core {
-    /// The endpoints that a registration goes to, now.
-    fn registration_targets(&self, registration: &Registration) -> Result<Vec<EndpointId>, Error> {
-        if let Some(ids) = &registration.options.workers {
-            return ids.iter().map(|id| self.endpoint_of(*id)).collect();
-        }
-        let wanted = |role: &EndpointRole| match role {
-            EndpointRole::Sub => registration.for_subs(),
-            EndpointRole::LocalNextLevel { .. } => {
-                registration.options.scope == RegisterScope::Local
-            }
-            EndpointRole::RemoteNextLevel { .. } => {
-                registration.options.scope == RegisterScope::Remote
-            }
-        };
-        let slots = self.endpoints.iter().zip(0..);
-        Ok(slots
-            .filter(|(slot, _)| slot.lost.is_none() && wanted(&slot.role))
-            .map(|(_, id)| EndpointId(id))
-            .collect())
-    }
-}
-
-impl Engine {
-    /// Prepare everywhere, commit everywhere; on the first failure undo what was done and report it (R-098). Without a
-    /// `deadline` the wait for a local worker that is inside a task lasts as long as the task, or until the interrupt.
-    pub(crate) fn register_on(
-        &self,
-        registration: &Registration,
-        endpoints: &[EndpointId],
-        deadline: Option<Instant>,
-    ) -> Result<(), Error> {
-        let step = |endpoint: EndpointId, step: RegisterStep| {
-            let request = ControlRequest::Register {
-                step,
-                callable: registration.handle.callable.clone(),
-                registry: registration.registry(),
-            };
-            self.control(endpoint, "the registration", request, deadline)
-        };
-        for (index, endpoint) in endpoints.iter().enumerate() {
-            if let Err(error) = step(*endpoint, RegisterStep::Prepare) {
-                // The one that failed included: whether it took effect there is not known.
-                for prepared in &endpoints[..=index] {
-                    self.log_cleanup(step(*prepared, RegisterStep::Abort));
-                }
-                return Err(registration_error(registration, error));
-            }
-        }
-        for (index, endpoint) in endpoints.iter().enumerate() {
-            if let Err(error) = step(*endpoint, RegisterStep::Commit) {
-                for committed in &endpoints[..=index] {
-                    self.log_cleanup(self.unregister_at(registration, *committed));
-                }
-                for uncommitted in &endpoints[index + 1..] {
-                    self.log_cleanup(step(*uncommitted, RegisterStep::Abort));
-                }
-                return Err(registration_error(registration, error));
-            }
-        }
-        if !registration.options.inner {
-            let mut core = self.core.lock();
-            for endpoint in endpoints {
-                if let Some(slot) = core.slot_mut(*endpoint) {
-                    let callable = &registration.handle.callable;
-                    slot.callables.insert(callable.digest, callable.clone());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes it from every worker that has it; each is tried, what did not confirm is named (R-101).
-    fn unregister_on(&self, registration: &Registration) -> Result<(), Error> {
-        let digest = registration.handle.callable.digest;
-        let endpoints = {
-            let mut core = self.core.lock();
-            let endpoints = core.registration_targets(registration)?;
-            for endpoint in endpoints.iter().filter(|_| !registration.options.inner) {
-                // Ineligible from now on, whatever the answer.
-                if let Some(slot) = core.slot_mut(*endpoint) {
-                    slot.callables.remove(&digest);
-                }
-            }
-            endpoints
-        };
-        if !registration.options.inner {
-            let unused = |core: &mut Core| (!core.names_callable(&digest)).then_some(());
-            self.wait_until(None, unused)
-                .map_err(|_| Error::Interrupted)?;
-        }
-        let mut failures = Vec::new();
-        for endpoint in endpoints {
-            match self.unregister_at(registration, endpoint) {
-                Ok(_) | Err(Error::EndpointLost { .. }) => {}
-                Err(Error::Interrupted) => return Err(Error::Interrupted),
-                Err(error) => failures.push(error.to_string()),
-            }
-        }
-        if failures.is_empty() {
-            return Ok(());
-        }
-        Err(Error::Registration {
-            callable: registration.handle.name().to_owned(),
-            message: failures.join("; "),
-        })
-    }
-
-    fn unregister_at(
-        &self,
-        registration: &Registration,
-        endpoint: EndpointId,
-    ) -> Result<ControlReply, Error> {
-        let request = ControlRequest::Unregister {
-            digest: registration.handle.callable.digest,
-            kind: registration.handle.callable.kind,
-            registry: registration.registry(),
-        };
-        self.control(endpoint, "the removal", request, None)
-    }
-
-    fn log_cleanup(&self, result: Result<ControlReply, Error>) {
-        if let Err(error) = result {
-            tracing::warn!(%error, "undoing a registration failed; the callable stays ineligible there");
-        }
-    }
-}
-
-fn registration_error(registration: &Registration, error: Error) -> Error {
-    match error {
-        Error::Interrupted => Error::Interrupted,
-        error => Error::Registration {
-            callable: registration.handle.name().to_owned(),
-            message: error.to_string(),
-        },
     }
 }

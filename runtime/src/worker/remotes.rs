@@ -10,7 +10,7 @@ use echelon_wire::callable::{CallableKind, Digest, Hashid, ImportTarget, Registr
 
 use super::builder::random_u64;
 use super::init::startup;
-use super::register::Registration;
+use super::reach::Registration;
 use super::{Child, Worker};
 use crate::callable::CallableSource;
 use crate::channel::Until;

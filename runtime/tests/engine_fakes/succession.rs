@@ -310,3 +310,51 @@ fn a_kill_after_an_interrupt_is_followed_by_a_fresh_worker() {
         assert_eq!(line.attempts(), round);
     }
 }
+
+/// What was not installed again is not eligible, and registering it again heals the place; a place that was given up gets what
+/// was registered meanwhile when the next run fills it again.
+#[test]
+fn r_099_a_fresh_worker_has_what_was_registered_while_its_place_was_empty() {
+    let bed = Bed::new(1, 0);
+    let register = |name: &str| {
+        bed.worker
+            .register(import(name), RegisterOptions::default())
+            .unwrap()
+    };
+    let bad = register("m:bad");
+    let line = Line::of(&bed, 1, |attempt, handle| {
+        handle.on_control(move |control| match control {
+            ControlRequest::Register { callable, .. }
+                if attempt == 0 && &*callable.name == "m:bad" =>
+            {
+                ControlVerdict::Refuse("not now".into())
+            }
+            _ => ControlVerdict::Carry,
+        });
+        Ok(())
+    });
+    bed.subs[0].on_task(|_| TaskVerdict::Lose("power".into()));
+    let leaf = bad.clone();
+    run(&bed, move |o| none(o, &leaf, 1)).unwrap_err();
+    let leaf = bad.clone();
+    let refused = bed
+        .worker
+        .run_simple(move |o| none(o, &leaf, 1))
+        .unwrap_err();
+    assert!(refused.to_string().contains("not now"), "{refused}");
+    line.started.lock()[0].carry_controls();
+    let again = register("m:bad");
+    assert_eq!(run(&bed, move |o| none(o, &again, 1)).unwrap(), 1);
+    // Now it dies until its place is given up.
+    let deadly = register("m:deadly");
+    Line::of(&bed, 1, |attempt, handle| {
+        if attempt < 2 {
+            handle.on_task(|_| TaskVerdict::Lose("again".into()));
+        }
+        Ok(())
+    });
+    line.started.lock()[0].on_task(|_| TaskVerdict::Lose("again".into()));
+    run(&bed, move |o| none(o, &deadly, 1)).unwrap_err();
+    let late = register("m:late");
+    assert_eq!(run(&bed, move |o| none(o, &late, 1)).unwrap(), 1);
+}

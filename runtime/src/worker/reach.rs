@@ -1,0 +1,145 @@
+//! Whom a registration is for: which workers it goes to, and whether any of them can run it.
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::InnerPlan;
+use super::{CallableHandle, Child, Worker};
+use crate::callable::{Callable, CallableSource};
+use crate::engine::{Core, EndpointRole};
+use crate::error::Error;
+use crate::graph::EndpointId;
+use crate::registration::Key;
+
+/// Which workers a callable goes to when none are named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RegisterScope {
+    /// All sub workers and local children.
+    #[default]
+    Local,
+    /// All remote workers.
+    Remote,
+}
+
+/// How to register.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RegisterOptions {
+    /// NEXT_LEVEL ids; `None` = all of the scope.
+    pub workers: Option<Vec<i32>>,
+    /// Install it in the workers' inner runtimes, for their own sub workers (INNER_L3_WORKER).
+    pub inner: bool,
+    /// What `workers: None` means.
+    pub scope: RegisterScope,
+}
+
+/// What was registered, kept to be carried out at `init()` and to be looked up.
+#[derive(Clone)]
+pub(crate) struct Registration {
+    pub(crate) handle: CallableHandle,
+    pub(crate) options: RegisterOptions,
+}
+
+impl Registration {
+    pub(crate) fn key(&self) -> Key {
+        Key::new(&self.handle.callable, self.options.inner)
+    }
+
+    pub(crate) fn plan(&self) -> Result<InnerPlan, Error> {
+        InnerPlan::of(&self.handle.callable, self.options.clone())
+    }
+
+    /// True when it goes to the child with this id.
+    pub(crate) fn includes(&self, worker: i32, child: &Child) -> bool {
+        match (&self.options.workers, self.options.scope, child) {
+            (Some(ids), _, _) => ids.contains(&worker),
+            (None, RegisterScope::Local, Child::Local(_))
+            | (None, RegisterScope::Remote, Child::Remote(_)) => true,
+            (None, _, _) => false,
+        }
+    }
+
+    /// True when it goes to the sub workers of this level.
+    pub(crate) fn for_subs(&self) -> bool {
+        self.options.workers.is_none()
+            && self.options.scope == RegisterScope::Local
+            && !self.options.inner
+    }
+
+    /// True when it travels in the manifest of a session: what needs an extension waits until the session has accepted it.
+    pub(crate) fn in_manifest(&self) -> bool {
+        matches!(self.handle.callable.source, CallableSource::Import(_))
+    }
+}
+
+impl Worker {
+    pub(super) fn check_reach(
+        &self,
+        callable: &Callable,
+        options: &RegisterOptions,
+    ) -> Result<(), Error> {
+        let life = self.0.life.lock();
+        let children = life.children.iter().zip(0..);
+        if let Some(ids) = &options.workers {
+            for id in ids {
+                if usize::try_from(*id).map_or(true, |index| index >= life.children.len()) {
+                    let known: Vec<String> =
+                        (0..life.children.len()).map(|id| id.to_string()).collect();
+                    return Err(Error::argument(
+                        "workers",
+                        format!(
+                            "there is no worker {id}; known ids are [{}]",
+                            known.join(", ")
+                        ),
+                    ));
+                }
+            }
+        }
+        let probe = |child: &Child| matches!(child, Child::Remote(_));
+        let reaches_remote = children.clone().any(|(child, id)| {
+            probe(child)
+                && options
+                    .workers
+                    .as_ref()
+                    .map_or(options.scope == RegisterScope::Remote, |ids| {
+                        ids.contains(&id)
+                    })
+        });
+        if reaches_remote && !matches!(callable.source, CallableSource::Import(_)) {
+            return Err(Error::argument(
+                "target",
+                format!(
+                    "{} has no import path, and remote workers take import paths only; \
+                     put it into a module and register RemoteCallable(\"module:qualname\")",
+                    callable.name
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Core {
+    /// The endpoints that a registration goes to, now. Places that only the next run fills again are among them.
+    pub(super) fn registration_targets(
+        &self,
+        registration: &Registration,
+    ) -> Result<Vec<EndpointId>, Error> {
+        if let Some(ids) = &registration.options.workers {
+            return ids.iter().map(|id| self.endpoint_of(*id)).collect();
+        }
+        let wanted = |role: &EndpointRole| match role {
+            EndpointRole::Sub => registration.for_subs(),
+            EndpointRole::LocalNextLevel { .. } => {
+                registration.options.scope == RegisterScope::Local
+            }
+            EndpointRole::RemoteNextLevel { .. } => {
+                registration.options.scope == RegisterScope::Remote
+            }
+        };
+        let slots = self.endpoints.iter().zip(0..);
+        Ok(slots
+            .filter(|(slot, _)| slot.lost.is_none() || slot.succession.is_some())
+            .filter(|(slot, _)| wanted(&slot.role))
+            .map(|(_, id)| EndpointId(id))
+            .collect())
+    }
+}
