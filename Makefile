@@ -48,9 +48,10 @@ $(VENV)/.stamp-%: requirements/%.txt $(VENV)/.created
 	$(PIP) install -r $<
 	@touch $@
 
+# The feature is for the tests: a wheel for others, `maturin build --release`, has no points at which a start can be made to fail.
 # `maturin develop` leaves the extension module beside the package's Python files, so those are used in place.
 $(VENV)/.stamp-wheel: $(RUST_SOURCES) $(VENV)/.stamp-build
-	$(VENV)/bin/maturin develop --release --locked
+	$(VENV)/bin/maturin develop --release --locked --features failpoints
 	@touch $@
 
 $(VENV)/.stamp-bins: $(RUST_SOURCES) $(VENV)/.created

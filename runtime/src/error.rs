@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::memory::MemoryError;
 use crate::process::ProcessError;
 
+/// Why everything that was under way ended when `close()` was called.
+pub(crate) const CLOSED: &str = "the worker was closed";
+
 /// What kind of end a failed task had (design §4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum FailureKind {
@@ -39,6 +42,9 @@ impl TaskFailureInfo {
     pub fn hint(&self) -> &'static str {
         match self.kind {
             FailureKind::Failed => "mend the callable or its arguments; tasks that do not read its outputs were not affected",
+            FailureKind::EndpointLost if self.message == CLOSED => {
+                "another thread called close() while this run was under way: let run() return before, or submit the work again to a new Worker"
+            }
             FailureKind::EndpointLost if self.worker_id.is_none() => {
                 "a fresh process takes its place and other tasks go on: mend the callable if it ended the process, then submit this work again"
             }

@@ -23,6 +23,7 @@ pub mod deadline;
 pub mod endpoint;
 mod engine;
 pub mod error;
+pub mod failpoint;
 pub mod graph;
 pub mod mailbox;
 pub mod memory;

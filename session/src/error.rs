@@ -120,6 +120,9 @@ pub enum SessionError {
         /// Its process id, part of the reply (contract §8).
         pid: u32,
     },
+    /// The parent closed the connection before the session was ready.
+    #[error("the parent gave up before the session was ready")]
+    GivenUp,
     /// The daemon is ending.
     #[error("the daemon is shutting down; start the session elsewhere")]
     Stopping,

@@ -98,6 +98,7 @@ impl Child {
         host: Arc<dyn CallableHost>,
         inner: WorkerBuilder,
     ) -> Result<Self, ChildError> {
+        injected("child.attach")?;
         let bell = Bell::attach(args.bell)?;
         let side = ChildSide::attach(args.mailbox, bell)?;
         let socket: Arc<OwnedFd> = Arc::new(args.socket);
@@ -119,6 +120,7 @@ impl Child {
             incoming: Parts::default(),
             retained: Vec::new(),
         };
+        injected("child.ready")?;
         let pid = std::process::id().to_le_bytes();
         child.send(records::READY, 0, &pid)?;
         Ok(child)
@@ -370,11 +372,16 @@ impl Child {
     }
 }
 
+fn injected(point: &str) -> Result<(), ChildError> {
+    crate::failpoint::hit(point).map_err(|injected| ChildError::Inner(injected.to_string()))
+}
+
 fn start_inner(json: &[u8], builder: WorkerBuilder) -> Result<Worker, ChildError> {
     let inner = |error: Error| ChildError::Inner(error.to_string());
     let plan: LevelPlan =
         serde_json::from_slice(json).map_err(|error| ChildError::Inner(error.to_string()))?;
     let worker = plan.into_worker(builder.inner()).map_err(inner)?;
+    injected("child.inner")?;
     worker.init().map_err(inner)?;
     Ok(worker)
 }

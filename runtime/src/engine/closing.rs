@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use super::Core;
+use super::{Core, Flight};
+use crate::buffer::RemoteBuffer;
 use crate::endpoint::{
     ControlRequest, Endpoint, EndpointEvent, EndpointGone, EndpointInfo, OutboundTask, SubmitError,
     Ticket,
@@ -84,8 +85,14 @@ impl Core {
         }
     }
 
-    /// Everything in flight is settled, so that threads which still wait are told. `left` could not be ended.
-    pub(crate) fn give_up(&mut self, reason: &str, left: Vec<(usize, Box<dyn Endpoint>)>) {
+    /// Everything in flight is settled, so that threads which still wait are told. `left` could not be ended. Returns the buffers
+    /// of which nobody can say that they were freed.
+    pub(crate) fn give_up(
+        &mut self,
+        reason: &str,
+        left: Vec<(usize, Box<dyn Endpoint>)>,
+    ) -> Vec<String> {
+        let uncertain = self.take_unconfirmed();
         let runs: Vec<_> = self.runs.keys().copied().collect();
         for run in runs {
             self.feed(Event::CancelRun { run });
@@ -98,32 +105,40 @@ impl Core {
                 slot.endpoint = endpoint;
             }
         }
-        self.report_unconfirmed();
+        uncertain
     }
 
-    /// Says at which workers something was to be released and nobody ever said that it was. With the session's process it
-    /// goes all the same; of one that could not be ended, `close()` speaks.
-    fn report_unconfirmed(&mut self) {
-        let releases = std::mem::take(&mut self.pending_releases);
-        let undos = std::mem::take(&mut self.pending_undos);
-        let mut at = std::collections::BTreeMap::<EndpointId, u64>::new();
-        for endpoint in releases
-            .iter()
-            .map(|buffer| buffer.facts().endpoint)
-            .chain(undos.iter().map(|undo| undo.endpoint))
-        {
-            *at.entry(endpoint).or_default() += 1;
+    /// Names what was to be released and was not: refused each time, or without an answer from a session that did not end in order.
+    fn take_unconfirmed(&mut self) -> Vec<String> {
+        let buffer_of = |buffer: &RemoteBuffer| {
+            let (key, what) = (buffer.facts().key.buffer.0, buffer.nbytes());
+            format!("buffer {key} ({what} bytes)")
+        };
+        let mut found: Vec<(EndpointId, String)> = Vec::new();
+        for buffer in std::mem::take(&mut self.pending_releases) {
+            let named = format!("the release of {} was refused", buffer_of(&buffer));
+            found.push((buffer.facts().endpoint, named));
         }
-        for (endpoint, unconfirmed) in at {
-            let worker = self
-                .slot(endpoint)
-                .map_or("", |slot| slot.info.name.as_str());
-            tracing::warn!(
-                worker,
-                unconfirmed,
-                "uncertain: the release of remote buffers was refused until the end; they go with their session"
-            );
+        for undo in std::mem::take(&mut self.pending_undos) {
+            let named = "the release of what an interrupted call had made was refused".to_owned();
+            found.push((undo.endpoint, named));
         }
+        for flight in self.flights.values() {
+            if let Flight::Release {
+                buffer, endpoint, ..
+            } = flight
+            {
+                let named = format!("the release of {} was not answered", buffer_of(buffer));
+                found.push((*endpoint, named));
+            }
+        }
+        let name = |id| self.slot(id).map_or("no worker", |slot| &slot.info.name);
+        let found = found.iter();
+        let mut named: Vec<String> = found
+            .map(|(id, what)| format!("{what} by {}; it goes with that session", name(*id)))
+            .collect();
+        named.sort();
+        named
     }
 
     /// Refuses what needs endpoints once `close()` has taken them.

@@ -13,6 +13,8 @@ use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::{retry_on_intr, Errno};
 use rustix::process::{pidfd_open, waitid, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
+use crate::failpoint::{hit, Injected};
+
 use super::child::ChildState;
 use super::fds::occupy_standard_numbers;
 use super::spawn::spawn;
@@ -161,6 +163,13 @@ impl std::fmt::Debug for Keeper {
     }
 }
 
+fn injected(injected: Injected) -> ProcessError {
+    ProcessError::Os {
+        call: "fork",
+        source: injected.into(),
+    }
+}
+
 /// The thread's own side.
 struct Watch {
     shared: Arc<Shared>,
@@ -199,6 +208,7 @@ impl Watch {
 
     fn spawn(&mut self, spec: ChildSpec, on_exit: OnExit) -> Result<ChildHandle, ProcessError> {
         let (name, is_group) = (spec.name.clone(), spec.new_session);
+        hit("keeper.spawn").map_err(injected)?;
         let raw = spawn(spec)?;
         let bad_pid = || ProcessError::os("fork")(Errno::RANGE);
         let pid = i32::try_from(raw)
@@ -206,7 +216,8 @@ impl Watch {
             .and_then(Pid::from_raw)
             .ok_or_else(bad_pid)?;
         // Nobody but this thread reaps it, so the number is still its own.
-        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        let watched = hit("keeper.pidfd").map_err(|_| Errno::MFILE);
+        let pidfd = match watched.and_then(|()| pidfd_open(pid, PidfdFlags::empty())) {
             Ok(pidfd) => pidfd,
             Err(errno) => {
                 // Without a pidfd it cannot be watched: it is ended and reaped here, while the number is still its own.

@@ -6,12 +6,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use echelon_wire::bootstrap::{
-    frame_json, json_len, DaemonReply, Manifest, ManifestError, SessionPorts,
+    frame_json, json_len, DaemonReply, Manifest, ManifestError, SessionPorts, CONNECTED,
 };
 use echelon_wire::error::DecodeError;
 use echelon_wire::frame::{decode_frame, Credits, Features, FrameHeader};
 use echelon_wire::limits::HEADER_BYTES;
 use rustix::event::PollFlags;
+
+use crate::failpoint::{hit_at, Injected};
 
 use super::handshake::{accept, HandshakeError};
 use super::spec::{host_address, RemoteWorkerSpec, SpecError};
@@ -80,6 +82,15 @@ pub enum StartError {
     Thread(std::io::Error),
 }
 
+impl From<Injected> for StartError {
+    fn from(injected: Injected) -> Self {
+        Self::Broken {
+            what: "the start",
+            message: injected.to_string(),
+        }
+    }
+}
+
 /// Two lanes of a READY session.
 pub(super) struct Connected {
     pub(super) command: PlainChannel,
@@ -89,24 +100,30 @@ pub(super) struct Connected {
     pub(super) pid: u32,
 }
 
-/// Has the session started and connects to it. On failure the connections close, which ends a started session (its command
-/// lane sees the end, or nobody ever connects to it).
+/// Has the session started and connects to it. On failure all connections close. That ends a started session: its command lane
+/// ends, or the daemon, whose connection is held until both lanes are there, sees it end without the byte that says so.
 pub(super) fn establish(
     spec: &RemoteWorkerSpec,
     manifest: &Manifest,
     unacknowledged: Duration,
     until: &Until,
 ) -> Result<Connected, StartError> {
+    let worker = manifest.worker_id;
     let daemon = spec.daemon_address()?;
-    let (ports, pid) = bootstrap(daemon, manifest, unacknowledged, until)?;
+    let (asked, ports, pid) = bootstrap(daemon, manifest, unacknowledged, until)?;
     let command_at = session_address(spec, daemon, &ports.command_host, ports.command_port)?;
     let health_at = session_address(spec, daemon, &ports.health_host, ports.health_port)?;
     let dial = |what, at| {
         connect(at, unacknowledged, until).map_err(|source| StartError::Connect { what, source })
     };
+    hit_at("remote.command", worker)?;
     let command = dial("the command lane", command_at)?;
+    hit_at("remote.hello", worker)?;
     let (features, credits) = read_hello(&command, manifest, until)?;
+    hit_at("remote.health", worker)?;
     let health = dial("the health lane", health_at)?;
+    // A daemon of version 1 has closed this connection and does not miss the byte.
+    let _ = asked.try_write(&[IoSlice::new(&[CONNECTED])]);
     Ok(Connected {
         command,
         health,
@@ -121,8 +138,9 @@ fn bootstrap(
     manifest: &Manifest,
     unacknowledged: Duration,
     until: &Until,
-) -> Result<(SessionPorts, u32), StartError> {
+) -> Result<(PlainChannel, SessionPorts, u32), StartError> {
     const WHAT: &str = "the daemon";
+    hit_at("remote.connect", manifest.worker_id)?;
     let channel = connect(daemon, unacknowledged, until).map_err(|source| {
         if source.is_refused() {
             StartError::NoDaemon(daemon)
@@ -136,14 +154,16 @@ fn bootstrap(
         startup_budget_s: Some(left.as_secs_f64()),
         ..manifest.clone()
     };
+    hit_at("remote.manifest", manifest.worker_id)?;
     write_all(&channel, &frame_json(&manifest)?, WHAT, until)?;
+    hit_at("remote.reply", manifest.worker_id)?;
     let mut prefix = [0; 4];
     read_exact(&channel, &mut prefix, WHAT, until)?;
     // The length is checked against its limit before anything is allocated.
     let mut json = vec![0; json_len(prefix)?];
     read_exact(&channel, &mut json, WHAT, until)?;
     match DaemonReply::from_json(&json)? {
-        DaemonReply::Ok { ports, pid } => Ok((ports, pid)),
+        DaemonReply::Ok { ports, pid } => Ok((channel, ports, pid)),
         DaemonReply::Err { error, .. } => Err(StartError::Refused(text::of_peer(&error))),
     }
 }

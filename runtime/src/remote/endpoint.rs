@@ -23,6 +23,7 @@ use crate::endpoint::{
     ControlFailure, ControlRequest, Endpoint, EndpointEvent, EndpointGone, EndpointInfo,
     OutboundTask, OutboundTensor, Place, SubmitError, Ticket,
 };
+use crate::failpoint::hit_at;
 use crate::memory::HostMemory;
 
 /// How long the threads of a lane that was shut down may take to end.
@@ -65,6 +66,7 @@ impl RemoteEndpoint {
             timeout,
             credits: connected.credits,
         };
+        hit_at("remote.lane", worker.0)?;
         let command: Box<dyn Channel> = Box::new(connected.command);
         let now = Instant::now();
         let answering = connected.features.contains(Features::HEALTH_ECHO);
@@ -76,7 +78,10 @@ impl RemoteEndpoint {
             monitor = monitor.answering();
         }
         let health: Arc<dyn Channel> = Arc::new(connected.health);
-        let health = match HealthThread::start(health, monitor, Arc::clone(&lane), clock, &name) {
+        let health = hit_at("remote.watch", worker.0)
+            .map_err(std::io::Error::from)
+            .and_then(|()| HealthThread::start(health, monitor, Arc::clone(&lane), clock, &name));
+        let health = match health {
             Ok(health) => health,
             Err(error) => {
                 lane.lose("its health lane could not be watched");

@@ -1,6 +1,7 @@
 //! `init()`: one transaction under one deadline. Whatever fails, everything that was started is ended again and the first cause
 //! is kept.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +13,8 @@ use crate::endpoint::local::{LocalEndpoint, LocalSpec};
 use crate::endpoint::thread::ThreadEndpoint;
 use crate::endpoint::Endpoint;
 use crate::engine::{Core, Driver, EndpointRole, Engine, Recipe};
-use crate::error::Error;
+use crate::error::{Error, Interrupt, Interrupted};
+use crate::failpoint::{hit, hit_at};
 use crate::graph::EndpointId;
 use crate::mailbox::Bell;
 use crate::memory::Arena;
@@ -36,6 +38,13 @@ impl Worker {
         let deadline = self.startup_deadline();
         let started = self.start(&children, &registrations, deadline);
         let result = started.and_then(|live| self.publish(live, deadline));
+        let result = match result {
+            Err(Error::Interrupted) if self.is_called_off() => Err(startup(
+                "this worker",
+                "close() was called before it was ready",
+            )),
+            result => result,
+        };
         if let Err(error) = &result {
             self.0.life.lock().state = WorkerState::Failed(error.to_string());
         }
@@ -45,17 +54,22 @@ impl Worker {
 
     /// READY, unless it has become too late meanwhile: then everything is rolled back.
     fn publish(&self, live: Live, deadline: Instant) -> Result<(), Error> {
-        let late = {
+        let outcome = hit("init.commit");
+        let refused = {
             let mut life = self.0.life.lock();
-            if Instant::now() < deadline {
+            // Asked with the lock held, the last moment at which it can still be refused.
+            if outcome.is_ok() && !self.is_called_off() && Instant::now() < deadline {
                 *self.0.live.write() = Some(live);
                 life.state = WorkerState::Ready;
                 return Ok(());
             }
             live
         };
-        self.roll_back(late);
-        Err(self.too_late())
+        let cause = match outcome {
+            Ok(()) => self.too_late(),
+            Err(injected) => injected.into(),
+        };
+        Err(self.roll_back(refused, cause))
     }
 
     fn start(
@@ -65,10 +79,16 @@ impl Worker {
         deadline: Instant,
     ) -> Result<Live, Error> {
         let settings = &self.0.settings;
+        hit("init.keeper")?;
         let keeper = Arc::new(Keeper::start()?);
+        hit("init.bell")?;
         let bell = Bell::create().map_err(|error| startup("this process", error))?;
+        hit("init.arena")?;
         let arena = Arena::create(settings.memory_limit)?;
-        let interrupt = Arc::clone(&*self.0.interrupt.read());
+        let interrupt = Arc::new(StartInterrupt {
+            caller: Arc::clone(&*self.0.interrupt.read()),
+            called_off: Arc::clone(&self.0.called_off),
+        });
         let engine = Engine::new(
             arena,
             settings.inherited_regions.clone(),
@@ -85,21 +105,34 @@ impl Worker {
         };
         match self.populate(&mut live, children, registrations, deadline) {
             Ok(()) => Ok(live),
-            Err(error) => {
-                self.roll_back(live);
-                Err(error)
-            }
+            Err(cause) => Err(self.roll_back(live, cause)),
         }
     }
 
-    fn roll_back(&self, mut live: Live) {
+    /// Ends what was started. What does not end within `close_timeout_s` is named after the first cause, and kept for `close()`.
+    fn roll_back(&self, live: Live, cause: Error) -> Error {
         let bound = Instant::now() + self.0.settings.close_timeout;
-        for survivor in live.end(bound) {
-            tracing::error!(survivor, "could not be ended after a failed start");
+        let left = self.end(live, bound);
+        match cause {
+            Error::Startup { worker, message } if !left.survivors.is_empty() => {
+                let survivors = left.survivors.join("; ");
+                let message = format!(
+                    "{message}\n(what had started did not end: {survivors}; call close() to go on)"
+                );
+                Error::Startup { worker, message }
+            }
+            cause => cause,
         }
+    }
+
+    fn is_called_off(&self) -> bool {
+        self.0.called_off.load(Ordering::Acquire)
     }
 
     fn too_late(&self) -> Error {
+        if self.is_called_off() {
+            return Error::Interrupted;
+        }
         let limit = self.0.settings.startup_timeout;
         startup(
             "this worker",
@@ -121,50 +154,73 @@ impl Worker {
         deadline: Instant,
     ) -> Result<(), Error> {
         let engine = Arc::clone(&live.engine);
-        self.start_subs(live, deadline)?;
-        let mut locals = Vec::new();
-        for (child, id) in children.iter().zip(0..) {
-            if let Child::Local(plan) = child {
-                let mut plan = plan.clone();
-                plan.start_by_ns = to_monotonic_ns(deadline);
-                let start = self.start_level(live, id, plan, registrations, child, deadline)?;
-                locals.push((id, start));
-            }
-        }
-        let remotes = self.start_remotes(&engine, children, registrations, deadline)?;
-        // Ids must follow the order of add_*, whatever started first.
-        let mut rest: Vec<(i32, Box<dyn Endpoint>, EndpointRole)> = Vec::new();
-        for (id, endpoint) in locals {
-            rest.push((
-                id,
-                Box::new(endpoint),
-                EndpointRole::LocalNextLevel { worker: id },
-            ));
-        }
-        for (id, endpoint, host) in remotes {
-            rest.push((
-                id,
-                Box::new(endpoint),
-                EndpointRole::RemoteNextLevel { worker: id, host },
-            ));
-        }
+        let recipes = self.start_subs(live, deadline)?;
+        let mut rest = Vec::new();
+        let started = self.start_next_levels(live, children, registrations, deadline, &mut rest);
+        // Ids follow the order of add_*, whatever started first. In service also when one did not start: what did is
+        // ended in order then.
         rest.sort_by_key(|(id, _, _)| *id);
         for (_, endpoint, role) in rest {
             engine.core.lock().add_endpoint(endpoint, role);
         }
+        started?;
+        hit("init.driver")?;
         live.driver = Some(
             Driver::start(Arc::clone(&engine))
                 .map_err(|error| startup("the driver thread", error))?,
         );
         Self::register_all(&engine, children, registrations, deadline)?;
+        // A worker without callables has not been spoken to yet: ask every local one, so that READY means ready.
+        hit("init.confirm")?;
+        engine.confirm_locals(deadline)?;
+        // Only now: a child that ends before it was ready fails the start, with its own cause.
+        let mut core = engine.core.lock();
+        for (id, recipe) in recipes {
+            core.give_successors(id, recipe);
+        }
+        drop(core);
         engine.interrupt.check().map_err(|_| Error::Interrupted)
     }
 
-    fn start_subs(&self, live: &Live, deadline: Instant) -> Result<(), Error> {
+    /// Local children first: they come up while sessions are asked for. `started` gets what is up, also on an error.
+    fn start_next_levels(
+        &self,
+        live: &Live,
+        children: &[Child],
+        registrations: &[Registration],
+        deadline: Instant,
+        started: &mut Vec<(i32, Box<dyn Endpoint>, EndpointRole)>,
+    ) -> Result<(), Error> {
+        for (child, id) in children.iter().zip(0..) {
+            if let Child::Local(plan) = child {
+                let mut plan = plan.clone();
+                hit_at("init.child", id)?;
+                plan.start_by_ns = to_monotonic_ns(deadline);
+                let local = self.start_level(live, id, plan, registrations, child, deadline)?;
+                let role = EndpointRole::LocalNextLevel { worker: id };
+                started.push((id, Box::new(local), role));
+            }
+        }
+        let remotes = self.start_remotes(&live.engine, children, registrations, deadline)?;
+        for (id, endpoint, host) in remotes {
+            let role = EndpointRole::RemoteNextLevel { worker: id, host };
+            started.push((id, Box::new(endpoint), role));
+        }
+        Ok(())
+    }
+
+    /// Returns how each of the processes is started again.
+    fn start_subs(
+        &self,
+        live: &Live,
+        deadline: Instant,
+    ) -> Result<Vec<(EndpointId, Recipe)>, Error> {
+        let mut recipes = Vec::new();
         let settings = &self.0.settings;
         let engine = &live.engine;
         for index in 0..settings.threads {
             let name = format!("{}thread{index}", settings.name_prefix);
+            hit_at("init.thread", index)?;
             let endpoint = ThreadEndpoint::start(name.clone(), Arc::clone(&engine.bell));
             let endpoint = endpoint.map_err(|error| startup(&name, error))?;
             engine
@@ -174,6 +230,9 @@ impl Worker {
         }
         // All are started before the first is waited for: they come up side by side.
         for index in 0..settings.sub_workers {
+            // Many may be wanted, and each is a fork.
+            engine.interrupt.check().map_err(|_| Error::Interrupted)?;
+            hit_at("init.sub", index)?;
             let name = format!("{}sub{index}", settings.name_prefix);
             let spec = self.local_spec(live, name, None, deadline);
             let endpoint = start_local(spec.clone(), &live.keeper, &engine.bell)?;
@@ -187,9 +246,9 @@ impl Worker {
             });
             let mut core = engine.core.lock();
             let id = core.add_endpoint(Box::new(endpoint), EndpointRole::Sub);
-            core.give_successors(id, recipe);
+            recipes.push((id, recipe));
         }
-        Ok(())
+        Ok(recipes)
     }
 
     fn local_spec(
@@ -251,13 +310,28 @@ impl Worker {
         deadline: Instant,
     ) -> Result<(), Error> {
         engine.core.lock().take_what_came(children, registrations);
-        for registration in registrations {
+        for (registration, index) in registrations.iter().zip(0_u32..) {
+            hit_at("init.register", index)?;
             let (callable, key) = (&registration.handle.callable, registration.key());
             let targets = |core: &Core| core.registration_targets(registration);
             engine.register_at(callable, key, Some(deadline), targets, || ())?;
         }
-        // A worker without callables has not been spoken to yet: ask every local one, so that READY means ready.
-        engine.confirm_locals(deadline)
+        Ok(())
+    }
+}
+
+/// The caller's interrupt, and a `close()` that does not want to wait for `init()`.
+struct StartInterrupt {
+    caller: Arc<dyn Interrupt>,
+    called_off: Arc<AtomicBool>,
+}
+
+impl Interrupt for StartInterrupt {
+    fn check(&self) -> Result<(), Interrupted> {
+        if self.called_off.load(Ordering::Acquire) {
+            return Err(Interrupted);
+        }
+        self.caller.check()
     }
 }
 

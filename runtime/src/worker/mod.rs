@@ -16,6 +16,8 @@ mod remote;
 mod remotes;
 mod run;
 
+use std::cell::Cell;
+use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex, ReentrantMutex, RwLock};
@@ -100,9 +102,13 @@ struct Inner {
     /// Notified at every change of state.
     changed: Condvar,
     live: RwLock<Option<Live>>,
+    /// What a `close()`, or the roll-back of an `init()`, could not end: the next `close()` goes on with exactly that.
+    left: Mutex<Option<Live>>,
     /// One `close()` works at a time; others wait for it and see its result. What ends meanwhile may call it again.
-    closing: ReentrantMutex<()>,
+    closing: ReentrantMutex<Cell<bool>>,
     interrupt: RwLock<Arc<dyn Interrupt>>,
+    /// Set, with `life` held, by a `close()` that finds an `init()` at work: that one rolls back and reports.
+    called_off: Arc<AtomicBool>,
 }
 
 /// One level of the hierarchy. Clones are the same worker.
@@ -147,8 +153,10 @@ impl Worker {
             }),
             changed: Condvar::new(),
             live: RwLock::new(None),
-            closing: ReentrantMutex::new(()),
+            left: Mutex::new(None),
+            closing: ReentrantMutex::new(Cell::new(false)),
             interrupt: RwLock::new(Arc::new(NoInterrupt)),
+            called_off: Arc::new(AtomicBool::new(false)),
         }))
     }
 
@@ -225,8 +233,11 @@ impl Worker {
             ref state => {
                 let hint = match state {
                     WorkerState::Given => "use the worker that it was added to",
-                    WorkerState::Starting | WorkerState::Ready if action == "init" => {
+                    WorkerState::Ready if action == "init" => {
                         "that is done already; go on with run()"
+                    }
+                    WorkerState::Starting if action == "init" => {
+                        "another thread is at it; wait for that"
                     }
                     WorkerState::Starting | WorkerState::Ready => "do it before init()",
                     _ => "make a new Worker",
@@ -248,6 +259,7 @@ impl Worker {
         let state = self.state();
         let hint = match state {
             WorkerState::New => "call init() first, or use `with Worker(...) as w:`",
+            WorkerState::Starting => "wait until init() has returned in the thread that called it",
             WorkerState::Given => "use the worker that it was added to",
             WorkerState::Failed(_) => "mend the cause and make a new Worker",
             _ => "make a new Worker",

@@ -2,7 +2,7 @@
 
 use echelon_runtime::endpoint::{ControlReply, ControlRequest};
 use echelon_runtime::testing::fake::{ControlVerdict, TaskVerdict};
-use echelon_runtime::{Error, Tag, TaskArgs, Worker};
+use echelon_runtime::{Error, Tag, TaskArgs, Worker, WorkerState};
 use echelon_wire::buffer::AccessFlags;
 
 use crate::bed::{bounded, frees, releases, start, submit, u8s, whole, Bed};
@@ -364,34 +364,6 @@ fn r_114_an_answer_that_does_not_fit_the_question_is_an_error_and_holds_nothing(
     assert_eq!(bed.remotes[0].live_buffers(), 0);
 }
 
-/// What was logged at warning level, as text.
-#[derive(Clone, Default)]
-struct Warnings(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
-
-impl tracing::Subscriber for Warnings {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        *metadata.level() <= tracing::Level::WARN
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn event(&self, event: &tracing::Event<'_>) {
-        struct Line(String);
-        impl tracing::field::Visit for Line {
-            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-                self.0 += &format!("{}={value:?} ", field.name());
-            }
-        }
-        let mut line = Line(String::new());
-        event.record(&mut line);
-        self.0.lock().unwrap().push(line.0);
-    }
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[test]
 fn r_112_what_was_never_confirmed_is_named_at_close() {
     let bed = Bed::new(0, 3);
@@ -406,11 +378,19 @@ fn r_112_what_was_never_confirmed_is_named_at_close() {
             bed.worker.remote_free(&buffer).unwrap_err();
         }
     }
-    let warnings = Warnings::default();
-    tracing::subscriber::with_default(warnings.clone(), || bed.worker.close().unwrap());
-    let lines = warnings.0.lock().unwrap().clone();
-    let said: Vec<&String> = lines.iter().filter(|l| l.contains("uncertain")).collect();
-    assert_eq!(said.len(), 2, "{lines:?}");
-    assert!(said[0].contains("remote0") && said[0].contains("unconfirmed=2"));
-    assert!(said[1].contains("remote2") && said[1].contains("unconfirmed=1"));
+    let Err(Error::Close { survivors }) = bed.worker.close() else {
+        panic!("nobody confirmed them")
+    };
+    let named = |session: &str| survivors.iter().filter(|s| s.contains(session)).count();
+    assert_eq!(
+        (named("remote0"), named("remote1"), named("remote2")),
+        (2, 0, 1)
+    );
+    assert!(
+        survivors.iter().all(|s| s.contains("(8 bytes)")),
+        "{survivors:?}"
+    );
+    // Told once: nothing is left that a later close() could end.
+    assert_eq!(bed.worker.state(), WorkerState::Closed);
+    bed.worker.close().unwrap();
 }

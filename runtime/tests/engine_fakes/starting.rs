@@ -123,27 +123,51 @@ fn r_093_an_interrupt_ends_the_start() {
     w.close().unwrap();
 }
 
+/// A close() during init() calls it off: both end, in a bound, with one terminal state.
 #[test]
-fn r_131_a_close_during_the_start_waits_for_it_within_its_bound() {
+fn r_021_a_close_during_the_start_calls_it_off() {
+    let (daemon, spec) = silent();
+    let w = worker(LONG, &[spec]);
+    let starting = start({
+        let w = w.clone();
+        move || w.init()
+    });
+    let _inside = daemon.accept().unwrap();
+    let second = w.init().unwrap_err().to_string();
+    assert!(second.contains("another thread"), "{second}");
+    let early = w.run_simple(|_| Ok(())).unwrap_err().to_string();
+    assert!(early.contains("starting"), "{early}");
+    let late = w.add_remote_worker(at(&daemon)).unwrap_err();
+    assert!(matches!(late, Error::Lifecycle { .. }), "{late}");
+    let closing = w.clone();
+    bounded("close", move || closing.close()).unwrap();
+    let error = starting.join("init").unwrap_err().to_string();
+    assert!(error.contains("close() was called"), "{error}");
+    assert_eq!(w.state(), WorkerState::Closed);
+    w.close().unwrap();
+}
+
+/// A close() that cannot wait for the roll-back says so, and a later one finds everything done.
+#[test]
+fn r_021_a_close_without_time_says_that_init_still_rolls_back() {
     let (daemon, spec) = silent();
     let builder = Worker::builder().memory_limit(Some(1 << 20));
     let builder = builder.startup_timeout(LONG);
     let w = builder
-        .close_timeout(Duration::from_millis(20))
+        .close_timeout(Duration::from_millis(1))
         .build()
         .unwrap();
     w.add_remote_worker(spec).unwrap();
-    let interrupt = Arc::new(Switch::default());
-    w.set_interrupt(Arc::clone(&interrupt) as _);
     let starting = start({
         let w = w.clone();
         move || w.init()
     });
     let _inside = daemon.accept().unwrap();
     let closing = w.clone();
-    let early = bounded("close", move || closing.close());
-    assert!(matches!(early, Err(Error::Close { .. })), "{early:?}");
-    interrupt.set(true);
+    match bounded("close", move || closing.close()) {
+        Ok(()) => {}
+        Err(error) => assert!(error.to_string().contains("rolls back"), "{error}"),
+    }
     assert!(starting.join("init").is_err());
     w.close().unwrap();
 }

@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::io::{Seek as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::time::Instant;
 
 use echelon_runtime::deadline::to_monotonic_ns;
+use echelon_runtime::failpoint::hit;
 use echelon_runtime::process::{ChildHandle, ChildSpec, ExitInfo};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -60,21 +61,17 @@ impl RunnerProcess {
             program: program.to_string_lossy().into_owned(),
             reason: error.to_string(),
         };
+        hit("daemon.spawn").map_err(|error| failed(&error))?;
         let manifest = memfd(json).map_err(|error| failed(&error))?;
         let make_pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
         let (ready, ready_end) = make_pipe().map_err(|error| failed(&error))?;
         let (output, output_end) = make_pipe().map_err(|error| failed(&error))?;
-        let mut args: Vec<OsString> = command.iter().skip(1).cloned().collect();
-        args.extend(["--manifest-fd", &manifest.as_raw_fd().to_string()].map(OsString::from));
-        args.extend(["--ready-fd", &ready_end.as_raw_fd().to_string()].map(OsString::from));
-        args.extend(["--output-fd", &output.as_raw_fd().to_string()].map(OsString::from));
-        if let Some(deadline) = start_by {
-            // An instant and not a duration: what the interpreter takes to come up counts too.
-            args.extend(["--start-by", &to_monotonic_ns(deadline).to_string()].map(OsString::from));
-        }
-        for prefix in &context.config.allow_import {
-            args.extend(["--allow-import", prefix].map(OsString::from));
-        }
+        let fds = [
+            ("--manifest-fd", manifest.as_raw_fd()),
+            ("--ready-fd", ready_end.as_raw_fd()),
+            ("--output-fd", output.as_raw_fd()),
+        ];
+        let args = arguments(context, fds, start_by);
         let (told, exit) = watch::channel(None);
         let spec = ChildSpec {
             name: "session".to_owned(),
@@ -82,11 +79,7 @@ impl RunnerProcess {
             args,
             env: environment(&context.config.pass_env),
             clear_env: true,
-            fds: vec![
-                manifest.as_raw_fd(),
-                ready_end.as_raw_fd(),
-                output.as_raw_fd(),
-            ],
+            fds: fds.map(|(_, fd)| fd).into(),
             new_session: true,
             // A running session has lanes of its own and ends with its parent, not with the daemon.
             outlives_parent: true,
@@ -107,7 +100,11 @@ impl RunnerProcess {
         let owner = Owner::of(child.pid());
         let receiver = |fd: OwnedFd| pipe::Receiver::from_owned_fd(fd);
         let process = Self { child, owner, exit };
-        match (receiver(ready), receiver(output)) {
+        // Without them nobody can watch it: it is reclaimed.
+        let ready = hit("daemon.watch")
+            .map_err(std::io::Error::from)
+            .and_then(|()| receiver(ready));
+        match (ready, receiver(output)) {
             (Ok(ready), Ok(output)) => Ok((process, Pipes { ready, output })),
             (Err(error), _) | (_, Err(error)) => {
                 process.kill_group();
@@ -148,6 +145,25 @@ impl RunnerProcess {
             Some(info) => info.to_string(),
         }
     }
+}
+
+/// The arguments of the session command, beside its own.
+fn arguments(
+    context: &Context,
+    fds: [(&str, RawFd); 3],
+    start_by: Option<Instant>,
+) -> Vec<OsString> {
+    let own = context.config.session_command.iter().skip(1).cloned();
+    let fds = fds.map(|(option, fd)| [option.into(), fd.to_string().into()]);
+    let mut args: Vec<OsString> = own.chain(fds.into_iter().flatten()).collect();
+    if let Some(deadline) = start_by {
+        // An instant and not a duration: what the interpreter takes to come up counts too.
+        args.extend(["--start-by", &to_monotonic_ns(deadline).to_string()].map(OsString::from));
+    }
+    for prefix in &context.config.allow_import {
+        args.extend(["--allow-import", prefix].map(OsString::from));
+    }
+    args
 }
 
 fn memfd(bytes: &[u8]) -> std::io::Result<OwnedFd> {

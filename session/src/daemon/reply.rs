@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 
-use echelon_wire::bootstrap::{DaemonReply, Manifest, ReadyLine};
+use echelon_wire::bootstrap::{DaemonReply, Manifest, ReadyLine, CONNECTED};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio::time::{timeout_at, Instant};
 
 use super::accept::Reading;
 use super::exchange::{linger, read_request, write_reply};
@@ -12,6 +14,7 @@ use super::supervise::{life, Ready};
 use super::Context;
 use crate::config::loopback;
 use crate::error::SessionError;
+use echelon_runtime::failpoint::hit;
 use echelon_runtime::text::cut;
 
 /// Serves one connection: a request, a session, a reply.
@@ -24,17 +27,25 @@ pub(crate) async fn serve(
     let request = read_request(&mut stream, &context.budget).await;
     drop(reading);
     let outcome = match request {
-        Ok(json) => start(&context, json).await,
+        Ok(json) => start(&context, json, &mut stream).await,
         Err(error) => Err(error),
     };
     match outcome {
         Ok(ready) => {
             let reply = success(&ready.line, ready.pid);
-            match write_reply(&mut stream, &reply).await {
+            let written = match hit("daemon.reply") {
+                Ok(()) => write_reply(&mut stream, &reply).await,
+                Err(injected) => Err(injected.into()),
+            };
+            let connected = match written {
+                Ok(()) => connected(&mut stream, ready.start_by).await,
+                Err(error) => Err(error),
+            };
+            match connected {
                 // The life of the session goes on when this is received.
                 Ok(()) => drop(ready.delivered.send(())),
                 Err(error) => {
-                    tracing::warn!(%peer, %error, pid = ready.pid, "the reply could not be delivered")
+                    tracing::warn!(%peer, %error, pid = ready.pid, "the parent did not connect to its session");
                 }
             }
         }
@@ -47,15 +58,37 @@ pub(crate) async fn serve(
     }
 }
 
-async fn start(context: &Context, json: Vec<u8>) -> Result<Ready, SessionError> {
+/// Waits until a parent with a deadline says that it has connected; version 1 says nothing and is taken at its word.
+async fn connected(stream: &mut TcpStream, start_by: Option<Instant>) -> std::io::Result<()> {
+    let Some(deadline) = start_by else {
+        return Ok(());
+    };
+    match timeout_at(deadline, stream.read_u8()).await {
+        Ok(Ok(CONNECTED)) => Ok(()),
+        Ok(Ok(other)) => Err(std::io::Error::other(format!("it sent {other}"))),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+    }
+}
+
+async fn start(
+    context: &Context,
+    json: Vec<u8>,
+    stream: &mut TcpStream,
+) -> Result<Ready, SessionError> {
     let manifest = checked(context, &json)?;
+    let waits = manifest.startup_budget().is_some();
     let slot = context.places.take()?;
     let (sender, started) = oneshot::channel();
     context
         .lives
         .spawn(life(context.clone(), manifest, json, slot, sender));
-    // The life ends without an answer only when the daemon does.
-    started.await.unwrap_or(Err(SessionError::Stopping))
+    tokio::select! {
+        // The life ends without an answer only when the daemon does.
+        outcome = started => outcome.unwrap_or(Err(SessionError::Stopping)),
+        // Nothing may come before the reply, so this is the connection's end. Giving `started` up reclaims the runner.
+        _ = stream.read_u8(), if waits => Err(SessionError::GivenUp),
+    }
 }
 
 /// Everything that can be refused before a process is started.

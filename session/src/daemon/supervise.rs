@@ -28,6 +28,8 @@ const READY_LINE_MAX: u64 = echelon_wire::limits::MAX_READY_LINE_BYTES as u64;
 pub(crate) struct Ready {
     pub(crate) line: ReadyLine,
     pub(crate) pid: u32,
+    /// The end of the parent's start, for a parent that says when it has connected.
+    pub(crate) start_by: Option<Instant>,
     /// Dropped without a word when the reply could not be delivered: then the runner is reclaimed.
     pub(crate) delivered: oneshot::Sender<()>,
 }
@@ -71,7 +73,7 @@ pub(crate) async fn life(
     manifest: Manifest,
     json: Vec<u8>,
     slot: Slot,
-    started: oneshot::Sender<Result<Ready, SessionError>>,
+    mut started: oneshot::Sender<Result<Ready, SessionError>>,
 ) {
     let who = format!(
         "session {:x} worker {}",
@@ -87,14 +89,10 @@ pub(crate) async fn life(
         }
     };
     let mut output = Output::new(pipes.output, who.clone(), context.log.clone());
-    let first = until_ready(
-        &mut process,
-        pipes.ready,
-        &mut output,
-        &mut stopping,
-        &bound,
-    )
-    .await;
+    let first = tokio::select! {
+        first = until_ready(&mut process, pipes.ready, &mut output, &mut stopping, &bound) => first,
+        () = started.closed() => Err(SessionError::GivenUp),
+    };
     let end = match first {
         Ok(line) => {
             let (delivered, receipt) = oneshot::channel();
@@ -102,6 +100,7 @@ pub(crate) async fn life(
             let ready = Ready {
                 line,
                 pid: process.pid(),
+                start_by: bound.start_by.map(Instant::from_std),
                 delivered,
             };
             if started.send(Ok(ready)).is_err() {
@@ -214,7 +213,7 @@ async fn serve(
             tokio::select! {
                 () = process.exited() => return End::Exited,
                 receipt = receipt => if receipt.is_err() {
-                    return End::Stop("the reply could not be delivered");
+                    return End::Stop("its parent is gone or has given up");
                 },
             }
             process.exited().await;

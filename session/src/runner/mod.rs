@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use echelon_runtime::deadline::from_monotonic_ns;
+use echelon_runtime::failpoint::hit;
 use echelon_runtime::process::take_inherited_fd;
 use echelon_runtime::{CallableHost, WorkerBuilder};
 use echelon_wire::bootstrap::{Manifest, ReadyLine, SessionPorts};
@@ -159,25 +160,28 @@ fn start(
     host: Arc<dyn CallableHost>,
     inner: WorkerBuilder,
 ) -> Result<Started, String> {
+    let at = |point: &str| hit(point).map_err(|injected| injected.to_string());
+    at("session.manifest")?;
+    let manifest = read_manifest(manifest)?;
     let text = |error: std::io::Error| error.to_string();
-    let mut json = Vec::new();
-    let limit = u64::from(MAX_JSON_BYTES) + 1;
-    std::fs::File::from(manifest)
-        .take(limit)
-        .read_to_end(&mut json)
-        .map_err(text)?;
-    let manifest = Manifest::from_json(&json).map_err(|error| error.to_string())?;
-    manifest.validate().map_err(|error| error.to_string())?;
     let budget = || manifest.startup_budget().map(|left| Instant::now() + left);
     let start_by = start_by.or_else(budget);
     let inner = inner.start_by(start_by);
     let address = loopback("listen_host", &manifest.listen_host)?;
+    at("session.lifeline")?;
     let lifeline = Lifeline::new().map_err(text)?;
+    at("session.signals")?;
     let signals = Signals::watch(Arc::clone(&lifeline)).map_err(text)?;
+    at("session.orphan")?;
     let orphan = output.map(|pipe| OrphanOutput::watch(pipe, Arc::clone(&lifeline)));
     let orphan = orphan.transpose().map_err(text)?;
+    at("session.prepare")?;
     // The inner worker is up before there is any socket (contract §8).
     let prepared = Prepared::new(&manifest, &policy, &host, inner, Arc::clone(&lifeline))?;
+    if start_by.is_some_and(|deadline| Instant::now() >= deadline) {
+        return Err(LATE.to_owned());
+    }
+    at("session.listen")?;
     let (command, health) = (
         listen::listener(address).map_err(text)?,
         listen::listener(address).map_err(text)?,
@@ -200,11 +204,9 @@ fn start(
             .contains(Features::HEALTH_ECHO)
             .then(|| manifest.session_timeout()),
     };
+    at("session.health")?;
     let health = HealthLane::start(health, pulse, Arc::clone(&lifeline)).map_err(text)?;
     let session = Session::new(&manifest, prepared, policy, host);
-    if start_by.is_some_and(|deadline| Instant::now() >= deadline) {
-        return Err(LATE.to_owned());
-    }
     Ok(Started {
         session,
         health,
@@ -230,6 +232,18 @@ fn accepted(manifest: &Manifest) -> Features {
     offered.intersection(served).usable()
 }
 
+fn read_manifest(fd: OwnedFd) -> Result<Manifest, String> {
+    let mut json = Vec::new();
+    let limit = u64::from(MAX_JSON_BYTES) + 1;
+    std::fs::File::from(fd)
+        .take(limit)
+        .read_to_end(&mut json)
+        .map_err(|error| error.to_string())?;
+    let manifest = Manifest::from_json(&json).map_err(|error| error.to_string())?;
+    manifest.validate().map_err(|error| error.to_string())?;
+    Ok(manifest)
+}
+
 fn tell(ready: OwnedFd, line: &ReadyLine) {
     let Ok(bytes) = line.to_line() else { return };
     if let Err(error) = std::fs::File::from(ready).write_all(&bytes) {
@@ -240,7 +254,8 @@ fn tell(ready: OwnedFd, line: &ReadyLine) {
 impl Started {
     /// Tells the daemon, waits for the parent, serves it, and ends everything.
     fn serve(mut self, ready: OwnedFd) -> i32 {
-        let watchdog = Watchdog::start(&self.lifeline);
+        let watchdog = hit("session.watchdog").map_err(std::io::Error::from);
+        let watchdog = watchdog.and_then(|()| Watchdog::start(&self.lifeline));
         tell(ready, &ReadyLine::Ok(self.ports.clone()));
         match &watchdog {
             Ok(_) => self.serve_parent(),
@@ -262,7 +277,9 @@ impl Started {
     fn serve_parent(&mut self) {
         let limit = self.manifest.session_timeout();
         let deadline = self.start_by.or_else(|| Instant::now().checked_add(limit));
-        let stream = match listen::accept(&self.listener, &self.lifeline, deadline) {
+        let passed = hit("session.accept").map_err(std::io::Error::from);
+        let taken = passed.and_then(|()| listen::accept(&self.listener, &self.lifeline, deadline));
+        let stream = match taken {
             Ok(Some(stream)) => stream,
             Ok(None) => return self.lifeline.end(Verdict::NotConnected),
             Err(error) => return self.lifeline.end(Verdict::Broken(error.to_string())),
@@ -277,11 +294,14 @@ impl Started {
         };
         let commands = Arc::new(Commands::new(credits));
         let twins = || Ok::<_, std::io::Error>((stream.try_clone()?, stream.try_clone()?));
-        let reader = twins().and_then(|(to_read, to_write)| {
-            let (ending, filled) = (Arc::clone(&self.lifeline), Arc::clone(&commands));
-            let reader = CommandReader::start(to_read, lane, ending, filled)?;
-            Ok((reader, to_write))
-        });
+        let passed = hit("session.reader").map_err(std::io::Error::from);
+        let reader = passed
+            .and_then(|()| twins())
+            .and_then(|(to_read, to_write)| {
+                let (ending, filled) = (Arc::clone(&self.lifeline), Arc::clone(&commands));
+                let reader = CommandReader::start(to_read, lane, ending, filled)?;
+                Ok((reader, to_write))
+            });
         let (reader, to_write) = match reader {
             Ok(started) => started,
             Err(error) => return self.lifeline.end(Verdict::Broken(error.to_string())),
@@ -318,6 +338,7 @@ impl Started {
             feature_flags: features.bits(),
             ready_state: ReadyState::Ready,
         };
+        hit("session.hello")?;
         let mut payload = Writer::new();
         hello
             .encode_with(credits.as_ref(), &mut payload)

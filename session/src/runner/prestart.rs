@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use echelon_runtime::error::Interrupt;
+use echelon_runtime::failpoint::hit;
 use echelon_runtime::{
     Callable, CallableHandle, CallableHost, HostedCallable, RegisterOptions, Worker, WorkerBuilder,
 };
@@ -64,6 +65,8 @@ impl Prepared {
             .map_err(text)?;
         worker.set_interrupt(lifeline as Arc<dyn Interrupt>);
         let mut dispatcher = Vec::with_capacity(tasks.len());
+        let at = |point: &str| hit(point).map_err(|injected| injected.to_string());
+        at("session.resolve")?;
         for entry in &tasks {
             dispatcher.push((entry.digest, resolve(host, &entry.target)?));
         }
@@ -76,6 +79,7 @@ impl Prepared {
                 .map_err(text)?;
             inner.push((entry.digest, handle));
         }
+        at("session.inner")?;
         worker.init().map_err(text)?;
         Ok(Self {
             worker,

@@ -165,6 +165,17 @@ impl Daemon {
         self.exchange(&frame_json(manifest).unwrap()).unwrap()
     }
 
+    /// As a parent with a budget asks: the connection stays open, for the byte that says that both lanes are connected.
+    pub(crate) fn ask_holding(&self, manifest: &Manifest) -> (TcpStream, DaemonReply) {
+        let mut stream = self.connect();
+        stream.write_all(&frame_json(manifest).unwrap()).unwrap();
+        let mut prefix = [0; 4];
+        stream.read_exact(&mut prefix).unwrap();
+        let mut json = vec![0; json_len(prefix).unwrap()];
+        stream.read_exact(&mut json).unwrap();
+        (stream, DaemonReply::from_json(&json).unwrap())
+    }
+
     /// The text of a refusal.
     pub(crate) fn refusal(&self, manifest: &Manifest) -> String {
         match self.ask(manifest) {
@@ -232,7 +243,8 @@ pub(crate) struct Parent {
 }
 
 impl Parent {
-    fn connect(manifest: Manifest, ports: &SessionPorts, pid: u32) -> Self {
+    /// The command lane alone: the bed has no health lane.
+    pub(crate) fn connect(manifest: Manifest, ports: &SessionPorts, pid: u32) -> Self {
         let command = TcpStream::connect(("127.0.0.1", ports.command_port)).unwrap();
         command.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut parent = Self {

@@ -1,6 +1,8 @@
 //! Runners that fail, hang, are killed or outlive their daemon.
 
-use echelon_wire::bootstrap::Manifest;
+use std::io::Write as _;
+
+use echelon_wire::bootstrap::{frame_json, DaemonReply, Manifest, CONNECTED};
 use echelon_wire::buffer::AccessFlags;
 use echelon_wire::codec::{Decode as _, Encode as _};
 use echelon_wire::frame::control::buffer::{AllocCommand, AllocResult, CopyHeader};
@@ -9,7 +11,7 @@ use echelon_wire::frame::control::{Control, ControlName};
 use echelon_wire::frame::FrameType;
 use rustix::process::Signal;
 
-use crate::bed::{eventually, exists, manifest, signal, Case, Daemon};
+use crate::bed::{eventually, exists, manifest, signal, Case, Daemon, Parent};
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -35,6 +37,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "the_parents_budget_bounds_both_accepts_r_005_r_009",
         the_parents_budget_bounds_both_accepts_r_005_r_009,
+    ),
+    (
+        "a_parent_that_gives_up_leaves_no_session_r_016",
+        a_parent_that_gives_up_leaves_no_session_r_016,
     ),
     (
         "a_runner_nobody_connects_to_ends_by_itself_r_009",
@@ -91,34 +97,67 @@ fn a_runner_that_is_never_ready_is_killed_in_time_r_011() {
 /// The budget of the start and the liveness bound are two settings: the first alone bounds a start.
 fn the_parents_budget_bounds_a_runner_that_is_never_ready_r_001_r_002() {
     let daemon = Daemon::start("silent", &[]);
-    let text = daemon.refusal(&Manifest {
-        session_timeout_s: 9e9,
-        startup_budget_s: Some(0.2),
-        ..manifest()
-    });
+    let refusal = |budget| {
+        let manifest = Manifest {
+            session_timeout_s: 9e9,
+            startup_budget_s: Some(budget),
+            ..manifest()
+        };
+        match daemon.ask_holding(&manifest).1 {
+            DaemonReply::Err { error, .. } => error,
+            DaemonReply::Ok { .. } => panic!("a session was started"),
+        }
+    };
+    let text = refusal(0.2);
     assert!(text.contains("not ready within 200ms"), "{text}");
     assert!(text.contains("raise startup_timeout_s"), "{text}");
     assert!(daemon.children().is_empty());
-    let refused = daemon.refusal(&Manifest {
-        startup_budget_s: Some(0.0),
-        ..manifest()
-    });
-    assert!(refused.contains("startup_budget_s"), "{refused}");
+    let text = refusal(0.0);
+    assert!(text.contains("startup_budget_s"), "{text}");
 }
 
-/// Neither a parent that never connects nor one that leaves the second lane out keeps a session beyond the budget.
+/// Even a parent that told the daemon that it has connected: without the command lane, and without the health lane.
 fn the_parents_budget_bounds_both_accepts_r_005_r_009() {
     let daemon = Daemon::start("serve", &[]);
-    let hasty = || Manifest {
+    let hasty = Manifest {
         session_timeout_s: 9e9,
         startup_budget_s: Some(4.0),
         ..manifest()
     };
-    daemon.ask(&hasty());
-    eventually("its end", || daemon.children().is_empty());
-    let half = daemon.session_of(hasty());
-    eventually("the end of half a session", || daemon.children().is_empty());
-    drop(half);
+    for connects in [false, true] {
+        let (mut asked, reply) = daemon.ask_holding(&hasty);
+        let DaemonReply::Ok { ports, pid } = reply else {
+            panic!("{reply:?}")
+        };
+        let half = connects.then(|| Parent::connect(hasty.clone(), &ports, pid));
+        asked.write_all(&[CONNECTED]).unwrap();
+        eventually("its end", || daemon.children().is_empty());
+        drop(half);
+    }
+}
+
+/// A parent that gives up says nothing: its connection ends, before the reply or after, and that ends the session at once.
+fn a_parent_that_gives_up_leaves_no_session_r_016() {
+    let patient = Manifest {
+        session_timeout_s: 9e9,
+        startup_budget_s: Some(9e9),
+        ..manifest()
+    };
+    let silent = Daemon::start("silent", &[]);
+    let mut early = silent.connect();
+    early.write_all(&frame_json(&patient).unwrap()).unwrap();
+    eventually("its runner", || !silent.children().is_empty());
+    drop(early);
+    eventually("its end", || silent.children().is_empty());
+    let serving = Daemon::start("serve", &[]);
+    for last in [&[][..], &[CONNECTED + 1]] {
+        let (mut late, reply) = serving.ask_holding(&patient);
+        assert!(matches!(reply, DaemonReply::Ok { .. }), "{reply:?}");
+        assert!(!serving.children().is_empty());
+        late.write_all(last).unwrap();
+        drop(late);
+        eventually("its end", || serving.children().is_empty());
+    }
 }
 
 fn a_runner_that_exits_early_is_named_with_its_last_words_r_012() {

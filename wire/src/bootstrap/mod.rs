@@ -16,6 +16,9 @@ use crate::callable::IdentityError;
 use crate::frame::truncate_utf8;
 use crate::limits::MAX_JSON_BYTES;
 
+/// The byte by which a parent that sent a `startup_budget_s` tells the daemon that both lanes are connected, before it closes.
+pub const CONNECTED: u8 = 1;
+
 /// What is wrong with a bootstrap document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -51,6 +51,8 @@ pub struct LocalEndpoint {
     killed: Option<String>,
     lost: Option<String>,
     lost_told: bool,
+    /// When it was first told to end.
+    told: Option<Instant>,
     runtime_below: bool,
 }
 
@@ -191,14 +193,18 @@ impl Endpoint for LocalEndpoint {
     }
 
     fn begin_close(&mut self) {
+        self.told.get_or_insert_with(Instant::now);
         self.outbox.side.request_shutdown();
     }
 
     fn finish_close(&mut self, deadline: Instant) -> Result<(), String> {
-        self.outbox.side.request_shutdown();
-        let now = Instant::now();
-        // Most of the time is for the child to end by itself; the rest is for force.
-        let cooperative = now + deadline.saturating_duration_since(now).mul_f64(0.7);
+        self.begin_close();
+        // Half of the time since it was told is for the child to end by itself. All children are told together, so those that
+        // do not are killed together, and two that are stopped take no longer than one. A child that never said READY has
+        // nothing to finish.
+        let told = self.told.unwrap_or_else(Instant::now);
+        let half = deadline.saturating_duration_since(told) / 2;
+        let cooperative = if self.ready { told + half } else { told };
         let mut ended = self.child.wait_exit(cooperative).is_some();
         if !ended {
             self.kill("it did not end when it was told to");

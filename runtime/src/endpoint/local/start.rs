@@ -13,6 +13,7 @@ use super::LocalEndpoint;
 use crate::child::command_line;
 use crate::child::records::Parts;
 use crate::error::Error;
+use crate::failpoint::hit;
 use crate::mailbox::{layout, Bell, Mailbox};
 use crate::memory::SharedRegion;
 use crate::process::{region_socket_pair, ChildSpec, ExitInfo, Keeper};
@@ -44,10 +45,12 @@ impl LocalEndpoint {
             worker: spec.name.clone(),
             message: format!("{what}: {error}"),
         };
+        hit("local.mailbox")?;
         let mailbox = Mailbox::create(layout::TASK_RING_BYTES, layout::COMPLETION_RING_BYTES);
         let side = mailbox
             .and_then(Mailbox::into_parent_side)
             .map_err(|error| os("mailbox", &error))?;
+        hit("local.socket")?;
         let (socket, of_child) = region_socket_pair()?;
         let plan = spec.plan.as_deref().map(plan_file).transpose()?;
         let mut fds = vec![side.fd(), bell.fd(), of_child.as_fd()];
@@ -78,6 +81,7 @@ impl LocalEndpoint {
             new_session: true,
             ..ChildSpec::default()
         };
+        hit("local.spawn")?;
         let child = keeper.spawn(child_spec, on_exit)?;
         Ok(Self {
             outbox: Outbox::new(side, socket, &spec.regions),
@@ -94,6 +98,7 @@ impl LocalEndpoint {
             killed: None,
             lost: None,
             lost_told: false,
+            told: None,
             runtime_below: spec.plan.is_some(),
             name: spec.name,
         })
