@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
-
 import echelon as ec
 import pytest
 from testbed import failpoints
 from testbed.daemon import Daemon
 from testbed.failpoints import Failpoints
-from testbed.wait import eventually
+from testbed.startup import (
+    ROOT,
+    add_remote,
+    failed_init,
+    needs_failpoints,
+    next_start_works,
+    points_fixture,  # noqa: F401
+    served_fixture,  # noqa: F401
+)
 
-ROOT = Path(__file__).resolve().parents[1]
-CALLABLES = Path(__file__).parent / "callables"
 POINTS = failpoints.listed(ROOT)
 
 ELSEWHERE = {"init.thread": "worker threads exist in native programs only: runtime/tests/failpoints.rs"}
@@ -31,33 +32,7 @@ SILENT = {
 }
 """Points after which the other side only sees a connection that ends, so its error cannot name them."""
 
-pytestmark = pytest.mark.skipif(
-    not failpoints.are_built_in(Path(str(ec._core.__file__))),
-    reason="the extension was built in release mode without --features failpoints",
-)
-
-
-@pytest.fixture(scope="module")
-def points(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failpoints]:
-    """Failpoints of this process and all below it."""
-    points = Failpoints(tmp_path_factory.mktemp("failpoints"))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in points.environment().items():
-            patch.setenv(name, value)
-        yield points
-
-
-@pytest.fixture(scope="module")
-def served(points: Failpoints, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """One daemon for all tests of this file: each leaves it as it was."""
-    arguments = ["--host", "127.0.0.1", "--port", "0", "--insecure-loopback"]
-    arguments += ["--pass-env", failpoints.VARIABLE]
-    with Daemon(tmp_path_factory.mktemp("daemon"), pythonpath=[CALLABLES], arguments=arguments) as running:
-        yield running
-
-
-def add_remote(worker: ec.Worker, daemon: Daemon) -> int:
-    return worker.add_remote_worker(ec.RemoteWorkerSpec(endpoint=daemon.endpoint, platform="cpu"))
+pytestmark = needs_failpoints
 
 
 def whole(daemon: Daemon, **options: float) -> ec.Worker:
@@ -72,36 +47,6 @@ def whole(daemon: Daemon, **options: float) -> ec.Worker:
 
 def _noop(args: object) -> None:
     """A sub callable."""
-
-
-def next_start_works(daemon: Daemon) -> None:
-    """The daemon has nothing left of what failed, and serves another parent."""
-    eventually(
-        lambda: not daemon.children(), 30, what="the end of the failed session", explain=daemon.children
-    )
-    with closing(ec.Worker(startup_timeout_s=60)) as worker:
-        add_remote(worker, daemon)
-        worker.init()
-        assert [info["name"] for info in worker.workers()] == ["remote0"]
-
-
-def failed_init(worker: ec.Worker) -> str:
-    """`init()` must raise one of our errors; closed any number of times, from two threads (R-017)."""
-    with pytest.raises(ec.EchelonError) as caught:
-        worker.init()
-    text = str(caught.value)
-    assert worker.state == "failed"
-    worker.close()
-    worker.close()
-    other = threading.Thread(target=worker.close)
-    other.start()
-    other.join(60)
-    assert not other.is_alive()
-    # The first cause is kept, whatever was closed since.
-    with pytest.raises(ec.LifecycleError, match="failed") as later:
-        worker.run(lambda orch, a, c: None)
-    assert text.splitlines()[0][:60] in str(later.value)
-    return text
 
 
 def test_every_point_is_listed() -> None:

@@ -374,6 +374,10 @@ impl Engine {
             self.control(endpoint, "the start", request, Some(deadline))
                 .map_err(|error| match error {
                     Error::Interrupted => error,
+                    Error::Timeout { .. } => startup(
+                        &self.worker_name(endpoint),
+                        "it was not ready within startup_timeout_s; is it stopped, or does it only need longer?",
+                    ),
                     error => startup(&self.worker_name(endpoint), error),
                 })?;
         }

@@ -201,10 +201,14 @@ impl Endpoint for LocalEndpoint {
         self.begin_close();
         // Half of the time since it was told is for the child to end by itself. All children are told together, so those that
         // do not are killed together, and two that are stopped take no longer than one. A child that never said READY has
-        // nothing to finish.
+        // nothing to finish, unless it has children of its own to end.
         let told = self.told.unwrap_or_else(Instant::now);
         let half = deadline.saturating_duration_since(told) / 2;
-        let cooperative = if self.ready { told + half } else { told };
+        let cooperative = if self.ready || self.runtime_below {
+            told + half
+        } else {
+            told
+        };
         let mut ended = self.child.wait_exit(cooperative).is_some();
         if !ended {
             self.kill("it did not end when it was told to");
