@@ -86,16 +86,23 @@ def _pids(worker: ec.Worker) -> dict[str, int]:
 
 
 def arguments(count: int) -> list[str]:
-    """Arguments with four remote references each, made and dropped; every hundredth is submitted, too."""
+    """Arguments with four remote references each, made and dropped, in twenty runs; every hundredth is submitted, too.
+
+    A run more is the warm-up: after it the process has had what a run of that size takes.
+    """
     with ec.LocalCluster(remote=1, sub_workers=0) as cluster:
         worker, (remote,) = cluster.worker, cluster.remote_ids
         entry = worker.register(ec.RemoteCallable("benches.callables:entry"), workers=[remote])
         worker.init()
         buffer = worker.remote_malloc(remote, 64)
         refs = [ec.RemoteTensorRef(buffer, shape=(64,), dtype=ec.DataType.UINT8) for _ in range(4)]
-        tag = ec.TensorArgType.NO_DEP
+        tag, run_of = ec.TensorArgType.NO_DEP, max(1, count // 20)
 
         def make(many: int) -> None:
+            for begin in range(0, many, run_of):
+                make_run(min(run_of, many - begin))
+
+        def make_run(many: int) -> None:
             def graph(orch: ec.Orchestrator, _args: object, _config: object) -> None:
                 for number in range(many):
                     args = ec.TaskArgs()
@@ -107,7 +114,7 @@ def arguments(count: int) -> list[str]:
             worker.run(graph)
 
         watched = [Watched("parent", os.getpid()), Watched("session", _pids(worker)["remote0"])]
-        make(_warm_up(count))
+        make(run_of)
         _watch(make, count, watched)
         worker.remote_free(buffer)
     return [process.markdown(f"{count:,} arguments") for process in watched]
