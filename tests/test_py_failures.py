@@ -143,3 +143,103 @@ def test_a_module_that_is_gone_loses_its_own_tasks_only(tasks, tmp_path, monkeyp
             worker.run(graph)
         texts = [failure.remote_traceback for failure in caught.value.failures]
         assert len(texts) == 3 and "soon_gone" in texts[1], texts
+
+
+def test_r_086_an_idempotent_task_survives_its_worker(tasks, tmp_path):
+    """R-086: side effects are counted in a file, and are no more than the attempts."""
+    log = np.frombuffer(str(tmp_path / "begun").encode(), np.uint8)
+    result = np.zeros(1)
+    with ec.Worker(num_sub_workers=1, max_attempts=3) as worker:
+        die_until = worker.register(tasks.die_until)
+
+        def graph(orch, args, config):
+            tensors = ec.TaskArgs.of((log, INPUT), (result, OUTPUT), scalars=(args,))
+            orch.submit_sub(die_until, tensors, idempotent=True)
+
+        report = worker.run(graph, 2)
+        assert (report.retried, result[0]) == (2, 3)
+        assert (tmp_path / "begun").read_text() == "xxx"
+        assert [(e["attempt"], e["outcome"]) for e in report.timeline] == [
+            (1, "lost"),
+            (2, "lost"),
+            (3, "completed"),
+        ]
+        assert "attempt 3" in report.explain(1)
+        with pytest.raises(LookupError, match="no task 7"):
+            report.explain(7)
+        (tmp_path / "begun").unlink()
+        with pytest.raises(ec.EndpointLost) as caught:
+            worker.run(graph, 99)
+        failure = caught.value.failures[0]
+        assert failure.attempts == 3 and (tmp_path / "begun").read_text() == "xxx"
+        assert failure.story().count("dispatched") == 3
+        with pytest.raises(ValueError, match="half written"):
+            worker.run(
+                lambda orch, a, c: orch.submit_sub(
+                    die_until, ec.TaskArgs.of((result, INOUT)), idempotent=True
+                )
+            )
+
+
+def test_section_15_15_a_task_out_of_time_is_killed_and_the_others_go_on(tasks):
+    with ec.Worker(num_sub_workers=1) as worker:
+        sleep, noop = worker.register(tasks.sleep_long), worker.register(tasks.noop)
+
+        def graph(orch, args, config):
+            orch.submit_sub(sleep, timeout_s=0.05)
+            submit_none(orch, noop, 20)
+            orch.submit_sub(sleep, timeout_s=0.05)
+
+        with pytest.raises(ec.EndpointLost, match=r"timeout_s of 0\.05") as caught:
+            worker.run(graph)
+        assert [failure.sequence for failure in caught.value.failures] == [1, 22]
+        assert worker.progress()["completed"] == 20
+        for bad in (0, -1, float("nan"), 1e12):
+            with pytest.raises(ValueError, match="timeout_s"):
+                worker.run(lambda orch, a, c, bad=bad: orch.submit_sub(noop, timeout_s=bad))
+
+
+def test_r_085_failures_tell_their_kind_cause_and_story(tasks):
+    """R-080, R-085: classes, attributes and counters tell the kinds apart, and the list is bounded."""
+    x = np.zeros(2)
+    with ec.Worker(num_sub_workers=1) as worker:
+        fail, double, die = (worker.register(f) for f in (tasks.fail, tasks.double, tasks.die))
+
+        def graph(orch, args, config):
+            orch.submit_sub(fail, ec.TaskArgs.of((x, OUTPUT)))
+            orch.submit_sub(double, ec.TaskArgs.of((x, INOUT)))
+            orch.submit_sub(die)
+            submit_none(orch, fail, 150)
+
+        with pytest.raises(ec.TaskError) as caught:
+            worker.run(graph)
+        error = caught.value
+        assert (len(error.failures), error.failures_dropped) == (100, 52)
+        assert "52 of them not listed" in str(error)
+        assert [error.failures[0].outcome, error.failures[1].outcome] == ["failed", "endpoint_lost"]
+        [skipped] = error.affected
+        assert (skipped.outcome, skipped.sequence, skipped.cause) == ("skipped", 2, 1)
+        states = [state for state, _, _ in error.failures[0].steps]
+        assert states[0] == "submitted" and states[-1] == "ended" and "started" in states
+        times = [at for _, at, _ in error.failures[0].steps]
+        assert times == sorted(times)
+        assert "as failed" in error.failures[0].story()
+        assert error.undefined_ranges == ["an array of the parent (16 bytes)"]
+        progress = worker.progress()
+        assert (progress["failed"], progress["lost"], progress["skipped"]) == (151, 1, 1)
+
+
+def test_a_run_that_reads_what_another_left_undefined_is_skipped(tasks):
+    x = np.zeros(2)
+    with ec.Worker(num_sub_workers=1) as worker:
+        fail, double = worker.register(tasks.fail), worker.register(tasks.double)
+
+        def graph(orch, args, config):
+            orch.submit_sub(fail, ec.TaskArgs.of((x, OUTPUT)))
+            orch.wait_all()
+            with pytest.raises(ec.TaskSkipped, match="another run") as caught:
+                worker.run(lambda o, a, c: o.submit_sub(double, ec.TaskArgs.of((x, INOUT))))
+            assert caught.value.failures == [] and caught.value.affected[0].cause is None
+
+        with pytest.raises(ec.TaskError):
+            worker.run(graph)

@@ -373,7 +373,8 @@ def test_life_cycle(tasks):
     assert worker.state == "ready"
     with pytest.raises(ec.LifecycleError):
         worker.init()
-    assert worker.progress() == {"submitted": 1, "finished": 1}
+    progress = worker.progress()
+    assert (progress["submitted"], progress["finished"], progress["completed"]) == (1, 1, 1)
     assert [info["name"] for info in worker.workers()] == ["local/sub0"]
     worker.close()
     worker.close()

@@ -51,8 +51,10 @@ from .errors import (
     ResourceExhausted,
     RunError,
     StartupError,
+    TaskCancelled,
     TaskError,
     TaskFailure,
+    TaskSkipped,
 )
 from .local_cluster import LocalCluster
 
@@ -83,8 +85,10 @@ __all__ = [
     "RunReport",
     "StartupError",
     "TaskArgs",
+    "TaskCancelled",
     "TaskError",
     "TaskFailure",
+    "TaskSkipped",
     "TaskHandle",
     "Tensor",
     "TensorArgType",

@@ -8,7 +8,9 @@ expected, an unknown keyword) raise :class:`TypeError` or :class:`ValueError`, a
     EchelonError(RuntimeError)
     ├── RunError              a run did not complete; carries every root failure
     │   ├── TaskError         user code raised
-    │   └── EndpointLost      a worker process or a session was lost
+    │   ├── EndpointLost      a worker process or a session was lost
+    │   ├── TaskSkipped       nothing failed here, but tasks read what another run left undefined
+    │   └── TaskCancelled     nothing failed, but the run was ended before all tasks were begun
     ├── NotEligibleError      no worker may run the task (also a ValueError)
     ├── ResourceExhausted     a limit was reached: memory, task slots, handles
     ├── HandleError           a handle is released, foreign, stale, or does not allow the access
@@ -39,8 +41,10 @@ __all__ = [
     "ResourceExhausted",
     "RunError",
     "StartupError",
+    "TaskCancelled",
     "TaskError",
     "TaskFailure",
+    "TaskSkipped",
 ]
 
 
@@ -60,18 +64,25 @@ class TaskFailure:
         sequence: number of the task in its run, from 1 in submit order.
         remote_traceback: what the worker reported, with the traceback of the code that raised.
         hint: what to do next.
+        cause: number of the task that made this one be skipped, ``None`` otherwise and when it belongs to another run.
+        attempts: times that it was begun; more than one only for an idempotent task whose worker was lost.
+        steps: what happened to it, as ``(state, nanoseconds on the monotonic clock, detail)`` in order.
     """
 
-    __slots__ = ("outcome", "callable", "worker_id", "worker", "host", "sequence", "remote_traceback", "hint")
-
-    outcome: str
-    callable: str
-    worker_id: int | None
-    worker: str
-    host: str | None
-    sequence: int
-    remote_traceback: str
-    hint: str
+    __slots__ = (
+        "outcome",
+        "callable",
+        "worker_id",
+        "worker",
+        "host",
+        "sequence",
+        "remote_traceback",
+        "hint",
+        "cause",
+        "attempts",
+        "steps",
+        "_story",
+    )
 
     def __init__(
         self,
@@ -83,6 +94,11 @@ class TaskFailure:
         sequence: int,
         remote_traceback: str,
         hint: str,
+        *,
+        cause: int | None = None,
+        attempts: int = 0,
+        steps: Sequence[tuple[str, int, str]] = (),
+        story: str = "",
     ) -> None:
         self.outcome = outcome
         self.callable = callable
@@ -92,6 +108,14 @@ class TaskFailure:
         self.sequence = sequence
         self.remote_traceback = remote_traceback
         self.hint = hint
+        self.cause = cause
+        self.attempts = attempts
+        self.steps: list[tuple[str, int, str]] = list(steps)
+        self._story = story
+
+    def story(self) -> str:
+        """The life of the task as text: one line a step, with its time since the submit in milliseconds."""
+        return self._story
 
     def __repr__(self) -> str:
         return f"<TaskFailure {self.outcome}: task {self.sequence} {self.callable} on {self.worker or 'no worker'}>"
@@ -102,7 +126,9 @@ class RunError(EchelonError):
 
     Attributes:
         worker_id, worker, host, callable, sequence, remote_traceback, hint: as in :class:`TaskFailure`.
-        failures: every root failure, the first one first.
+        failures: the tasks that failed or were lost, the first one first; at most 100.
+        failures_dropped: number of such tasks beyond those in ``failures``.
+        affected: tasks that were skipped or cancelled, in submit order; at most 100.
         skipped: number of tasks that were not run because a producer of theirs did not complete.
         cancelled: number of tasks that were not run because the run was ending.
         undefined_ranges: descriptions of memory whose contents the failures left undefined.
@@ -113,13 +139,18 @@ class RunError(EchelonError):
         message: str = "",
         *,
         failures: Sequence[TaskFailure] = (),
+        failures_dropped: int = 0,
+        affected: Sequence[TaskFailure] = (),
         skipped: int = 0,
         cancelled: int = 0,
         undefined_ranges: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
-        root = failures[0] if failures else TaskFailure("", "", None, "", None, 0, "", "")
+        told = failures or affected
+        root = told[0] if told else TaskFailure("", "", None, "", None, 0, "", "")
         self.failures: list[TaskFailure] = list(failures)
+        self.failures_dropped: int = failures_dropped
+        self.affected: list[TaskFailure] = list(affected)
         self.callable: str = root.callable
         self.worker_id: int | None = root.worker_id
         self.worker: str = root.worker
@@ -141,6 +172,14 @@ class EndpointLost(RunError):
 
     Raised by a run with :attr:`failures`, and by calls on a worker that is gone, without them.
     """
+
+
+class TaskSkipped(RunError):
+    """Nothing of the run failed, but tasks of it read what a task of another run did not produce."""
+
+
+class TaskCancelled(RunError):
+    """Nothing of the run failed, but it was ended before all its tasks were begun: the worker was closed meanwhile."""
 
 
 class NotEligibleError(EchelonError, ValueError):

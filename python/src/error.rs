@@ -65,17 +65,16 @@ fn class_of<'py>(py: Python<'py>, class: &str) -> PyResult<Bound<'py, PyAny>> {
 }
 
 fn run_error(py: Python<'_>, run: &RunError, text: &str) -> PyResult<PyErr> {
-    let class = match run.failures.first().map(|root| root.kind) {
-        Some(FailureKind::EndpointLost) => "EndpointLost",
-        Some(FailureKind::Failed) => "TaskError",
-        None => "RunError",
+    let class = match run.kind() {
+        FailureKind::Failed => "TaskError",
+        FailureKind::EndpointLost => "EndpointLost",
+        FailureKind::Skipped => "TaskSkipped",
+        FailureKind::Cancelled => "TaskCancelled",
     };
-    let failures = PyList::empty(py);
-    for failure in &run.failures {
-        failures.append(task_failure(py, failure)?)?;
-    }
     let details = PyDict::new(py);
-    details.set_item("failures", failures)?;
+    details.set_item("failures", task_failures(py, &run.failures)?)?;
+    details.set_item("failures_dropped", run.failures_dropped)?;
+    details.set_item("affected", task_failures(py, &run.affected)?)?;
     details.set_item("skipped", run.skipped)?;
     details.set_item("cancelled", run.cancelled)?;
     details.set_item("undefined_ranges", &run.undefined_ranges)?;
@@ -83,19 +82,36 @@ fn run_error(py: Python<'_>, run: &RunError, text: &str) -> PyResult<PyErr> {
     Ok(PyErr::from_value(instance))
 }
 
+fn task_failures<'py>(py: Python<'py>, tasks: &[TaskFailureInfo]) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for task in tasks {
+        list.append(task_failure(py, task)?)?;
+    }
+    Ok(list)
+}
+
 fn task_failure<'py>(py: Python<'py>, failure: &TaskFailureInfo) -> PyResult<Bound<'py, PyAny>> {
-    let outcome = match failure.kind {
-        FailureKind::Failed => "failed",
-        FailureKind::EndpointLost => "endpoint_lost",
-    };
-    class_of(py, "TaskFailure")?.call1((
-        outcome,
-        &failure.callable,
-        failure.worker_id,
-        &failure.worker,
-        &failure.host,
-        failure.sequence,
-        &failure.message,
-        failure.hint(),
-    ))
+    let steps: Vec<(&str, u64, &str)> = failure
+        .story
+        .iter()
+        .map(|step| (step.state, step.at_ns, step.detail.as_str()))
+        .collect();
+    let details = PyDict::new(py);
+    details.set_item("cause", failure.cause)?;
+    details.set_item("attempts", failure.attempts)?;
+    details.set_item("steps", steps)?;
+    details.set_item("story", failure.tell())?;
+    class_of(py, "TaskFailure")?.call(
+        (
+            failure.kind.name(),
+            &failure.callable,
+            failure.worker_id,
+            &failure.worker,
+            &failure.host,
+            failure.sequence,
+            &failure.message,
+            failure.hint,
+        ),
+        Some(&details),
+    )
 }

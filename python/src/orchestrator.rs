@@ -2,7 +2,7 @@
 
 use echelon_runtime::args::TaskArgs;
 use echelon_runtime::memory::HostMemory;
-use echelon_runtime::worker::{CopySide, Orchestrator};
+use echelon_runtime::worker::{CopySide, Orchestrator, TaskOptions};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -46,6 +46,23 @@ impl PyOrchestrator {
     }
 }
 
+impl PyOrchestrator {
+    /// The orchestrator for one submit with options.
+    fn with(
+        &self,
+        py: Python<'_>,
+        timeout_s: Option<&Bound<'_, PyAny>>,
+        idempotent: bool,
+    ) -> PyResult<Orchestrator> {
+        let timeout = convert::optional_seconds("timeout_s", timeout_s)?;
+        let options = TaskOptions {
+            timeout,
+            idempotent,
+        };
+        self.inner(py)?.with(options).map_err(convert::raise(py))
+    }
+}
+
 #[pymethods]
 impl PyOrchestrator {
     /// Submits a task to one next-level worker.
@@ -55,11 +72,17 @@ impl PyOrchestrator {
     ///     args: its arguments; a snapshot is taken.
     ///     config: a `CallConfig`; the default one when absent.
     ///     worker: id of the worker, or -1 for any eligible one.
+    ///     timeout_s: longest time from its begin in seconds, more than 0 and at most 30 days. When it passes, the local child
+    ///         that runs it is killed, or the session fails, and the task ends as lost.
+    ///     idempotent: it may be carried out more than once: after the loss of its worker it is tried again elsewhere, at most
+    ///         `max_attempts` times in all. What its code raises is never tried again. ValueError with an INOUT or NO_DEP
+    ///         argument, which a lost attempt may have half written.
     ///
     /// Raises NotEligibleError with each worker's reason, HandleError, ResourceExhausted when a limit is reached and nothing
     /// is running that could make room, TypeError for memory that cannot go there.
-    #[pyo3(signature = (handle, args, config=None, *, worker=-1),
-           text_signature = "($self, handle, args, config=None, *, worker=-1)")]
+    #[pyo3(signature = (handle, args, config=None, *, worker=-1, timeout_s=None, idempotent=false),
+           text_signature = "($self, handle, args, config=None, *, worker=-1, timeout_s=None, idempotent=False)")]
+    #[expect(clippy::too_many_arguments, reason = "most are keywords")]
     fn submit_next_level(
         &self,
         py: Python<'_>,
@@ -67,8 +90,10 @@ impl PyOrchestrator {
         args: &PyTaskArgs,
         config: Option<&PyCallConfig>,
         worker: i32,
+        timeout_s: Option<&Bound<'_, PyAny>>,
+        idempotent: bool,
     ) -> PyResult<PyTaskHandle> {
-        let orchestrator = self.inner(py)?;
+        let orchestrator = self.with(py, timeout_s, idempotent)?;
         let args = args.snapshot(py)?;
         let config = config.cloned().unwrap_or_default().0;
         let worker = (worker != -1).then_some(worker);
@@ -85,9 +110,10 @@ impl PyOrchestrator {
     ///     args_list: one `TaskArgs` a member, at least one.
     ///     config: a `CallConfig` for all members; the default one when absent.
     ///     workers: one worker id a member, or `None` for any eligible ones.
+    ///     timeout_s: as for `submit_next_level`, for each member.
     ///
     /// Raises as `submit_next_level`; also when members touch the same bytes and one writes, or there are too few workers.
-    #[pyo3(signature = (handle, args_list, config=None, *, workers=None))]
+    #[pyo3(signature = (handle, args_list, config=None, *, workers=None, timeout_s=None))]
     fn submit_next_level_group(
         &self,
         py: Python<'_>,
@@ -95,8 +121,9 @@ impl PyOrchestrator {
         args_list: &Bound<'_, PyAny>,
         config: Option<&PyCallConfig>,
         workers: Option<Vec<i32>>,
+        timeout_s: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyTaskHandle> {
-        let orchestrator = self.inner(py)?;
+        let orchestrator = self.with(py, timeout_s, false)?;
         let args = snapshots(args_list)?;
         let config = config.cloned().unwrap_or_default().0;
         gil::blocking(py, || {
@@ -110,16 +137,19 @@ impl PyOrchestrator {
     /// Args:
     ///     handle: what to call, as `fn(args)`.
     ///     args: its arguments, none when absent; a snapshot is taken.
+    ///     timeout_s, idempotent: as for `submit_next_level`.
     ///
     /// Raises as `submit_next_level`; TypeError for a RemoteTensorRef.
-    #[pyo3(signature = (handle, args=None))]
+    #[pyo3(signature = (handle, args=None, *, timeout_s=None, idempotent=false))]
     fn submit_sub(
         &self,
         py: Python<'_>,
         handle: &PyCallableHandle,
         args: Option<&PyTaskArgs>,
+        timeout_s: Option<&Bound<'_, PyAny>>,
+        idempotent: bool,
     ) -> PyResult<PyTaskHandle> {
-        let orchestrator = self.inner(py)?;
+        let orchestrator = self.with(py, timeout_s, idempotent)?;
         let args = args.map_or_else(|| Ok(TaskArgs::new()), |args| args.snapshot(py))?;
         gil::blocking(py, || orchestrator.submit_sub(&handle.0, args)).map(PyTaskHandle)
     }
@@ -129,15 +159,19 @@ impl PyOrchestrator {
     /// Args:
     ///     handle: what to call, as `fn(args)`.
     ///     args_list: one `TaskArgs` a member, at least one.
+    ///     timeout_s, idempotent: as for `submit_next_level`, for each member.
     ///
     /// Raises as `submit_sub`.
+    #[pyo3(signature = (handle, args_list, *, timeout_s=None, idempotent=false))]
     fn submit_sub_group(
         &self,
         py: Python<'_>,
         handle: &PyCallableHandle,
         args_list: &Bound<'_, PyAny>,
+        timeout_s: Option<&Bound<'_, PyAny>>,
+        idempotent: bool,
     ) -> PyResult<PyTaskHandle> {
-        let orchestrator = self.inner(py)?;
+        let orchestrator = self.with(py, timeout_s, idempotent)?;
         let args = snapshots(args_list)?;
         gil::blocking(py, || orchestrator.submit_sub_group(&handle.0, args)).map(PyTaskHandle)
     }

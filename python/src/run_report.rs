@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use echelon_runtime::trace::{chrome_trace, TraceEvent};
 use echelon_runtime::worker::RunReport;
-use pyo3::exceptions::PyOSError;
+use pyo3::exceptions::{PyLookupError, PyOSError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -36,7 +36,8 @@ impl PyRunReport {
         Ok(counts)
     }
 
-    /// One dict a task: `name`, `worker`, `pid`, `task` (number in the run), `member` (of a group), `submit_ns`, `ready_ns`,
+    /// One dict an attempt of a task: `name`, `worker`, `pid`, `task` (number in the run), `member` (of a group), `attempt` (from
+    /// 1), `submit_ns`, `ready_ns`,
     /// `start_ns`, `end_ns` (nanoseconds on this process's monotonic clock), `deps` (numbers of tasks), `outcome`.
     #[getter]
     fn timeline<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
@@ -45,6 +46,26 @@ impl PyRunReport {
             events.append(event_to_py(py, event)?)?;
         }
         Ok(events)
+    }
+
+    /// Attempts beyond the first, of idempotent tasks whose worker was lost.
+    #[getter]
+    fn retried(&self) -> u64 {
+        self.0.retried
+    }
+
+    /// The story of a task, by its number in the run: when it was submitted, what it waited for, and each attempt with worker,
+    /// times and outcome, one line a step.
+    ///
+    /// Raises LookupError when the timeline does not have the task.
+    fn explain(&self, task: u64) -> PyResult<String> {
+        let story = self.0.explain(task);
+        story.ok_or_else(|| {
+            PyLookupError::new_err(format!(
+                "the timeline has no task {task}; it has the {} events of this run",
+                self.0.timeline.len()
+            ))
+        })
     }
 
     /// Memory whose contents the run left undefined, in words. Empty: only a run that raises leaves any, and its error has
@@ -90,6 +111,7 @@ fn event_to_py<'py>(py: Python<'py>, event: &TraceEvent) -> PyResult<Bound<'py, 
     dict.set_item("pid", event.pid)?;
     dict.set_item("task", event.task)?;
     dict.set_item("member", event.member)?;
+    dict.set_item("attempt", event.attempt)?;
     dict.set_item("submit_ns", event.submit_ns)?;
     dict.set_item("ready_ns", event.ready_ns)?;
     dict.set_item("start_ns", event.start_ns)?;

@@ -43,7 +43,8 @@ pub(crate) struct PyWorker(Life);
 impl PyWorker {
     #[new]
     #[pyo3(signature = (*, level=None, num_sub_workers=None, remote_session_timeout_s=None, startup_timeout_s=None,
-                        close_timeout_s=None, interrupt_grace_s=None, memory_limit=None, max_tasks=None, **unknown))]
+                        close_timeout_s=None, interrupt_grace_s=None, memory_limit=None, max_tasks=None, max_attempts=None,
+                        **unknown))]
     #[expect(
         clippy::too_many_arguments,
         reason = "one for each setting, all of them keywords"
@@ -58,6 +59,7 @@ impl PyWorker {
         interrupt_grace_s: Option<&Bound<'_, PyAny>>,
         memory_limit: Option<&Bound<'_, PyAny>>,
         max_tasks: Option<&Bound<'_, PyAny>>,
+        max_attempts: Option<&Bound<'_, PyAny>>,
         unknown: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         crate::worker_options::refuse_unknown(unknown)?;
@@ -75,6 +77,7 @@ impl PyWorker {
                 .map(|value| convert::byte_count("memory_limit", value))
                 .transpose()?,
             max_tasks: convert::optional_count("max_tasks", max_tasks)?,
+            max_attempts: convert::optional_count("max_attempts", max_attempts)?,
         };
         let worker = options.builder(py)?.build().map_err(convert::raise(py))?;
         Ok(Self(Life::new(worker)))
@@ -350,13 +353,20 @@ impl PyWorker {
         gil::blocking(py, || worker.remote_release_import(&handle.0))
     }
 
-    /// Number of tasks since `init()`: a dict with `submitted` and `finished`. For progress bars, from any thread.
+    /// Number of tasks since `init()`: a dict with `submitted` and `finished`, of the finished ones `completed`, `failed`,
+    /// `lost`, `skipped` and `cancelled`, and `retried` (attempts beyond the first). For progress bars, from any thread.
     fn progress<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let worker = self.0.get(py)?;
         let progress = gil::detached(py, || worker.progress());
         let dict = PyDict::new(py);
         dict.set_item("submitted", progress.submitted)?;
         dict.set_item("finished", progress.finished)?;
+        dict.set_item("completed", progress.completed)?;
+        dict.set_item("failed", progress.failed)?;
+        dict.set_item("lost", progress.lost)?;
+        dict.set_item("skipped", progress.skipped)?;
+        dict.set_item("cancelled", progress.cancelled)?;
+        dict.set_item("retried", progress.retried)?;
         Ok(dict)
     }
 

@@ -9,7 +9,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "level",
     "num_sub_workers",
     "remote_session_timeout_s",
@@ -18,6 +18,7 @@ const NAMES: [&str; 8] = [
     "interrupt_grace_s",
     "memory_limit",
     "max_tasks",
+    "max_attempts",
 ];
 
 /// What was given; the runtime has the defaults and checks the ranges.
@@ -30,6 +31,7 @@ pub(crate) struct Options {
     pub(crate) interrupt_grace: Option<Duration>,
     pub(crate) memory_limit: Option<u64>,
     pub(crate) max_tasks: Option<u32>,
+    pub(crate) max_attempts: Option<u32>,
 }
 
 impl Options {
@@ -56,6 +58,9 @@ impl Options {
         }
         if let Some(count) = self.max_tasks {
             builder = builder.max_tasks(count);
+        }
+        if let Some(count) = self.max_attempts {
+            builder = builder.max_attempts(count);
         }
         Ok(builder
             .child_program(child_program(py)?)

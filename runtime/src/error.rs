@@ -2,119 +2,12 @@
 
 use std::time::Duration;
 
+pub use crate::failure::{FailureKind, RunError, StoryStep, TaskFailureInfo};
 use crate::memory::MemoryError;
 use crate::process::ProcessError;
 
 /// Why everything that was under way ended when `close()` was called.
 pub(crate) const CLOSED: &str = "the worker was closed";
-
-/// What kind of end a failed task had (design §4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub enum FailureKind {
-    /// User code raised.
-    Failed,
-    /// The worker was lost while the task was there, or no eligible worker was left.
-    EndpointLost,
-}
-
-/// One failed task, as the run reports it.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct TaskFailureInfo {
-    /// How it ended.
-    pub kind: FailureKind,
-    /// Name of the callable.
-    pub callable: String,
-    /// NEXT_LEVEL worker id; `None` for sub workers and copies.
-    pub worker_id: Option<i32>,
-    /// Name of the worker, e.g. `remote0`.
-    pub worker: String,
-    /// `host:port` of a remote worker's daemon.
-    pub host: Option<String>,
-    /// Number of the task in its run, from 1 in submit order.
-    pub sequence: u64,
-    /// The text that came back: the remote traceback, or the reason of the loss.
-    pub message: String,
-}
-
-impl TaskFailureInfo {
-    /// What to do next.
-    #[must_use]
-    pub fn hint(&self) -> &'static str {
-        match self.kind {
-            FailureKind::Failed => "mend the callable or its arguments; tasks that do not read its outputs were not affected",
-            FailureKind::EndpointLost if self.message == CLOSED => {
-                "another thread called close() while this run was under way: let run() return before, or submit the work again to a new Worker"
-            }
-            FailureKind::EndpointLost if self.worker_id.is_none() => {
-                "a fresh process takes its place and other tasks go on: mend the callable if it ended the process, then submit this work again"
-            }
-            FailureKind::EndpointLost => {
-                "the worker is out for good: look at its log, then submit the work again to another worker"
-            }
-        }
-    }
-}
-
-impl std::fmt::Display for TaskFailureInfo {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let verb = match self.kind {
-            FailureKind::Failed => "failed",
-            FailureKind::EndpointLost => "was lost",
-        };
-        write!(
-            f,
-            "task {} ({}) {verb} on {}",
-            self.sequence, self.callable, self.worker
-        )?;
-        if let Some(id) = self.worker_id {
-            write!(f, " [worker {id}]")?;
-        }
-        if let Some(host) = &self.host {
-            write!(f, " at {host}")?;
-        }
-        write!(f, ":\n{}", self.message.trim_end())
-    }
-}
-
-/// Why a run did not complete: all failures, the root first.
-#[derive(Clone, Debug, Default, serde::Serialize)]
-pub struct RunError {
-    /// Failed and lost tasks in submit order; the first is the root. At most 100 are kept.
-    pub failures: Vec<TaskFailureInfo>,
-    /// Failures beyond those kept.
-    pub failures_dropped: u64,
-    /// Tasks skipped because a producer that they read from did not complete.
-    pub skipped: u64,
-    /// Tasks cancelled before they started.
-    pub cancelled: u64,
-    /// Memory left undefined, in words.
-    pub undefined_ranges: Vec<String>,
-}
-
-impl std::fmt::Display for RunError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Some(root) = self.failures.first() else {
-            return write!(
-                f,
-                "{} tasks were cancelled and {} skipped",
-                self.cancelled, self.skipped
-            );
-        };
-        write!(f, "{root}")?;
-        let others = self.failures.len() as u64 - 1 + self.failures_dropped;
-        if others > 0 || self.skipped > 0 || self.cancelled > 0 {
-            write!(
-                f,
-                "\n({others} more tasks failed, {} were skipped, {} were cancelled)",
-                self.skipped, self.cancelled
-            )?;
-        }
-        if !self.undefined_ranges.is_empty() {
-            write!(f, "\nundefined now: {}", self.undefined_ranges.join(", "))?;
-        }
-        write!(f, "\n{}", root.hint())
-    }
-}
 
 /// Errors of the public API.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -24,6 +24,7 @@ pub mod endpoint;
 mod engine;
 pub mod error;
 pub mod failpoint;
+mod failure;
 pub mod graph;
 pub mod mailbox;
 pub mod memory;
@@ -40,12 +41,12 @@ pub use args::{ArgSource, TaskArgs, TensorArg};
 pub use buffer::{RemoteBuffer, RemoteExport};
 pub use callable::{Callable, CallableHost, CallableSource, HostedCallable, NativeFn};
 pub use error::{
-    Error, FailureKind, Interrupt, Interrupted, NoInterrupt, RunError, TaskFailureInfo,
+    Error, FailureKind, Interrupt, Interrupted, NoInterrupt, RunError, StoryStep, TaskFailureInfo,
 };
 pub use remote::RemoteWorkerSpec;
 pub use tensor::{Tag, TaskView, Tensor};
 pub use trace::TraceEvent;
 pub use worker::{
     CallableHandle, ChildProgram, CopySide, LevelPlan, Orchestrator, Progress, RegisterOptions,
-    RegisterScope, RunEnd, RunReport, TaskHandle, Worker, WorkerBuilder, WorkerState,
+    RegisterScope, RunEnd, RunReport, TaskHandle, TaskOptions, Worker, WorkerBuilder, WorkerState,
 };

@@ -23,6 +23,9 @@ pub struct TraceEvent {
     pub task: u64,
     /// Member of a group, from 0.
     pub member: u32,
+    /// Which attempt, from 1; more than 1 for an idempotent task whose worker was lost.
+    #[serde(default = "first")]
+    pub attempt: u32,
     /// When it was submitted.
     pub submit_ns: u64,
     /// When it was sent to its worker.
@@ -35,6 +38,11 @@ pub struct TraceEvent {
     pub deps: Vec<u64>,
     /// `completed`, `failed`, `lost`.
     pub outcome: String,
+}
+
+/// What a peer that does not know of attempts means.
+fn first() -> u32 {
+    1
 }
 
 /// The events of a worker, as a session reports them (control COLLECT_TRACE).
@@ -134,7 +142,7 @@ pub fn chrome_trace(events: &[TraceEvent]) -> String {
         out.push(json!({
             "ph": "X", "cat": "task", "name": event.name, "pid": row, "tid": row, "ts": micros(event.start_ns),
             "dur": event.end_ns.saturating_sub(event.start_ns) as f64 / 1000.0,
-            "args": {"task": event.task, "member": event.member, "outcome": event.outcome, "os_pid": event.pid,
+            "args": {"task": event.task, "member": event.member, "attempt": event.attempt, "outcome": event.outcome, "os_pid": event.pid,
                      "queued_us": event.start_ns.saturating_sub(event.submit_ns) as f64 / 1000.0},
         }));
         // Inner tasks of sessions carry numbers of their own runs and no dependencies: they take no part in the arrows.

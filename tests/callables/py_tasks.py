@@ -200,3 +200,21 @@ def orch_forever(orch, args, config):
 
 def orch_noop(orch, args, config):
     """Orchestration callable that does nothing."""
+
+
+def die_until(args):
+    """Notes that it began in the file that tensor 0 names; dies the first times, as many as scalar 0; tensor 1 becomes the
+    number of begins.
+    """
+    path = bytes(args.tensor(0).numpy()).decode()
+    with open(path, "a") as log:
+        log.write("x")
+    begun = os.path.getsize(path)
+    if begun <= args.scalar(0):
+        os.kill(os.getpid(), signal.SIGKILL)
+    args.tensor(1).numpy()[...] = begun
+
+
+def sleep_long(args):
+    """Takes ten minutes."""
+    time.sleep(600)

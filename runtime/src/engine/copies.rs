@@ -352,6 +352,7 @@ impl Core {
             pid: 0,
             task: record.sequence,
             member: 0,
+            attempt: 1,
             submit_ns: record.submit_ns,
             ready_ns: job.started_ns,
             start_ns: job.started_ns,

@@ -1,10 +1,11 @@
 //! Sending a member to its endpoint: the last place where it is decided how the bytes are named.
 
 use super::record::{EndpointSlot, Flight, MemberRecord, Work};
+use super::story::StepKind;
 use super::Core;
 use crate::args::ArgSource;
 use crate::callable::Callable;
-use crate::endpoint::{OutboundTask, OutboundTensor, Place, SubmitError};
+use crate::endpoint::{OutboundTask, OutboundTensor, Place, SubmitError, Ticket};
 use crate::error::FailureKind;
 use crate::graph::{EndpointId, Event, MemberResult, TaskId};
 use crate::memory::HostMemory;
@@ -32,14 +33,15 @@ impl Core {
         let part = members.get_mut(member as usize)?;
         part.endpoint = Some(endpoint);
         part.dispatched_ns = now_ns();
+        let ended = |result| Event::MemberDone {
+            task,
+            member,
+            endpoint,
+            result,
+        };
         if let Some(reason) = unusable(slot, callable) {
             record.fail(FailureKind::EndpointLost, Some(slot), reason);
-            return Some(Event::MemberDone {
-                task,
-                member,
-                endpoint,
-                result: MemberResult::Lost,
-            });
+            return Some(ended(MemberResult::Lost));
         }
         let sent = outbound(part, slot)
             .map_err(SubmitError::Refused)
@@ -57,26 +59,38 @@ impl Core {
             // its place: a place that came free at once would draw every ready task into the dead endpoint.
             Ok(()) | Err(SubmitError::Gone(_)) => {
                 let sent = sent.is_ok();
-                self.flights.insert(
-                    ticket,
-                    Flight::Member {
-                        task,
-                        member,
-                        endpoint,
-                        sent,
-                    },
-                );
+                part.attempts += u32::from(sent);
+                let (at, step) = (part.dispatched_ns, StepKind::Sent(endpoint));
+                record.steps.note_at(at, member, step);
+                let flight = Flight::Member {
+                    task,
+                    member,
+                    endpoint,
+                    sent,
+                };
+                self.flights.insert(ticket, flight);
+                if sent {
+                    self.join_queue(endpoint, ticket);
+                }
                 None
             }
             Err(SubmitError::Refused(message)) => {
                 record.fail(FailureKind::Failed, Some(slot), message);
-                Some(Event::MemberDone {
-                    task,
-                    member,
-                    endpoint,
-                    result: MemberResult::Failed,
-                })
+                Some(ended(MemberResult::Failed))
             }
+        }
+    }
+}
+
+impl Core {
+    /// A member was handed over; when it is alone there, its time begins.
+    fn join_queue(&mut self, endpoint: EndpointId, ticket: Ticket) {
+        let Some(slot) = self.slot_mut(endpoint) else {
+            return;
+        };
+        slot.queue.push_back(ticket);
+        if slot.queue.len() == 1 {
+            self.watch_time(endpoint);
         }
     }
 }

@@ -41,7 +41,8 @@ impl Engine {
         let mut next_check = Instant::now() + INTERRUPT_PERIOD;
         loop {
             let seen = self.bell.value();
-            if let Some(value) = self.drive_once(&mut ready) {
+            let (value, due) = self.drive_once(&mut ready);
+            if let Some(value) = value {
                 return Ok(value);
             }
             let now = Instant::now();
@@ -52,25 +53,36 @@ impl Engine {
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return Err(WaitEnd::Deadline);
             }
-            let until = deadline.map_or(next_check, |deadline| deadline.min(next_check));
+            let until = [deadline, due]
+                .into_iter()
+                .flatten()
+                .fold(next_check, Instant::min);
             let _rung = self.bell.wait(seen, until);
         }
     }
 
-    fn drive_once<T>(&self, ready: &mut impl FnMut(&mut Core) -> Option<T>) -> Option<T> {
+    /// Makes progress once; also says when the next timer is due.
+    fn drive_once<T>(
+        &self,
+        ready: &mut impl FnMut(&mut Core) -> Option<T>,
+    ) -> (Option<T>, Option<Instant>) {
         let mut core = self.core.lock();
         let progressed = core.pump();
         let value = ready(&mut core);
         let errands = core.has_errands();
+        let (due, added) = (core.timers.next(), core.timers.take_added());
         drop(core);
         if errands {
             self.call_driver();
+        } else if added {
+            // Whoever else sleeps knows of later ones only, and this thread may not wait any more.
+            self.bell.ring();
         }
         // What happened may be what another waiter waits for, and it may be asleep.
         if progressed && self.waiters.load(Ordering::Acquire) > 1 {
             self.bell.ring();
         }
-        value
+        (value, due)
     }
 
     /// Wakes the driver thread for what must not be done under the lock.
@@ -153,9 +165,9 @@ impl Engine {
                 gate.errands = false;
             }
             let seen = self.bell.value();
-            let (progressed, errands) = {
+            let (progressed, errands, due) = {
                 let mut core = self.core.lock();
-                (core.pump(), core.has_errands())
+                (core.pump(), core.has_errands(), core.timers.next())
             };
             if errands {
                 self.run_errands();
@@ -167,7 +179,8 @@ impl Engine {
             if self.driver_gate.lock().stopped {
                 return;
             }
-            let _rung = self.bell.wait(seen, Instant::now() + IDLE_PERIOD);
+            let idle = Instant::now() + IDLE_PERIOD;
+            let _rung = self.bell.wait(seen, due.map_or(idle, |due| due.min(idle)));
         }
     }
 }

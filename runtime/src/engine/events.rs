@@ -1,6 +1,7 @@
 //! What endpoints report, fed to the scheduler.
 
-use super::record::{ControlCell, Flight, Work};
+use super::record::{ControlCell, EndpointSlot, Flight, Work};
+use super::story::StepKind;
 use super::Core;
 use crate::buffer::RemoteBuffer;
 use crate::endpoint::{ControlFailure, ControlReply, EndpointEvent, TaskReport, Ticket};
@@ -12,6 +13,7 @@ impl Core {
     /// Takes every event that is there. True when there was one.
     pub(crate) fn pump(&mut self) -> bool {
         let mut progressed = false;
+        progressed |= self.fire_timers();
         for index in 0..self.endpoints.len() {
             if self.endpoints[index].lost.is_some() {
                 continue;
@@ -59,6 +61,7 @@ impl Core {
             return;
         };
         self.flights.remove(&ticket);
+        self.leave_queue(endpoint, ticket);
         let result = self.settle_member(task, member, endpoint, report);
         self.feed(Event::MemberDone {
             task,
@@ -66,6 +69,18 @@ impl Core {
             endpoint,
             result,
         });
+    }
+
+    /// A member has left an endpoint's queue; the time of the next one may begin.
+    fn leave_queue(&mut self, endpoint: EndpointId, ticket: Ticket) {
+        let Some(slot) = self.slot_mut(endpoint) else {
+            return;
+        };
+        let first = slot.queue.front() == Some(&ticket);
+        slot.queue.retain(|queued| *queued != ticket);
+        if first {
+            self.watch_time(endpoint);
+        }
     }
 
     /// Records how a member ended and copies back what it wrote, before anything that depends on it may start.
@@ -98,32 +113,24 @@ impl Core {
             record.fail(FailureKind::Failed, Some(slot), message);
             result = MemberResult::Failed;
         }
-        let dispatched_ns = match &record.work {
-            Work::Call { members, .. } => members
-                .get(member as usize)
-                .map_or(now, |m| m.dispatched_ns),
-            Work::Copy(_) => now,
-        };
+        if let Some(start_ns) = report.start_ns {
+            let began = StepKind::Began(endpoint);
+            record.steps.note_at(start_ns, member, began);
+        }
+        record.steps.note_at(
+            report.end_ns.unwrap_or(now),
+            member,
+            StepKind::Ended(endpoint),
+        );
         if let Some(run) = self.runs.get_mut(&record.run) {
             *run.per_worker.entry(slot.info.name.clone()).or_default() += 1;
-            let event = TraceEvent {
-                name: record.name.to_string(),
-                worker: slot.info.name.clone(),
-                pid: slot.info.pid,
-                task: record.sequence,
-                member,
-                submit_ns: record.submit_ns,
-                ready_ns: dispatched_ns,
-                start_ns: report.start_ns.unwrap_or(dispatched_ns),
-                end_ns: report.end_ns.unwrap_or(now),
-                deps: record.deps.clone(),
-                outcome: if result == MemberResult::Completed {
-                    "completed"
-                } else {
-                    "failed"
-                }
-                .into(),
+            let outcome = match result {
+                MemberResult::Completed => "completed",
+                _ => "failed",
             };
+            let mut event = member_event(record, slot, member, outcome);
+            event.start_ns = report.start_ns.unwrap_or(event.ready_ns);
+            event.end_ns = report.end_ns.unwrap_or(now);
             self.trace.push(&event);
             run.push_event(event);
         }
@@ -203,6 +210,7 @@ impl Core {
             slot.pairs.clear();
         }
         slot.copies_in_flight = 0;
+        slot.queue.clear();
         let mut tickets: Vec<Ticket> = self
             .flights
             .iter()
@@ -222,22 +230,14 @@ impl Core {
         for (ticket, flight) in flights {
             let unsent = matches!(flight, Flight::Member { sent: false, .. });
             match flight {
-                Flight::Member { task, member, .. } if unsent || unstarted.contains(&ticket) => {
-                    self.feed(Event::MemberReturned {
-                        task,
-                        member,
-                        endpoint,
-                        hold: false,
-                    });
-                }
                 Flight::Member { task, member, .. } => {
-                    self.mark_lost(task, endpoint, reason);
-                    self.feed(Event::MemberDone {
-                        task,
-                        member,
+                    let begun = !unsent && !unstarted.contains(&ticket);
+                    self.settle_lost_member(
+                        (task, member),
                         endpoint,
-                        result: MemberResult::Lost,
-                    });
+                        begun.then_some(reason),
+                        unsent,
+                    );
                 }
                 Flight::Copy { task, .. } => {
                     self.mark_lost(task, endpoint, reason);
@@ -286,11 +286,90 @@ impl Core {
         }
     }
 
+    /// A member was at an endpoint that ended. `reason` when it had been begun there: then it is lost, unless another attempt is
+    /// to be made.
+    fn settle_lost_member(
+        &mut self,
+        (task, member): (TaskId, u32),
+        endpoint: EndpointId,
+        reason: Option<&str>,
+        unsent: bool,
+    ) {
+        let mut hold = false;
+        if let Some(reason) = reason {
+            self.trace_lost(task, member, endpoint);
+            hold = self.try_again(task, member, endpoint, reason);
+            if !hold {
+                self.mark_lost(task, endpoint, reason);
+                return self.feed(Event::MemberDone {
+                    task,
+                    member,
+                    endpoint,
+                    result: MemberResult::Lost,
+                });
+            }
+        } else if let Some(record) = self.records.get_mut(&task) {
+            record.steps.note(member, StepKind::Returned(endpoint));
+            if let (Work::Call { members, .. }, false) = (&mut record.work, unsent) {
+                if let Some(member) = members.get_mut(member as usize) {
+                    member.attempts -= 1;
+                }
+            }
+        }
+        self.feed(Event::MemberReturned {
+            task,
+            member,
+            endpoint,
+            hold,
+        });
+    }
+
+    /// The timeline shows an attempt that was lost from its dispatch to the loss.
+    fn trace_lost(&mut self, task: TaskId, member: u32, endpoint: EndpointId) {
+        let (Some(record), Some(slot)) = (self.records.get(&task), self.slot(endpoint)) else {
+            return;
+        };
+        let event = member_event(record, slot, member, "lost");
+        self.trace.push(&event);
+        if let Some(run) = self.runs.get_mut(&record.run) {
+            run.push_event(event);
+        }
+    }
+
     fn mark_lost(&mut self, task: TaskId, endpoint: EndpointId, reason: &str) {
         let slot = self.endpoints.get(endpoint.0 as usize);
         if let Some(record) = self.records.get_mut(&task) {
             record.fail(FailureKind::EndpointLost, slot, reason.to_owned());
         }
+    }
+}
+
+/// What the timeline shows of a member whose worker says nothing of times: all from the dispatch until now.
+fn member_event(
+    record: &super::TaskRecord,
+    slot: &EndpointSlot,
+    member: u32,
+    outcome: &str,
+) -> TraceEvent {
+    let now = now_ns();
+    let part = match &record.work {
+        Work::Call { members, .. } => members.get(member as usize),
+        Work::Copy(_) => None,
+    };
+    let dispatched_ns = part.map_or(now, |part| part.dispatched_ns);
+    TraceEvent {
+        name: record.name.to_string(),
+        worker: slot.info.name.clone(),
+        pid: slot.info.pid,
+        task: record.sequence,
+        member,
+        attempt: part.map_or(1, |part| part.attempts),
+        submit_ns: record.submit_ns,
+        ready_ns: dispatched_ns,
+        start_ns: dispatched_ns,
+        end_ns: now,
+        deps: record.deps.clone(),
+        outcome: outcome.into(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The end of a task: counted once, its buffers let go, its failure kept for the run.
 
-use super::record::{ControlCell, Flight, RunState, MAX_FAILURES_KEPT};
+use super::record::{ControlCell, Flight, RunState};
 use super::Core;
 use crate::buffer::RemoteBuffer;
 use crate::endpoint::{ControlFailure, ControlReply, ControlRequest};
@@ -24,9 +24,11 @@ impl RunState {
             return None;
         }
         self.failures.sort_by_key(|failure| failure.sequence);
+        self.affected.sort_by_key(|task| task.sequence);
         Some(RunError {
             failures: std::mem::take(&mut self.failures),
             failures_dropped: self.failures_dropped,
+            affected: std::mem::take(&mut self.affected),
             skipped: self.skipped,
             cancelled: self.cancelled,
             undefined_ranges,
@@ -62,22 +64,16 @@ impl Core {
             return;
         };
         state.sequence_of.remove(&task);
-        let counter = match outcome {
-            Outcome::Completed => &mut state.completed,
-            Outcome::Failed => &mut state.failed,
-            Outcome::EndpointLost => &mut state.lost,
-            Outcome::Skipped => &mut state.skipped,
-            Outcome::Cancelled => &mut state.cancelled,
+        let (counter, kind) = match outcome {
+            Outcome::Completed => (&mut state.completed, None),
+            Outcome::Failed => (&mut state.failed, Some(FailureKind::Failed)),
+            Outcome::EndpointLost => (&mut state.lost, Some(FailureKind::EndpointLost)),
+            Outcome::Skipped => (&mut state.skipped, Some(FailureKind::Skipped)),
+            Outcome::Cancelled => (&mut state.cancelled, Some(FailureKind::Cancelled)),
         };
         *counter += 1;
-        if matches!(outcome, Outcome::Failed | Outcome::EndpointLost) {
-            if let Some(failure) = record.failure.take() {
-                if state.failures.len() < MAX_FAILURES_KEPT {
-                    state.failures.push(failure);
-                } else {
-                    state.failures_dropped += 1;
-                }
-            }
+        if let Some(kind) = kind {
+            self.report_failure(task, record, kind, cause);
         }
     }
 

@@ -3,6 +3,7 @@
 //! Everything that changes lives in [`Core`], behind one lock that is never held while user code, Python or a blocking system
 //! call runs. Whoever waits drives (`drive`); when nobody waits, a driver thread does (design §15.11).
 
+mod attempts;
 mod closing;
 mod control;
 mod copies;
@@ -13,6 +14,7 @@ mod finish;
 mod prepare;
 mod record;
 mod registration;
+mod story;
 mod submit;
 mod succession;
 
@@ -72,6 +74,11 @@ pub(crate) struct Core {
     pending_undos: Vec<Undo>,
     /// What the driver thread is to do without the lock.
     errands: succession::Errands,
+    timers: attempts::Timers,
+    /// Times that an idempotent task is begun at most.
+    pub(crate) max_attempts: u32,
+    /// Attempts beyond the first.
+    pub(crate) retried: u64,
     /// The last endpoint that was lost for good, in words.
     pub(crate) last_loss: Option<String>,
     /// `close()` has taken the endpoints: nothing is submitted any more.
@@ -107,6 +114,9 @@ impl Engine {
             pending_releases: Vec::new(),
             pending_undos: Vec::new(),
             errands: succession::Errands::default(),
+            timers: attempts::Timers::default(),
+            max_attempts: 1,
+            retried: 0,
             last_loss: None,
             closed: false,
             leased: HashSet::new(),
@@ -198,6 +208,12 @@ impl Core {
                     member,
                     endpoint,
                 } => self.dispatch(task, member, endpoint),
+                Action::Waits { task } => {
+                    if let Some(record) = self.records.get_mut(&task) {
+                        record.steps.note(0, story::StepKind::Waits);
+                    }
+                    None
+                }
                 Action::StartCopy { task } => self.start_copy(task),
                 Action::Finished {
                     task,

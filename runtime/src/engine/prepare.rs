@@ -95,6 +95,7 @@ impl Engine {
             scalars,
             endpoint: None,
             dispatched_ns: 0,
+            attempts: 0,
         })
     }
 

@@ -8,16 +8,20 @@ use echelon_wire::callable::Digest;
 use parking_lot::Mutex;
 
 use super::copies::CopyJob;
+use super::story::Steps;
 use super::succession::Succession;
 use crate::args::TensorArg;
 use crate::buffer::RemoteBuffer;
 use crate::callable::Callable;
-use crate::endpoint::{ControlFailure, ControlReply, ControlRequest, Endpoint, EndpointInfo};
-use crate::error::{FailureKind, TaskFailureInfo};
+use crate::endpoint::{
+    ControlFailure, ControlReply, ControlRequest, Endpoint, EndpointInfo, Ticket,
+};
+use crate::error::TaskFailureInfo;
 use crate::graph::{EndpointId, RunId, TaskId};
 use crate::memory::{ArenaBlock, HostMemory};
 use crate::registration::{Key, Pairs};
 use crate::tensor::Tag;
+use crate::worker::TaskOptions;
 
 /// What an endpoint is to its `Worker`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +67,8 @@ pub(crate) struct EndpointSlot {
     pub(crate) copies_in_flight: usize,
     /// Copies whose next step goes there, in the order of their turns.
     pub(crate) copies_waiting: VecDeque<TaskId>,
+    /// Members that were sent there, in order: the first is the one that runs.
+    pub(crate) queue: VecDeque<Ticket>,
     /// How a fresh endpoint takes this place, where that can be.
     pub(crate) succession: Option<Succession>,
 }
@@ -79,6 +85,7 @@ impl EndpointSlot {
             served: 0,
             copies_in_flight: 0,
             copies_waiting: VecDeque::new(),
+            queue: VecDeque::new(),
             succession: None,
         }
     }
@@ -110,6 +117,8 @@ pub(crate) struct MemberRecord {
     pub(crate) scalars: Vec<u64>,
     pub(crate) endpoint: Option<EndpointId>,
     pub(crate) dispatched_ns: u64,
+    /// Times that it was begun.
+    pub(crate) attempts: u32,
 }
 
 /// What a task is to do.
@@ -135,30 +144,11 @@ pub(crate) struct TaskRecord {
     pub(crate) work: Work,
     /// Handles that the task pins.
     pub(crate) pins: Vec<RemoteBuffer>,
+    pub(crate) options: TaskOptions,
     pub(crate) submit_ns: u64,
     pub(crate) deps: Vec<u64>,
+    pub(super) steps: Steps,
     pub(crate) failure: Option<TaskFailureInfo>,
-}
-
-impl TaskRecord {
-    /// Keeps the first failure.
-    pub(crate) fn fail(&mut self, kind: FailureKind, slot: Option<&EndpointSlot>, message: String) {
-        if self.failure.is_some() {
-            return;
-        }
-        self.failure = Some(TaskFailureInfo {
-            kind,
-            callable: self.name.to_string(),
-            worker_id: slot.and_then(|slot| slot.role.worker_id()),
-            worker: slot.map_or_else(|| "no worker".into(), |slot| slot.info.name.clone()),
-            host: slot.and_then(|slot| match &slot.role {
-                EndpointRole::RemoteNextLevel { host, .. } => Some(host.clone()),
-                _ => None,
-            }),
-            sequence: self.sequence,
-            message,
-        });
-    }
 }
 
 /// The answer to a blocking control, put there by whoever drives.
@@ -243,6 +233,11 @@ pub(crate) struct RunState {
     pub(crate) cancelled: u64,
     pub(crate) failures: Vec<TaskFailureInfo>,
     pub(crate) failures_dropped: u64,
+    /// Skipped and cancelled tasks.
+    pub(crate) affected: Vec<TaskFailureInfo>,
+    /// Numbers of tasks that did not complete, to be named as causes.
+    pub(crate) roots: HashMap<TaskId, u64>,
+    pub(crate) retried: u64,
     pub(crate) per_worker: std::collections::BTreeMap<String, u64>,
     pub(crate) events: Vec<crate::trace::TraceEvent>,
     /// Sequence numbers of unfinished tasks, for the dependency lists of the trace.

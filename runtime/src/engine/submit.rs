@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use echelon_wire::call_config::CallConfig;
 
+use super::attempts::check_repeatable;
 use super::copies::CopyJob;
 use super::prepare::{access_of, accesses_of, check_kinds, check_members_disjoint};
 use super::record::{EndpointRole, MemberRecord, TaskRecord, Work};
+use super::story::Steps;
 use super::{Core, Engine, WaitEnd};
 use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::buffer::RemoteBuffer;
@@ -15,6 +17,7 @@ use crate::error::Error;
 use crate::graph::{self, Access, Eligible, EndpointId, NodeKind, NodeSpec, RunId};
 use crate::memory::MemoryError;
 use crate::trace::now_ns;
+use crate::worker::TaskOptions;
 
 /// Which kind of worker a task is for.
 #[derive(Clone, Debug)]
@@ -45,9 +48,13 @@ pub(crate) struct SubmitSpec {
     pub(crate) config: CallConfig,
     pub(crate) target: Target,
     pub(crate) group: GroupKind,
+    pub(crate) options: TaskOptions,
     /// One entry a member.
     pub(crate) args: Vec<TaskArgs>,
 }
+
+/// Name, work and options of a node.
+type What = (Arc<str>, Work, TaskOptions);
 
 /// What the scheduler is to be given, once arguments are prepared.
 struct Plan {
@@ -69,6 +76,9 @@ impl Engine {
             .collect::<Result<_, Error>>()?;
         if members.len() > 1 {
             check_members_disjoint(&members)?;
+        }
+        if spec.options.idempotent {
+            check_repeatable(&members, spec.group)?;
         }
         let (plan, mut pins) = {
             let mut core = self.core.lock();
@@ -96,7 +106,7 @@ impl Engine {
             accesses: plan.accesses,
             prefer: plan.prefer,
         };
-        self.admit(node, name, work, pins)
+        self.admit(node, (name, work, spec.options), pins)
     }
 
     /// Submits a copy node.
@@ -117,7 +127,8 @@ impl Engine {
             accesses,
             prefer: None,
         };
-        self.admit(node, "copy".into(), Work::Copy(job), pins)
+        let what = ("copy".into(), Work::Copy(job), TaskOptions::default());
+        self.admit(node, what, pins)
     }
 
     /// Takes the shadows, waiting for running tasks to give theirs back.
@@ -165,14 +176,9 @@ impl Engine {
         }
     }
 
-    fn admit(
-        &self,
-        node: NodeSpec,
-        name: Arc<str>,
-        work: Work,
-        pins: Pins<'_>,
-    ) -> Result<u64, Error> {
-        let mut pending = Some((name, work, pins));
+    fn admit(&self, node: NodeSpec, what: What, pins: Pins<'_>) -> Result<u64, Error> {
+        let limited = what.2.timeout.is_some();
+        let mut pending = Some((what, pins));
         loop {
             let mut core = self.core.lock();
             core.check_run(node.run)?;
@@ -180,16 +186,21 @@ impl Engine {
             match core.scheduler.submit(node.clone(), &mut actions) {
                 Ok(task) => {
                     // `pending` is taken once: this arm returns.
-                    let Some((name, work, pins)) = pending.take() else {
+                    let Some((what, pins)) = pending.take() else {
                         return Err(Error::Interrupted);
                     };
                     let (plan, pins) = pins.keep();
                     let plan = plan.map_or(0, |number| core.end_plan(number));
-                    let mut record = core.new_record(task, node.run, name, work, pins);
+                    let mut record = core.new_record(task, node.run, what, pins);
                     record.plan = plan;
                     let sequence = record.sequence;
                     core.records.insert(task, record);
                     core.carry_out(actions);
+                    drop(core);
+                    if limited {
+                        // Whoever sleeps must not sleep beyond the limit.
+                        self.wake();
+                    }
                     return Ok(sequence);
                 }
                 Err(graph::SubmitError::TableFull { limit }) => {
@@ -212,8 +223,8 @@ impl Engine {
     }
 }
 
-fn name_of(pending: Option<&(Arc<str>, Work, Pins<'_>)>) -> String {
-    pending.map_or_else(String::new, |(name, _, _)| name.to_string())
+fn name_of(pending: Option<&(What, Pins<'_>)>) -> String {
+    pending.map_or_else(String::new, |((name, _, _), _)| name.to_string())
 }
 
 fn refused(callable: &str, error: &graph::SubmitError) -> Error {
@@ -343,8 +354,7 @@ impl Core {
         &mut self,
         task: graph::TaskId,
         run: RunId,
-        name: Arc<str>,
-        work: Work,
+        (name, work, options): What,
         pins: Vec<RemoteBuffer>,
     ) -> TaskRecord {
         self.submitted += 1;
@@ -368,8 +378,10 @@ impl Core {
             name,
             work,
             pins,
+            options,
             submit_ns: now_ns(),
             deps,
+            steps: Steps::default(),
             failure: None,
         }
     }

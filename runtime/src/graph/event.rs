@@ -85,6 +85,11 @@ pub enum Action {
         /// Where to.
         endpoint: EndpointId,
     },
+    /// Nothing: the task is ready and waits for a place.
+    Waits {
+        /// The task.
+        task: TaskId,
+    },
     /// Start a copy. One `CopyDone` is expected.
     StartCopy {
         /// The task.

@@ -78,6 +78,9 @@ impl Scheduler {
                 None
             }
         };
+        if task.ticket.is_some() {
+            out.push(Action::Waits { task: id });
+        }
     }
 
     /// All endpoints that could take what still waits of a task are lost.

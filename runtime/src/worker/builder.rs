@@ -50,6 +50,7 @@ pub(crate) struct Settings {
     pub(crate) interrupt_grace: Duration,
     pub(crate) memory_limit: u64,
     pub(crate) max_tasks: u32,
+    pub(crate) max_attempts: u32,
     pub(crate) child_program: ChildProgram,
     pub(crate) child_env: Vec<(OsString, OsString)>,
     pub(crate) inherited_regions: Vec<Arc<SharedRegion>>,
@@ -78,6 +79,7 @@ impl Default for WorkerBuilder {
                 interrupt_grace: Duration::from_secs(5),
                 memory_limit: 0,
                 max_tasks: 16_384,
+                max_attempts: 3,
                 child_program: ChildProgram::None,
                 child_env: Vec::new(),
                 inherited_regions: Vec::new(),
@@ -161,6 +163,13 @@ impl WorkerBuilder {
         self
     }
 
+    /// Times that an idempotent task is begun at most, 1..=100; 3 by default.
+    #[must_use]
+    pub fn max_attempts(mut self, count: u32) -> Self {
+        self.settings.max_attempts = count;
+        self
+    }
+
     /// How children are started; needed for sub workers and local children.
     #[must_use]
     pub fn child_program(mut self, program: ChildProgram) -> Self {
@@ -217,6 +226,7 @@ impl WorkerBuilder {
             u64::from(MAX_SUB_WORKERS),
         )?;
         range("max_tasks", u64::from(s.max_tasks), 1, 1 << 20)?;
+        range("max_attempts", u64::from(s.max_attempts), 1, 100)?;
         check_timeout("remote_session_timeout_s", s.remote_session_timeout)?;
         if s.remote_session_timeout <= HEALTH_PERIOD {
             return Err(Error::argument(

@@ -97,7 +97,11 @@ impl Worker {
             interrupt,
             self.0.uid,
         );
-        engine.core.lock().trace = TraceLog::keeping(settings.inner);
+        {
+            let mut core = engine.core.lock();
+            core.trace = TraceLog::keeping(settings.inner);
+            core.max_attempts = settings.max_attempts;
+        }
         let mut live = Live {
             engine,
             driver: None,

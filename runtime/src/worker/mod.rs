@@ -7,6 +7,7 @@ mod builder;
 mod callable_handle;
 mod close;
 mod init;
+mod options;
 mod orchestrator;
 mod over;
 mod plan;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use builder::{ChildProgram, WorkerBuilder};
 pub use callable_handle::CallableHandle;
+pub use options::TaskOptions;
 pub(crate) use orchestrator::ScopedBlock;
 pub use orchestrator::{CopySide, Orchestrator, TaskHandle};
 pub use plan::{InnerPlan, LevelPlan};
@@ -309,9 +311,16 @@ impl Worker {
             |_| Progress::default(),
             |engine| {
                 let core = engine.core.lock();
+                let stats = core.scheduler.stats();
                 Progress {
                     submitted: core.submitted,
                     finished: core.finished,
+                    completed: stats.completed,
+                    failed: stats.failed,
+                    lost: stats.endpoint_lost,
+                    skipped: stats.skipped,
+                    cancelled: stats.cancelled,
+                    retried: core.retried,
                 }
             },
         )
@@ -344,4 +353,16 @@ pub struct Progress {
     pub submitted: u64,
     /// Of those, tasks that have ended in any way.
     pub finished: u64,
+    /// Tasks that completed.
+    pub completed: u64,
+    /// Tasks whose code raised.
+    pub failed: u64,
+    /// Tasks lost with their worker.
+    pub lost: u64,
+    /// Tasks that were not run because something they read was not produced.
+    pub skipped: u64,
+    /// Tasks that were not run because their run was ending.
+    pub cancelled: u64,
+    /// Attempts beyond the first of idempotent tasks.
+    pub retried: u64,
 }

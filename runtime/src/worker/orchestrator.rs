@@ -7,7 +7,7 @@ use echelon_wire::call_config::CallConfig;
 use echelon_wire::tensor::TensorMeta;
 use parking_lot::Mutex;
 
-use super::{CallableHandle, Worker};
+use super::{CallableHandle, TaskOptions, Worker};
 use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::buffer::RemoteBuffer;
 use crate::engine::{self, Engine, GroupKind, SubmitSpec, Target};
@@ -64,6 +64,7 @@ pub struct Orchestrator {
     worker: Worker,
     engine: Arc<Engine>,
     run: RunId,
+    pub(super) options: TaskOptions,
     /// Open scopes, innermost last; each flag says that its scope has ended.
     scopes: Arc<Mutex<Vec<Arc<AtomicBool>>>>,
 }
@@ -82,6 +83,7 @@ impl Orchestrator {
             worker,
             engine,
             run,
+            options: TaskOptions::default(),
             scopes: Arc::default(),
         }
     }
@@ -190,6 +192,7 @@ impl Orchestrator {
             config,
             target,
             group,
+            options: self.options,
             args,
         };
         Ok(TaskHandle {

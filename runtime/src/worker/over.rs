@@ -29,6 +29,7 @@ impl Worker {
             Arc::clone(&*self.0.interrupt.read()),
             self.0.uid,
         );
+        engine.core.lock().max_attempts = settings.max_attempts;
         for (endpoint, role) in endpoints {
             match &role {
                 EndpointRole::Sub => {}

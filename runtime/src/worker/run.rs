@@ -7,12 +7,16 @@ use std::time::{Duration, Instant};
 use super::{Orchestrator, Worker};
 use crate::endpoint::{ControlReply, ControlRequest};
 use crate::engine::{Core, EndpointRole, Engine, Flight, RunState, WaitEnd};
-use crate::error::{Error, RunError};
+use crate::error::{Error, RunError, StoryStep};
+use crate::failure::tell;
 use crate::graph::{EndpointId, Event, RunId, Space};
 use crate::trace::{adopt, now_ns, TraceEvent, TraceReport};
 
 /// How long a report waits for a worker's own events.
 const TIMELINE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Undefined ranges that an error describes.
+const MAX_RANGES_SHOWN: usize = 16;
 
 /// What a completed run did.
 #[derive(Clone, Debug, Default)]
@@ -21,8 +25,56 @@ pub struct RunReport {
     pub counts: BTreeMap<&'static str, u64>,
     /// Task members run by each worker that ran any, inner workers of sessions included.
     pub tasks_per_worker: BTreeMap<String, u64>,
-    /// One event a task member, on this process's clock.
+    /// One event an attempt of a task member, on this process's clock.
     pub timeline: Vec<TraceEvent>,
+    /// Attempts beyond the first of idempotent tasks whose worker was lost.
+    pub retried: u64,
+}
+
+impl RunReport {
+    /// The story of a task, by its number in the run: one line for each step of each attempt. `None` when the timeline does
+    /// not have it: it was not submitted in this run, or the timeline was full.
+    #[must_use]
+    pub fn explain(&self, task: u64) -> Option<String> {
+        let own = |event: &&TraceEvent| event.task == task && !event.worker_is_nested();
+        let events: Vec<&TraceEvent> = self.timeline.iter().filter(own).collect();
+        let first = events.first()?;
+        let mut story = vec![StoryStep {
+            state: "submitted",
+            at_ns: first.submit_ns,
+            detail: match first.deps.as_slice() {
+                [] => String::new(),
+                deps => format!("waits for tasks {deps:?}"),
+            },
+        }];
+        for event in &events {
+            let part = format!("member {} attempt {}", event.member, event.attempt);
+            let steps = [
+                (
+                    "dispatched",
+                    event.ready_ns,
+                    format!("{part} to {}", event.worker),
+                ),
+                (
+                    "started",
+                    event.start_ns,
+                    format!("{part} on {}", event.worker),
+                ),
+                (
+                    "ended",
+                    event.end_ns,
+                    format!("{part} as {}", event.outcome),
+                ),
+            ];
+            story.extend(steps.map(|(state, at_ns, detail)| StoryStep {
+                state,
+                at_ns,
+                detail,
+            }));
+        }
+        story.sort_by_key(|step| step.at_ns);
+        Some(tell(task, &first.name, &story))
+    }
 }
 
 /// Why a run did not succeed.
@@ -129,6 +181,7 @@ impl Worker {
             counts,
             tasks_per_worker: state.per_worker,
             timeline: state.events,
+            retried: state.retried,
         };
         engine.adopt_inner_events(&mut report);
         report
@@ -191,9 +244,8 @@ impl Engine {
             .scheduler
             .poisoned_ranges(run)
             .into_iter()
-            .take(16)
-            .map(|(space, start, end)| describe_range(space, start, end))
-            .collect();
+            .collect::<Vec<_>>();
+        let undefined = describe_ranges(&undefined);
         core.feed(Event::RunEnded { run });
         (core.runs.remove(&run).unwrap_or_default(), undefined)
     }
@@ -275,6 +327,16 @@ impl Engine {
             adopt(inner, &name, skew, &mut report.timeline);
         }
     }
+}
+
+/// The first ranges in words; the last line says how many there are beyond them.
+fn describe_ranges(ranges: &[(Space, u64, u64)]) -> Vec<String> {
+    let shown = ranges.iter().take(MAX_RANGES_SHOWN);
+    let mut text: Vec<String> = shown.map(|&(s, a, b)| describe_range(s, a, b)).collect();
+    if ranges.len() > MAX_RANGES_SHOWN {
+        text.push(format!("{} ranges more", ranges.len() - MAX_RANGES_SHOWN));
+    }
+    text
 }
 
 fn describe_range(space: Space, start: u64, end: u64) -> String {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
+mod attempts;
 mod bed;
 mod buffers;
 mod chaos;
@@ -14,6 +15,7 @@ mod losses;
 mod model;
 mod registering_at_once;
 mod registration;
+mod reports;
 mod runs;
 mod starting;
 mod succession;

@@ -35,6 +35,10 @@ impl World {
                         *gangs.entry(number).or_default() += 1;
                     }
                 }
+                Action::Waits { task } => {
+                    let task = self.numbers[&task];
+                    assert_eq!(self.records[task].outcome, None);
+                }
                 Action::StartCopy { task } => {
                     let task = self.numbers[&task];
                     assert_eq!(self.records[task].spec.kind, NodeKind::Copy);

@@ -209,7 +209,7 @@ fn a_free_place_is_given_away_first() {
             .unwrap()
     };
     let first = submit(Some(AccessMode::Write));
-    submit(Some(AccessMode::Read));
+    let reader = submit(Some(AccessMode::Read));
     let waiting = submit(None);
     out.clear();
     let result = MemberResult::Completed;
@@ -237,7 +237,8 @@ fn a_free_place_is_given_away_first() {
                 member: 0,
                 endpoint
             },
-            finished
+            finished,
+            Action::Waits { task: reader }
         ]
     );
 }

@@ -151,6 +151,19 @@ impl FakeHandle {
         self.0.announce(state);
     }
 
+    /// Waits until the endpoint was lost, or killed.
+    ///
+    /// # Panics
+    /// When that does not come within [`PATIENCE`].
+    pub fn wait_until_gone(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.0.state.lock();
+        while state.gone.is_none() {
+            let timeout = self.0.changed.wait_until(&mut state, deadline);
+            assert!(!timeout.timed_out(), "{} was not lost", self.0.info.name);
+        }
+    }
+
     /// The bytes that a task sees as its tensor `index`.
     ///
     /// # Errors
