@@ -19,12 +19,16 @@ const LINGER_LIMIT: Duration = Duration::from_secs(1);
 /// Bytes a refused peer may go on sending before it is cut off.
 const LINGER_BYTES: u64 = 1 << 20;
 
-/// Memory for requests that are being read, all connections together: in KiB, as a semaphore counts in u32.
+/// Requests up to this many bytes need no room in the [`Budget`]: what may be pending of them is bounded by the number of
+/// connections, so those who announce large requests and send nothing hold up none of them.
+const ORDINARY_BYTES: u32 = 64 << 10;
+
+/// Memory for large requests that are being read, all connections together: in KiB, as a semaphore counts in u32.
 #[derive(Debug)]
 pub(crate) struct Budget(Semaphore);
 
 impl Budget {
-    /// Four of the largest manifests at a time; ordinary ones take a thousandth of that.
+    /// Four of the largest manifests at a time.
     const KIB: usize = 4 * (MAX_JSON_BYTES as usize / 1024);
 
     pub(crate) fn new() -> Self {
@@ -53,8 +57,10 @@ pub(crate) async fn read_request(
         });
     }
     let body = async {
+        let large = length > ORDINARY_BYTES;
+        let room = if large { length.div_ceil(1024) } else { 0 };
         // The semaphore is never closed.
-        let _room = budget.0.acquire_many(length.div_ceil(1024)).await;
+        let _room = budget.0.acquire_many(room).await;
         // Grows with what really arrives, so a length alone costs nothing.
         let mut body = Vec::new();
         (&mut *stream)

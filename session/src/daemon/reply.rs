@@ -11,6 +11,7 @@ use tokio::time::{timeout_at, Instant};
 use super::accept::Reading;
 use super::exchange::{linger, read_request, write_reply};
 use super::supervise::{life, Ready};
+use super::table::Slot;
 use super::Context;
 use crate::config::loopback;
 use crate::error::SessionError;
@@ -25,9 +26,13 @@ pub(crate) async fn serve(
     reading: Reading,
 ) {
     let request = read_request(&mut stream, &context.budget).await;
-    drop(reading);
-    let outcome = match request {
-        Ok(json) => start(&context, json, &mut stream).await,
+    let outcome = match request.and_then(|json| admit(&context, json)) {
+        Ok(admitted) => {
+            // From here on the places for sessions bound the connections. A refused one goes on to count among those that
+            // may be cut off, until it is gone.
+            drop(reading);
+            start(&context, admitted, &mut stream).await
+        }
         Err(error) => Err(error),
     };
     match outcome {
@@ -71,14 +76,34 @@ async fn connected(stream: &mut TcpStream, start_by: Option<Instant>) -> std::io
     }
 }
 
+/// A request that may start a session.
+struct Admitted {
+    manifest: Manifest,
+    json: Vec<u8>,
+    slot: Slot,
+}
+
+fn admit(context: &Context, json: Vec<u8>) -> Result<Admitted, SessionError> {
+    let manifest = checked(context, &json)?;
+    let slot = context.places.take()?;
+    Ok(Admitted {
+        manifest,
+        json,
+        slot,
+    })
+}
+
 async fn start(
     context: &Context,
-    json: Vec<u8>,
+    admitted: Admitted,
     stream: &mut TcpStream,
 ) -> Result<Ready, SessionError> {
-    let manifest = checked(context, &json)?;
+    let Admitted {
+        manifest,
+        json,
+        slot,
+    } = admitted;
     let waits = manifest.startup_budget().is_some();
-    let slot = context.places.take()?;
     let (sender, started) = oneshot::channel();
     context
         .lives

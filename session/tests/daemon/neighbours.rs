@@ -1,9 +1,10 @@
 //! Peers that behave badly towards the daemon: none of them is another parent's problem.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::time::Duration;
 
 use echelon_wire::bootstrap::{frame_json, DaemonReply, Manifest};
+use echelon_wire::limits::MAX_JSON_BYTES;
 use rustix::net::sockopt::set_socket_linger;
 
 use crate::bed::{eventually, manifest, refused, Case, Daemon};
@@ -20,6 +21,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "silent_peers_delay_nobody_r_035_r_237",
         silent_peers_delay_nobody_r_035_r_237,
+    ),
+    (
+        "large_requests_that_never_come_delay_no_ordinary_one_r_035",
+        large_requests_that_never_come_delay_no_ordinary_one_r_035,
     ),
     (
         "a_reset_before_the_reply_reclaims_the_runner_r_033",
@@ -99,6 +104,25 @@ fn silent_peers_delay_nobody_r_035_r_237() {
         .collect();
     assert_eq!(daemon.session().task("m:noop"), "");
     drop(silent);
+}
+
+fn large_requests_that_never_come_delay_no_ordinary_one_r_035() {
+    let daemon = Daemon::start("serve", &[]);
+    let announced: Vec<_> = (0..8)
+        .map(|_| {
+            let mut stream = daemon.connect();
+            stream.write_all(&MAX_JSON_BYTES.to_le_bytes()).unwrap();
+            stream.write_all(&[b' '; 1000]).unwrap();
+            stream
+        })
+        .collect();
+    // Served while they are still waited for: none has been refused yet.
+    assert_eq!(daemon.session().task("m:noop"), "");
+    for mut stream in announced {
+        stream.set_nonblocking(true).unwrap();
+        let said = stream.read(&mut [0]).unwrap_err();
+        assert_eq!(said.kind(), std::io::ErrorKind::WouldBlock);
+    }
 }
 
 fn a_reset_before_the_reply_reclaims_the_runner_r_033() {
