@@ -177,3 +177,46 @@ def test_the_death_of_a_level_four_ends_all_below_it_r038(daemon, tmp_path):
             30,
             what="the end of the session below the killed level 4",
         )
+
+
+def close_the_worker(worker: ec.Worker, daemon) -> None:
+    worker.close()
+
+
+def kill_the_session(worker: ec.Worker, daemon) -> None:
+    pid = next(info["pid"] for info in worker.workers() if info["name"] == "remote0")
+    os.kill(pid, signal.SIGKILL)
+
+
+def end_the_daemon(worker: ec.Worker, daemon) -> None:
+    daemon.process.terminate()
+
+
+@pytest.mark.parametrize(
+    "end", [close_the_worker, kill_the_session, end_the_daemon], ids=lambda end: end.__name__
+)
+def test_the_end_of_a_session_is_the_end_of_all_below_it_r038(end, daemon, tmp_path):
+    """R-038: processes that tasks left behind and that ignore SIGTERM go with their session, however it ends."""
+    says = tmp_path / "stubborn"
+    name = np.frombuffer(str(says).encode(), dtype=np.uint8)
+    worker = ec.Worker(level=4, remote_session_timeout_s=5)
+    worker.add_remote_worker(remote(daemon))
+    leave = worker.register(callable_of("orch_stubborn"), workers=[0])
+    worker.register(callable_of("stubborn"), workers=[0], inner=True)
+    with worker:
+        worker.run(lambda orch, a, c: orch.submit_next_level(leave, ec.TaskArgs.of((name, INPUT))))
+        left = [int(pid) for pid in says.read_text().split()]
+        assert len(left) == 2 and all(procfs.read_process(pid) for pid in left)
+        residual.note_descendants()
+        end(worker, daemon)
+
+        def gone() -> bool:
+            residual.reap_adopted()
+            return not any(procfs.read_process(pid) for pid in left)
+
+        eventually(
+            gone,
+            10,
+            what="the end of what the tasks left behind",
+            explain=lambda: [procfs.read_process(p) for p in left],
+        )

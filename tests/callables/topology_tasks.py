@@ -84,3 +84,37 @@ def orch_count(orch, args, config):
     path = bytes(memoryview(args.tensor(1))).rstrip(b"\0").decode()
     with open(path, "a") as file:
         file.write(f"{args.scalar(0)}\n")
+
+
+def stubborn(args):
+    """Leaf: leaves a process behind that ignores SIGTERM and SIGHUP; appends its id to the file named by tensor 0."""
+    import subprocess
+    import sys
+
+    path = bytes(memoryview(args.tensor(0))).rstrip(b"\0").decode()
+    script = "import os, signal, sys, threading\n"
+    script += "signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    script += f"with open({path!r}, 'a') as file: file.write(f'{{os.getpid()}}\\n')\n"
+    script += "print('there', flush=True); threading.Event().wait(600)\n"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "there\n"
+
+
+def orch_stubborn(orch, args, config):
+    """Any level: one stubborn process below this one and one below its sub worker."""
+    stubborn(args)
+    inner = ec.TaskArgs()
+    inner.add_tensor(args.tensor(0), INPUT)
+    orch.submit_sub(ec.session.get_inner_handle("topology_tasks:stubborn"), inner)
+
+
+def devour(args):
+    """Leaf: takes memory, page by page, until there is none."""
+    kept = []
+    for _ in range(1024):
+        kept.append(bytearray(os.urandom(1 << 20)))
+
+
+def orch_devour(orch, args, config):
+    """As `devour`, in a session."""
+    devour(args)

@@ -179,3 +179,36 @@ impl std::fmt::Debug for ChildHandle {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{getppid, pidfd_open, PidfdFlags};
+
+    fn state_of(pid: Pid) -> ChildState {
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        ChildState::new("watched".into(), pid, pidfd, false)
+    }
+
+    #[test]
+    fn r_042_a_process_that_cannot_be_asked_is_not_taken_for_dead() {
+        // Not our child, so waitid refuses to say anything (ECHILD); it lives all the same.
+        let parent = state_of(getppid().unwrap());
+        assert!(parent.reap().is_none());
+    }
+
+    #[test]
+    fn r_042_a_child_that_somebody_else_reaped_has_ended_with_an_unknown_status() {
+        let mut child = std::process::Command::new("/bin/sh")
+            .args(["-c", "read line; exit 3"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let watched = state_of(Pid::from_child(&child));
+        assert!(watched.reap().is_none(), "it waits for its input");
+        drop(child.stdin.take());
+        assert_eq!(child.wait().unwrap().code(), Some(3));
+        let info = watched.reap().unwrap();
+        assert_eq!((info.code, info.signal), (None, None));
+    }
+}

@@ -13,12 +13,12 @@ use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::{retry_on_intr, Errno};
 use rustix::process::{pidfd_open, waitid, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
-use crate::failpoint::{hit, Injected};
-
+use super::adopted::end_orphans;
 use super::child::ChildState;
 use super::fds::occupy_standard_numbers;
 use super::spawn::spawn;
 use super::{ChildHandle, ChildSpec, ExitInfo, ProcessError};
+use crate::failpoint::{hit, Injected};
 
 /// Called once, on the keeper's thread, when a child has ended: must be brief.
 pub type OnExit = Box<dyn FnOnce(ExitInfo) + Send>;
@@ -76,6 +76,10 @@ impl Keeper {
     /// # Errors
     /// [`ProcessError::Os`].
     pub fn start() -> Result<Self, ProcessError> {
+        Self::start_as(false)
+    }
+
+    pub(super) fn start_as(adopts: bool) -> Result<Self, ProcessError> {
         occupy_standard_numbers();
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(ProcessError::os("eventfd"))?;
@@ -90,6 +94,7 @@ impl Keeper {
                 Watch {
                     shared: watched,
                     children: Vec::new(),
+                    adopts,
                 }
                 .run()
             })
@@ -174,6 +179,8 @@ fn injected(injected: Injected) -> ProcessError {
 struct Watch {
     shared: Arc<Shared>,
     children: Vec<(Arc<ChildState>, Option<OnExit>)>,
+    /// Children that it does not know are orphans.
+    adopts: bool,
 }
 
 impl Watch {
@@ -251,6 +258,7 @@ impl Watch {
     }
 
     fn reap(&mut self) {
+        let before = self.children.len();
         self.children.retain_mut(|(child, on_exit)| {
             let Some(info) = child.reap() else {
                 return true;
@@ -262,6 +270,9 @@ impl Watch {
             }
             false
         });
+        if self.adopts && self.children.len() < before {
+            end_orphans(|pid| self.children.iter().any(|(child, _)| child.pid == pid));
+        }
     }
 
     /// All are told first, then all are waited for under one deadline. Returns who is left.

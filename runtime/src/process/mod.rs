@@ -6,6 +6,7 @@
 //! * When a child ends, its process group is killed before it is reaped: nothing that it left in its group outlives it.
 //! * A process is signalled through its pidfd only while it is ours and not yet reaped.
 
+mod adopted;
 mod child;
 mod exit;
 mod fds;
@@ -15,6 +16,7 @@ mod watch;
 
 use std::io;
 
+pub use adopted::adopt_orphans;
 pub use child::ChildHandle;
 pub use exit::ExitInfo;
 pub use fds::{recv_fd, region_socket_pair, send_fd, take_inherited_fd};

@@ -110,7 +110,7 @@ fn serve(config: DaemonConfig) -> Result<(), StartError> {
         .with_ansi(false)
         .with_writer(log.clone())
         .try_init();
-    let keeper = Keeper::start()
+    let keeper = Keeper::start_adopting()
         .map_err(|error| StartError::os("start the keeper", std::io::Error::other(error)))?;
     let keeper = Arc::new(keeper);
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use echelon_runtime::deadline::from_monotonic_ns;
 use echelon_runtime::failpoint::hit;
-use echelon_runtime::process::take_inherited_fd;
+use echelon_runtime::process::{adopt_orphans, take_inherited_fd};
 use echelon_runtime::{CallableHost, WorkerBuilder};
 use echelon_wire::bootstrap::{Manifest, ReadyLine, SessionPorts};
 use echelon_wire::codec::Writer;
@@ -128,7 +128,9 @@ fn run_with_output(
     host: Arc<dyn CallableHost>,
     inner: WorkerBuilder,
 ) -> i32 {
-    match start(manifest, output, start_by, policy, host, inner) {
+    // Orphans of what runs here stay below this session, and go with it.
+    let adopted = adopt_orphans().map_err(|error| error.to_string());
+    match adopted.and_then(|()| start(manifest, output, start_by, policy, host, inner)) {
         Ok(started) => started.serve(ready),
         Err(error) => {
             tracing::error!(error, "the session cannot start");
