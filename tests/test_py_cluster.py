@@ -276,11 +276,6 @@ def test_a_callable_that_does_not_import_later_is_refused_everywhere(cluster):
     assert double.kind == "PYTHON_IMPORT"
 
 
-def test_a_function_without_import_path_stays_on_this_host(cluster):
-    with pytest.raises(ValueError, match="no import path"):
-        cluster.worker.register(lambda orch, args, config: None, workers=cluster.remote_ids)
-
-
 def test_a_session_that_dies_is_lost_and_the_other_goes_on(cluster):
     double = register(cluster, "orch_double")
     worker, (first, second) = cluster.worker, cluster.remote_ids

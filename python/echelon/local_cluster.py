@@ -36,6 +36,8 @@ class LocalCluster:
         remote: number of remote sessions, 0 or more.
         sub_workers: number of sub workers of the parent and of each session, 0 or more.
         pythonpath: folders from which sessions import, besides this process's ``sys.path``.
+        allow_serialized: lets the sessions take functions without an import path, as pickles; the daemon is started with
+            ``--allow-serialized``.
         startup_timeout_s: seconds the daemon may take to listen, more than 0.
         worker_kwargs: handed to :class:`Worker`.
 
@@ -50,6 +52,7 @@ class LocalCluster:
         sub_workers: int = 2,
         *,
         pythonpath: Sequence[str] | str | None = None,
+        allow_serialized: bool = False,
         startup_timeout_s: float = 30.0,
         **worker_kwargs: Any,
     ) -> None:
@@ -64,7 +67,7 @@ class LocalCluster:
         self._remote_ids: list[int] = []
         if remote == 0:
             return
-        self._daemon = _Daemon(pythonpath, startup_timeout_s)
+        self._daemon = _Daemon(pythonpath, startup_timeout_s, allow_serialized)
         try:
             for _ in range(remote):
                 spec = _core.RemoteWorkerSpec(
@@ -136,13 +139,17 @@ class LocalCluster:
 class _Daemon:
     """The daemon process: started, its output forwarded, ended and reaped."""
 
-    def __init__(self, pythonpath: Sequence[str] | str | None, timeout_s: float) -> None:
+    def __init__(
+        self, pythonpath: Sequence[str] | str | None, timeout_s: float, allow_serialized: bool
+    ) -> None:
         import subprocess
 
         from ._daemon import EXIT_WITH_STDIN
 
         command = [sys.executable, "-m", "echelon._daemon", EXIT_WITH_STDIN]
         command += ["--host", "127.0.0.1", "--port", "0", "--insecure-loopback"]
+        if allow_serialized:
+            command.append("--allow-serialized")
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -106,12 +106,12 @@ impl PyWorker {
     /// Args:
     ///     target: a function, which goes to all sub workers and local children, or a `RemoteCallable`, which goes to all
     ///         remote workers. A function of an importable module goes by its import path; others (of `__main__`, lambdas,
-    ///         closures) are serialized with cloudpickle, for workers of this host only.
+    ///         closures) are serialized with cloudpickle, for workers of this host and sessions whose daemon allows it.
     ///     workers: ids of next-level workers to which it goes instead.
     ///     inner: installs it for the sub workers *of* those workers; there `ec.session.get_inner_handle` finds it.
     ///
     /// Raises RegistrationError with every worker's reason, TypeError for a target that cannot be called or serialized,
-    /// ValueError for unknown ids and for a function without import path that would go to a remote worker.
+    /// ValueError for unknown ids. A session that takes no serialized functions is such a reason.
     #[pyo3(signature = (target, *, workers=None, inner=false))]
     fn register(
         &self,

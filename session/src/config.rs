@@ -36,6 +36,9 @@ struct DaemonCommandLine {
     /// Module prefix that sessions may import; may be repeated [default: every module]
     #[arg(long, value_name = "PREFIX")]
     allow_import: Vec<String>,
+    /// Take callables that travel as pickles: whoever may register can run any code here without a module of yours
+    #[arg(long, conflicts_with = "allow_import")]
+    allow_serialized: bool,
     /// Sessions that may run at a time
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_SESSIONS)]
     max_sessions: u32,
@@ -58,6 +61,8 @@ pub struct DaemonConfig {
     pub pass_env: Vec<String>,
     /// Module prefixes that sessions may import; empty allows all.
     pub allow_import: Vec<String>,
+    /// Sessions take callables that travel as pickles.
+    pub allow_serialized: bool,
     /// Sessions at a time.
     pub max_sessions: u32,
     /// Sub workers of one session.
@@ -135,6 +140,7 @@ impl DaemonConfig {
             session_command,
             pass_env: line.pass_env,
             allow_import: line.allow_import,
+            allow_serialized: line.allow_serialized,
             max_sessions: line.max_sessions,
             max_sub_workers: line.max_sub_workers,
         }))
@@ -205,6 +211,9 @@ pub struct RunnerConfig {
     /// Module prefix that may be imported; may be repeated [default: every module]
     #[arg(long, value_name = "PREFIX")]
     pub allow_import: Vec<String>,
+    /// Take callables that travel as pickles
+    #[arg(long)]
+    pub allow_serialized: bool,
 }
 
 impl RunnerConfig {
@@ -301,6 +310,16 @@ mod tests {
             refused(&["--insecure-loopback", "--python", "/nonexistent/python"])
                 .contains("not an executable")
         );
+    }
+
+    #[test]
+    fn pickles_are_off_and_make_no_sense_beside_prefixes_r_202() {
+        let line = ["--insecure-loopback", "--session-command", "x"];
+        assert!(matches!(parse(&line), Ok(Parsed::Run(config)) if !config.allow_serialized));
+        let line = [&["--allow-serialized"], &line[..]].concat();
+        assert!(matches!(parse(&line), Ok(Parsed::Run(config)) if config.allow_serialized));
+        let line = [&["--allow-import", "pkg"], &line[..]].concat();
+        assert!(matches!(parse(&line), Ok(Parsed::Answer(_))));
     }
 
     #[test]

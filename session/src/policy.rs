@@ -1,17 +1,34 @@
-//! What a session may import. Checked in the runner before the import happens, because an import runs code.
+//! What a session may load. Checked in the runner before the import happens, because an import runs code.
 
-/// Which modules callables may come from.
+/// Which modules callables may come from, and whether they may travel as pickles.
 #[derive(Debug, Clone, Default)]
 pub struct ImportPolicy {
     /// Allowed module prefixes; empty allows every module, which is the default on insecure loopback.
     prefixes: Vec<String>,
+    serialized: bool,
 }
 
 impl ImportPolicy {
     /// A policy that allows modules equal to one of `prefixes` or below it; no prefix allows all.
     #[must_use]
     pub fn new(prefixes: Vec<String>) -> Self {
-        Self { prefixes }
+        Self {
+            prefixes,
+            serialized: false,
+        }
+    }
+
+    /// Whether callables that travel as pickles are taken too. A pickle can run anything: with it, prefixes mean nothing.
+    #[must_use]
+    pub fn with_serialized(mut self, serialized: bool) -> Self {
+        self.serialized = serialized;
+        self
+    }
+
+    /// What [`Self::with_serialized`] was told.
+    #[must_use]
+    pub fn takes_serialized(&self) -> bool {
+        self.serialized
     }
 
     /// Whether `module` may be imported.

@@ -24,10 +24,11 @@ pub use health::{HealthMonitor, Verdict};
 pub use spec::{RemoteWorkerSpec, SpecError};
 
 /// Extensions that this parent can use; offered in the manifest.
-pub(crate) const OFFERED: [&str; 5] = [
+pub(crate) const OFFERED: [&str; 6] = [
     "pipelining",
     "task_tags",
     "timed_completion",
+    "serialized_callables",
     "health_echo",
     "float64",
 ];

@@ -1,11 +1,11 @@
 //! Controls into CONTROL frames, and replies back (slr3-v1 §5). Pure, but for the one copy of a payload out of pinned memory.
 
 use echelon_wire::buffer::AccessFlags;
-use echelon_wire::callable::{CallableKind, RegistryTarget};
+use echelon_wire::callable::{encode_serialized, RegistryTarget};
 use echelon_wire::codec::{Decode, Encode, Writer};
 use echelon_wire::error::EncodeError;
 use echelon_wire::frame::control::buffer::{AllocCommand, AllocResult, CopyHeader, FreeCommand};
-use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand, PAYLOAD_VERSION};
+use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand};
 use echelon_wire::frame::control::transfer::{
     ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport,
 };
@@ -20,6 +20,10 @@ use crate::endpoint::{
     TaskFailure, TaskReport, Ticket,
 };
 use crate::memory::HostMemory;
+
+/// What to do when a session takes import paths only.
+const SERIALIZED_HINT: &str = "start its daemon with --allow-serialized, or put the function into a module that can be imported \
+     there and register RemoteCallable(\"module:qualname\")";
 
 /// What is to come back for a request.
 pub(crate) enum Expected {
@@ -190,7 +194,7 @@ pub(crate) fn encode(
             step,
             callable,
             registry,
-        } => register(step, &callable, registry),
+        } => register(step, &callable, registry, features),
         ControlRequest::Unregister {
             digest,
             kind,
@@ -316,6 +320,7 @@ fn register(
     step: RegisterStep,
     callable: &Callable,
     registry: RegistryTarget,
+    features: Features,
 ) -> Result<Outgoing, ControlFailure> {
     let (digest, kind) = (callable.digest, callable.kind);
     let command = DigestCommand {
@@ -327,22 +332,24 @@ fn register(
         RegisterStep::Commit => ControlName::CommitRegisterCallable,
         RegisterStep::Abort => ControlName::AbortRegisterCallable,
         RegisterStep::Prepare => {
-            let CallableSource::Import(target) = &callable.source else {
-                return Err(serialized(&callable.name));
+            let payload = match &callable.source {
+                CallableSource::Import(target) => target.to_string().into_bytes(),
+                CallableSource::Serialized(bytes) => {
+                    if !features.contains(Features::SERIALIZED_CALLABLES) {
+                        return Err(unsupported("a serialized callable", SERIALIZED_HINT));
+                    }
+                    encode_serialized(bytes).map_err(refused)?
+                }
+                CallableSource::Native(_) => {
+                    return Err(unsupported(
+                        "a closure of this process",
+                        "register an import path",
+                    ))
+                }
             };
-            let command = RegisterCommand {
-                target_registry: registry,
-                callable_kind: CallableKind::PythonImport,
-                digest,
-                payload_version: PAYLOAD_VERSION,
-                payload: target.to_string().into_bytes().into(),
-            };
-            return control(
-                ControlName::PrepareRegisterCallable,
-                &command,
-                ReplyKind::Empty,
-            )
-            .map_err(refused);
+            let command = RegisterCommand::new(registry, kind, digest, payload);
+            let name = ControlName::PrepareRegisterCallable;
+            return control(name, &command, ReplyKind::Empty).map_err(refused);
         }
     };
     control(name, &command, ReplyKind::Empty).map_err(refused)
@@ -456,12 +463,6 @@ fn wrap(name: ControlName, command: &[u8]) -> Result<Vec<u8>, EncodeError> {
 fn too_large(size: u64, limit: u64) -> ControlFailure {
     ControlFailure::Refused(format!(
         "a copy of {size} bytes in one command, limit {limit}; split it"
-    ))
-}
-
-fn serialized(name: &str) -> ControlFailure {
-    ControlFailure::Refused(format!(
-        "{name} has no import path, and this session takes import paths only"
     ))
 }
 

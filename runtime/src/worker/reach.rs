@@ -103,12 +103,11 @@ impl Worker {
                         ids.contains(&id)
                     })
         });
-        if reaches_remote && !matches!(callable.source, CallableSource::Import(_)) {
+        if reaches_remote && matches!(callable.source, CallableSource::Native(_)) {
             return Err(Error::argument(
                 "target",
                 format!(
-                    "{} has no import path, and remote workers take import paths only; \
-                     put it into a module and register RemoteCallable(\"module:qualname\")",
+                    "{} is a closure of this process and cannot run on a remote worker; register RemoteCallable(\"module:qualname\")",
                     callable.name
                 ),
             ));

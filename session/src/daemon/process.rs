@@ -163,6 +163,9 @@ fn arguments(
     for prefix in &context.config.allow_import {
         args.extend(["--allow-import", prefix].map(OsString::from));
     }
+    if context.config.allow_serialized {
+        args.push("--allow-serialized".into());
+    }
     args
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use echelon_runtime::{Callable, CallableHandle, CallableHost, HostedCallable, Worker};
+use echelon_runtime::{Callable, CallableHandle, CallableHost, Worker};
 use echelon_wire::bootstrap::Manifest;
 use echelon_wire::callable::Digest;
 use echelon_wire::codec::Encode;
@@ -11,6 +11,7 @@ use echelon_wire::error::EncodeError;
 use echelon_wire::frame::{unsupported_frame_message, Completion, Features, FrameType};
 use echelon_wire::id::WorkerId;
 
+use super::callables::Hosted;
 use super::commands::{Answers, Commands};
 use super::line::Hand;
 use super::prestart::Prepared;
@@ -26,7 +27,7 @@ pub(crate) struct Session {
     pub(super) host: Arc<dyn CallableHost>,
     pub(super) policy: ImportPolicy,
     /// What TASK frames may call.
-    pub(super) dispatcher: Registry<Digest, Arc<dyn HostedCallable>>,
+    pub(super) dispatcher: Registry<Digest, Hosted>,
     /// Callables on their way to the inner worker.
     pub(super) prepared_inner: Registry<Digest, Callable>,
     /// What the inner worker has registered for the parent.

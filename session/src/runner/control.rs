@@ -2,13 +2,11 @@
 
 use echelon_runtime::memory::SharedRegion;
 use echelon_runtime::trace::TraceReport;
-use echelon_runtime::{Callable, RegisterOptions};
-use echelon_wire::callable::{CallableKind, Digest, ImportTarget, RegistryTarget};
 use echelon_wire::codec::{Decode, Encode};
 use echelon_wire::error::EncodeError;
 use echelon_wire::frame::control::buffer::{AllocCommand, CopyHeader, CopyTo, FreeCommand};
 use echelon_wire::frame::control::domain::reserved_control_message;
-use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand, PAYLOAD_VERSION};
+use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand};
 use echelon_wire::frame::control::transfer::{ExportRequest, ImportRequest, ReleaseImport};
 use echelon_wire::frame::control::CONTROL_VERSION;
 use echelon_wire::frame::control_reply::failure_prefix;
@@ -17,13 +15,12 @@ use echelon_wire::id::Sequence;
 use echelon_wire::limits::MAX_COPY_FROM_BYTES;
 
 use super::command::{Reply, Session};
-use crate::registry::{RegistryError, CALLABLES_MAX};
 use echelon_runtime::text::cut;
 
 /// What a control comes to: result bytes, or the text of its failure.
-type Outcome = Result<Vec<u8>, String>;
+pub(super) type Outcome = Result<Vec<u8>, String>;
 
-fn text(error: impl std::fmt::Display) -> String {
+pub(super) fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
@@ -155,119 +152,6 @@ impl Session {
     fn forget(&self, region: Option<&SharedRegion>) {
         if let Some(region) = region {
             self.worker.drop_region(region.id());
-        }
-    }
-
-    fn prepare(&mut self, command: &RegisterCommand<'_>) -> Outcome {
-        let kind = command.callable_kind;
-        if kind == CallableKind::PythonSerialized {
-            return Err("PYTHON_SERIALIZED is not negotiated for remote protocol v1".to_owned());
-        }
-        let dispatcher = command.target_registry == RegistryTarget::RemoteTaskDispatcher;
-        if dispatcher && kind != CallableKind::PythonImport {
-            return Err(
-                "REMOTE_TASK_DISPATCHER only accepts PYTHON_IMPORT in protocol v1".to_owned(),
-            );
-        }
-        if kind == CallableKind::ChipCallable {
-            return Err("CHIP_CALLABLE: this session has no chip workers".to_owned());
-        }
-        if command.payload_version != PAYLOAD_VERSION {
-            return Err(format!(
-                "payload_version is {}, expected {PAYLOAD_VERSION}",
-                command.payload_version
-            ));
-        }
-        let target = std::str::from_utf8(&command.payload).map_err(text)?;
-        let callable = Callable::import(ImportTarget::parse(target).map_err(text)?);
-        if callable.digest != command.digest {
-            return Err(format!(
-                "digest {} does not match target {}: it is {}",
-                command.digest, callable.name, callable.digest
-            ));
-        }
-        let module = callable.name.split(':').next().unwrap_or_default();
-        self.policy.check(module)?;
-        let resolved = self.host.resolve(kind, callable.name.as_bytes())?;
-        if dispatcher {
-            self.dispatcher
-                .prepare(command.digest, resolved)
-                .map_err(text)?;
-        } else {
-            self.check_room(&command.digest)?;
-            self.prepared_inner
-                .prepare(command.digest, callable)
-                .map_err(text)?;
-        }
-        Ok(Vec::new())
-    }
-
-    /// What the inner worker has registered is bounded like any other table of callables.
-    fn check_room(&self, digest: &Digest) -> Result<(), String> {
-        let limit = CALLABLES_MAX;
-        if self.inner.len() >= limit && !self.inner.contains_key(digest) {
-            return Err(RegistryError::Full { limit }.to_string());
-        }
-        Ok(())
-    }
-
-    fn commit(&mut self, command: &DigestCommand) -> Outcome {
-        if command.callable_kind != CallableKind::PythonImport {
-            return Err("COMMIT_REGISTER_CALLABLE target/kind mismatch".to_owned());
-        }
-        if command.target_registry == RegistryTarget::RemoteTaskDispatcher {
-            self.dispatcher.commit(command.digest).map_err(text)?;
-            return Ok(Vec::new());
-        }
-        let callable = self
-            .prepared_inner
-            .prepared(&command.digest)
-            .map_err(text)?
-            .clone();
-        let handle = self
-            .worker
-            .register(callable, RegisterOptions::default())
-            .map_err(text)?;
-        self.prepared_inner.abort(&command.digest);
-        if let Some(replaced) = self.inner.insert(command.digest, handle) {
-            // The same callable under a second handle: the first one is let go, the callable stays.
-            self.worker.unregister(&replaced).map_err(text)?;
-        }
-        Ok(Vec::new())
-    }
-
-    fn abort(&mut self, command: &DigestCommand) -> Outcome {
-        match command.target_registry {
-            RegistryTarget::RemoteTaskDispatcher => self.dispatcher.abort(&command.digest),
-            RegistryTarget::InnerL3Worker => self.prepared_inner.abort(&command.digest),
-        }
-        Ok(Vec::new())
-    }
-
-    fn unregister(&mut self, command: &DigestCommand) -> Outcome {
-        if command.target_registry == RegistryTarget::RemoteTaskDispatcher {
-            self.dispatcher.unregister(&command.digest);
-            return Ok(Vec::new());
-        }
-        self.prepared_inner.abort(&command.digest);
-        if let Some(handle) = self.inner.remove(&command.digest) {
-            self.worker.unregister(&handle).map_err(text)?;
-        }
-        Ok(Vec::new())
-    }
-
-    fn prepare_callable(&self, command: &DigestCommand) -> Outcome {
-        let fits = command.target_registry == RegistryTarget::RemoteTaskDispatcher
-            && command.callable_kind == CallableKind::PythonImport;
-        if !fits {
-            return Err("PREPARE_CALLABLE target/kind mismatch".to_owned());
-        }
-        match self.dispatcher.live(&command.digest) {
-            Some(_) => Ok(Vec::new()),
-            None => Err(format!(
-                "PREPARE_CALLABLE digest {} is not registered",
-                command.digest
-            )),
         }
     }
 }

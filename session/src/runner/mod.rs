@@ -9,6 +9,7 @@
 //! | signals | turns SIGTERM and SIGINT into a verdict |
 //! | orphan | takes what the session prints once the daemon is gone |
 
+mod callables;
 mod command;
 mod commands;
 mod control;
@@ -42,6 +43,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{loopback, Parsed, RunnerConfig};
 use crate::policy::ImportPolicy;
+use callables::Rules;
 use command::Session;
 use commands::{Answers, Commands};
 use health::{HealthLane, Pulse};
@@ -53,7 +55,8 @@ use prestart::Prepared;
 use reader::{CommandReader, Lane};
 use signals::Signals;
 
-/// Extensions that this session can serve, besides `health_echo`, which depends on the session timeout.
+/// Extensions that this session can serve, besides `health_echo`, which depends on the session timeout, and
+/// `serialized_callables`, which depends on the policy.
 const SERVED: Features = Features::PIPELINING
     .union(Features::TIMED_COMPLETION)
     .union(Features::FLOAT64)
@@ -103,7 +106,7 @@ pub fn session_main(
             return 2;
         }
     };
-    let policy = ImportPolicy::new(config.allow_import);
+    let policy = ImportPolicy::new(config.allow_import).with_serialized(config.allow_serialized);
     let start_by = config.start_by.map(from_monotonic_ns);
     run_with_output(manifest, ready, output, start_by, policy, host, inner)
 }
@@ -147,6 +150,7 @@ struct Started {
     listener: std::net::TcpListener,
     ports: SessionPorts,
     manifest: Manifest,
+    features: Features,
     /// When the parent must have connected both lanes, if it has a deadline for its whole start.
     start_by: Option<Instant>,
     _signals: Signals,
@@ -179,15 +183,18 @@ fn start(
     let orphan = orphan.transpose().map_err(text)?;
     at("session.prepare")?;
     // The inner worker is up before there is any socket (contract §8).
-    let prepared = Prepared::new(&manifest, &policy, &host, inner, Arc::clone(&lifeline))?;
+    let features = accepted(&manifest, &policy);
+    let rules = Rules {
+        policy: &policy,
+        features,
+    };
+    let prepared = Prepared::new(&manifest, rules, &host, inner, Arc::clone(&lifeline))?;
     if start_by.is_some_and(|deadline| Instant::now() >= deadline) {
         return Err(LATE.to_owned());
     }
     at("session.listen")?;
-    let (command, health) = (
-        listen::listener(address).map_err(text)?,
-        listen::listener(address).map_err(text)?,
-    );
+    let listener = || listen::listener(address).map_err(text);
+    let (command, health) = (listener()?, listener()?);
     let port =
         |listener: &std::net::TcpListener| listener.local_addr().map(|at| at.port()).map_err(text);
     let host_name = manifest.effective_connect_host().to_owned();
@@ -202,7 +209,7 @@ fn start(
         worker: manifest.worker(),
         write_limit: manifest.session_timeout(),
         first_by: start_by,
-        echo: accepted(&manifest)
+        echo: features
             .contains(Features::HEALTH_ECHO)
             .then(|| manifest.session_timeout()),
     };
@@ -215,6 +222,7 @@ fn start(
         listener: command,
         ports,
         manifest,
+        features,
         start_by,
         _signals: signals,
         orphan,
@@ -223,14 +231,19 @@ fn start(
 }
 
 /// What the parent offered and this session serves.
-fn accepted(manifest: &Manifest) -> Features {
+fn accepted(manifest: &Manifest, policy: &ImportPolicy) -> Features {
     let offered = Features::from_names(manifest.feature_flags.iter().map(String::as_str));
     // Answers cannot be faster than what they answer.
-    let served = if manifest.session_timeout() > HEALTH_PERIOD {
-        SERVED.union(Features::HEALTH_ECHO)
-    } else {
-        SERVED
-    };
+    let echo = manifest.session_timeout() > HEALTH_PERIOD;
+    let mut served = SERVED;
+    for (feature, serves) in [
+        (Features::HEALTH_ECHO, echo),
+        (Features::SERIALIZED_CALLABLES, policy.takes_serialized()),
+    ] {
+        if serves {
+            served = served.union(feature);
+        }
+    }
     offered.intersection(served).usable()
 }
 
@@ -286,7 +299,7 @@ impl Started {
             Ok(None) => return self.lifeline.end(Verdict::NotConnected),
             Err(error) => return self.lifeline.end(Verdict::Broken(error.to_string())),
         };
-        let features = accepted(&self.manifest);
+        let features = self.features;
         let credits = features.contains(Features::PIPELINING).then_some(ANNOUNCED);
         let lane = Lane {
             session: self.manifest.session(),

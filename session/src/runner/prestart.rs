@@ -6,24 +6,18 @@ use std::sync::Arc;
 use echelon_runtime::error::Interrupt;
 use echelon_runtime::failpoint::hit;
 use echelon_runtime::{
-    Callable, CallableHandle, CallableHost, HostedCallable, RegisterOptions, Worker, WorkerBuilder,
+    Callable, CallableHandle, CallableHost, RegisterOptions, Worker, WorkerBuilder,
 };
 use echelon_wire::bootstrap::{CallableEntry, Manifest};
-use echelon_wire::callable::{CallableKind, Digest, ImportTarget, RegistryTarget};
+use echelon_wire::callable::{CallableKind, Digest, RegistryTarget};
 
+use super::callables::{identify, resolve, Hosted, Rules};
 use super::lifeline::Lifeline;
-use crate::policy::ImportPolicy;
-
-/// A callable of the manifest, checked.
-struct Entry {
-    digest: Digest,
-    target: ImportTarget,
-}
 
 /// What the manifest asked for, in place.
 pub(crate) struct Prepared {
     pub(crate) worker: Worker,
-    pub(crate) dispatcher: Vec<(Digest, Arc<dyn HostedCallable>)>,
+    pub(crate) dispatcher: Vec<(Digest, Hosted)>,
     pub(crate) inner: Vec<(Digest, CallableHandle)>,
 }
 
@@ -34,7 +28,7 @@ impl Prepared {
     /// The first cause in words; everything that was started has ended again.
     pub(crate) fn new(
         manifest: &Manifest,
-        policy: &ImportPolicy,
+        rules: Rules<'_>,
         host: &Arc<dyn CallableHost>,
         builder: WorkerBuilder,
         lifeline: Arc<Lifeline>,
@@ -42,12 +36,12 @@ impl Prepared {
         let tasks = entries(
             &manifest.remote_task_dispatcher,
             RegistryTarget::RemoteTaskDispatcher,
-            policy,
+            rules,
         )?;
         let leaves = entries(
             &manifest.inner_l3_worker,
             RegistryTarget::InnerL3Worker,
-            policy,
+            rules,
         )?;
         let text = |error: echelon_runtime::Error| error.to_string();
         if manifest.num_sub_workers > 0 && !builder.has_child_program() {
@@ -67,17 +61,18 @@ impl Prepared {
         let mut dispatcher = Vec::with_capacity(tasks.len());
         let at = |point: &str| hit(point).map_err(|injected| injected.to_string());
         at("session.resolve")?;
-        for entry in &tasks {
-            dispatcher.push((entry.digest, resolve(host, &entry.target)?));
+        for callable in &tasks {
+            dispatcher.push((callable.digest, resolve(host, callable)?));
         }
         let mut inner = Vec::with_capacity(leaves.len());
-        for entry in leaves {
+        for callable in leaves {
             // Resolved here too: a session without sub workers reports a callable that cannot be imported all the same.
-            resolve(host, &entry.target)?;
+            resolve(host, &callable)?;
+            let digest = callable.digest;
             let handle = worker
-                .register(Callable::import(entry.target), RegisterOptions::default())
+                .register(callable, RegisterOptions::default())
                 .map_err(text)?;
-            inner.push((entry.digest, handle));
+            inner.push((digest, handle));
         }
         at("session.inner")?;
         worker.init().map_err(text)?;
@@ -89,30 +84,23 @@ impl Prepared {
     }
 }
 
-fn resolve(
-    host: &Arc<dyn CallableHost>,
-    target: &ImportTarget,
-) -> Result<Arc<dyn HostedCallable>, String> {
-    host.resolve(CallableKind::PythonImport, target.to_string().as_bytes())
-}
-
-/// Recomputes every hashid from its target; wrong registries, kinds, digests and duplicates are refused.
+/// Recomputes every hashid from what is delivered; wrong registries, kinds, digests and duplicates are refused.
 fn entries(
     list: &[CallableEntry],
     registry: RegistryTarget,
-    policy: &ImportPolicy,
-) -> Result<Vec<Entry>, String> {
+    rules: Rules<'_>,
+) -> Result<Vec<Callable>, String> {
     let mut seen = HashSet::new();
     list.iter()
         .enumerate()
         .map(|(index, entry)| {
             let at =
                 |reason: String| format!("manifest entry {index} of {}: {reason}", registry.name());
-            let entry = check(entry, registry, policy).map_err(at)?;
-            if !seen.insert(entry.digest) {
-                return Err(at(format!("{} is listed twice", entry.target)));
+            let callable = check(entry, registry, rules).map_err(at)?;
+            if !seen.insert(callable.digest) {
+                return Err(at(format!("{} is listed twice", callable.name)));
             }
-            Ok(entry)
+            Ok(callable)
         })
         .collect()
 }
@@ -120,8 +108,8 @@ fn entries(
 fn check(
     entry: &CallableEntry,
     registry: RegistryTarget,
-    policy: &ImportPolicy,
-) -> Result<Entry, String> {
+    rules: Rules<'_>,
+) -> Result<Callable, String> {
     let got = entry.registry().map_err(|error| error.to_string())?;
     if got != registry {
         return Err(format!(
@@ -131,25 +119,33 @@ fn check(
         ));
     }
     let kind = entry.callable_kind().map_err(|error| error.to_string())?;
-    if kind != CallableKind::PythonImport {
-        return Err(format!(
-            "kind {} is not served here, only PYTHON_IMPORT",
-            kind.name()
-        ));
-    }
     if let Some(version) = entry.payload_version.filter(|version| *version != 1) {
         return Err(format!("payload_version is {version}, expected 1"));
     }
-    let target = entry.target.as_deref().ok_or("target is missing")?;
-    let target = ImportTarget::parse(target).map_err(|error| error.to_string())?;
     let digest = entry.digest().map_err(|error| error.to_string())?;
-    let callable = Callable::import(target.clone());
-    if callable.digest != digest {
-        return Err(format!(
-            "hashid does not match target {target}: it is {}",
-            callable.digest
-        ));
-    }
-    policy.check(target.module())?;
-    Ok(Entry { digest, target })
+    let payload = match kind {
+        CallableKind::PythonImport => {
+            let target = entry.target.as_deref().ok_or("target is missing")?;
+            target.as_bytes().to_vec()
+        }
+        _ => bytes_of_hex(
+            entry
+                .payload_hex
+                .as_deref()
+                .ok_or("payload_hex is missing")?,
+        )?,
+    };
+    identify(kind, &digest, &payload, rules)
+}
+
+/// Hexadecimal digits of either case, two a byte.
+fn bytes_of_hex(text: &str) -> Result<Vec<u8>, String> {
+    let digit = |digit: &u8| char::from(*digit).to_digit(16);
+    let pairs = text.as_bytes().chunks(2);
+    let byte = |pair: &[u8]| match pair {
+        [high, low] => Some((digit(high)? << 4 | digit(low)?) as u8),
+        _ => None,
+    };
+    let bytes: Option<Vec<u8>> = pairs.map(byte).collect();
+    bytes.ok_or_else(|| "payload_hex is not pairs of hexadecimal digits".to_owned())
 }

@@ -62,7 +62,10 @@ impl Session {
     fn perform(&self, payload: &[u8]) -> Result<(), String> {
         let carrier = Carrier::Wire(self.features);
         let task = TaskPayload::decode(payload, carrier).map_err(|error| error.to_string())?;
-        let callable = self.dispatcher.live(&task.digest);
+        let callable = self
+            .dispatcher
+            .live(&task.digest)
+            .map(|hosted| &hosted.callable);
         let callable = callable.ok_or_else(|| {
             format!(
                 "remote TASK dispatcher has no callable hashid {}",
