@@ -24,8 +24,14 @@ pub(crate) struct Hosted {
 /// What this session takes.
 #[derive(Clone, Copy)]
 pub(super) struct Rules<'a> {
-    pub(super) policy: &'a ImportPolicy,
-    pub(super) features: Features,
+    policy: &'a ImportPolicy,
+    features: Features,
+}
+
+impl<'a> Rules<'a> {
+    pub(super) fn new(policy: &'a ImportPolicy, features: Features) -> Self {
+        Self { policy, features }
+    }
 }
 
 /// The callable that a payload delivers. Nothing of it has run yet; its digest is the one that was announced.
@@ -105,10 +111,7 @@ impl Session {
             ));
         }
         let (digest, payload) = (command.digest, &command.payload);
-        let rules = Rules {
-            policy: &self.policy,
-            features: self.features,
-        };
+        let rules = Rules::new(&self.policy, self.features);
         let callable = identify(kind, &digest, payload, rules)?;
         if !dispatcher {
             self.check_room(&digest)?;

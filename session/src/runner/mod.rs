@@ -184,10 +184,7 @@ fn start(
     at("session.prepare")?;
     // The inner worker is up before there is any socket (contract §8).
     let features = accepted(&manifest, &policy);
-    let rules = Rules {
-        policy: &policy,
-        features,
-    };
+    let rules = Rules::new(&policy, features);
     let prepared = Prepared::new(&manifest, rules, &host, inner, Arc::clone(&lifeline))?;
     if start_by.is_some_and(|deadline| Instant::now() >= deadline) {
         return Err(LATE.to_owned());
