@@ -299,6 +299,31 @@ def test_nothing_sleeps_to_wait_for_an_event() -> None:
     assert not found, f"wait on what happens, with a deadline: {found}"
 
 
+WALL_CLOCK = r"\b(?:SystemTime|UNIX_EPOCH|CLOCK_REALTIME|ClockId::Realtime)\b"
+WALL_CLOCK_CALLS = {"time", "time_ns", "now", "utcnow", "today"}
+
+
+def test_nothing_reads_the_wall_clock_r064() -> None:
+    """What has no wall clock cannot be misled by one that jumps: deadlines and timelines are of the monotonic clock."""
+    found = []
+    for name, text in _texts(".rs", ".py"):
+        if not re.match(r"(wire|runtime|session|python)/(src|echelon)/", name):
+            continue
+        if name.endswith(".rs"):
+            code = rust_source.code_only(text)
+            lines = [_line_of(code, match.start()) for match in re.finditer(WALL_CLOCK, code)]
+        else:
+            calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+            lines = [
+                call.lineno
+                for call in calls
+                if _called_name(call) in WALL_CLOCK_CALLS
+                and ast.unparse(call.func).startswith(("time.", "datetime.", "date."))
+            ]
+        found += [f"{name}:{line}" for line in lines]
+    assert not found, f"deadlines are of the monotonic clock: {found}"
+
+
 def _called_name(call: ast.Call) -> str:
     function = call.func
     if isinstance(function, ast.Attribute):

@@ -213,7 +213,7 @@ fn an_error_of_the_function_cancels_what_has_not_started() {
 }
 
 #[test]
-fn a_function_that_panics_leaves_the_worker_usable() {
+fn r_094_a_function_that_panics_leaves_the_worker_usable() {
     let bed = Bed::new(0, 1);
     let task = bed.remote_task();
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

@@ -253,6 +253,26 @@ fn a_name_lives_from_the_first_export_to_the_free() {
     ));
 }
 
+/// Two sessions may be in one process: what one has is nothing to the other.
+#[test]
+fn tables_in_one_process_share_nothing_r_052() {
+    let (mut one, mut two) = (buffers(), buffers());
+    let first = one.alloc(LIMIT).expect("room");
+    let own = two.alloc(LIMIT).expect("a limit of its own");
+    assert_eq!(first.buffer_id, own.buffer_id, "each counts from one");
+    one.copy_to(&header(&first, 0, 1), b"a").expect("inside");
+    assert_eq!(two.copy_from(&header(&own, 0, 1)).expect("inside"), [0]);
+    let export = one.export(&request(&first, 0, 16, AccessFlags::READ));
+    let path = segment(&export.expect("inside"));
+    let other = two.export(&request(&own, 0, 16, AccessFlags::READ));
+    let other = other.expect("inside");
+    assert_ne!(path, segment(&other));
+    drop(one);
+    assert!(!path.exists() && segment(&other).exists());
+    two.free(&free(&own)).expect("own");
+    assert!(two.alloc(LIMIT).is_ok());
+}
+
 #[test]
 fn everything_goes_with_the_table_r_126() {
     let mut buffers = buffers();

@@ -147,6 +147,25 @@ mod tests {
             .is_none());
     }
 
+    /// Nothing else wakes it: there is no deadline and no peer.
+    #[test]
+    fn the_end_of_a_session_wakes_a_thread_that_waits_for_a_peer_r_062_r_063() {
+        let lifeline = Lifeline::new().expect("pipe");
+        let listener = listener(Ipv4Addr::LOCALHOST).expect("listens");
+        let (told, ended) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                told.send(None).expect("somebody listens");
+                told.send(Some(accept(&listener, &lifeline, None)))
+            });
+            assert!(ended.recv().expect("started").is_none());
+            lifeline.end(Verdict::Signal);
+            let accepted = ended.recv_timeout(Duration::from_secs(60));
+            let accepted = accepted.expect("it woke").expect("its second word");
+            assert!(accepted.expect("accepts").is_none());
+        });
+    }
+
     #[test]
     fn a_peer_that_does_not_read_cannot_hold_a_write_r_058() {
         let lifeline = Lifeline::new().expect("pipe");
