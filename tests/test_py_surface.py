@@ -197,3 +197,13 @@ def test_the_stub_is_true():
         check=False,
     )
     assert done.returncode == 0, done.stdout.decode()
+
+
+def test_a_compiled_part_of_another_release_is_refused_r025(monkeypatch):
+    """The files and the extension name one release; a mix is refused at import, with both and the command that mends it."""
+    from echelon import _build, _core
+
+    assert ec.__version__ == _build.RELEASE
+    monkeypatch.setattr(_core, "__version__", "0.0.9")
+    with pytest.raises(ImportError, match=r"0\.0\.9.*pip install"):
+        _build.check()

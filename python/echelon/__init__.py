@@ -20,7 +20,11 @@ runs them on local worker processes and on remote sessions.
 Importing this package starts nothing and imports neither numpy nor cloudpickle.
 """
 
-from . import errors, session
+from . import (
+    _build,  # noqa: F401  (first: it refuses a mix of two releases)
+    errors,
+    session,
+)
 from ._core import (
     CallableHandle,
     CallConfig,

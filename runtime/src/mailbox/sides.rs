@@ -219,7 +219,7 @@ impl ChildSide {
             return Err(MailboxError::Corrupt {
                 what: "the mailbox's magic",
                 value: magic,
-                must: "this build's",
+                must: "this build's: parent and child are of different builds, so reinstall echelon in the environment that both run in",
             });
         }
         for offset in at::RESERVED.step_by(8) {
@@ -427,14 +427,16 @@ mod tests {
             attach(),
             Err(MailboxError::BadRingSize { bytes: 5, .. })
         ));
-        poke(at::MAGIC, 0);
-        assert!(matches!(
-            attach(),
-            Err(MailboxError::Corrupt {
-                what: "the mailbox's magic",
-                ..
-            })
-        ));
+        // a child of another build is told apart, with what to do.
+        poke(at::MAGIC, at::MAILBOX_MAGIC + (1 << 56));
+        let Err(error) = attach() else {
+            panic!("it must be refused")
+        };
+        let text = error.to_string();
+        assert!(
+            text.contains("mailbox's magic") && text.contains("reinstall"),
+            "{text}"
+        );
         assert!(matches!(
             Mailbox::create(100, 4096),
             Err(MailboxError::BadRingSize { .. })

@@ -72,7 +72,7 @@ pub enum StartError {
         got: String,
     },
     /// A frame that does not decode.
-    #[error("the session's first frame: {0}")]
+    #[error("the session's first frame: {0}; parent and session must be of releases that speak the same protocol")]
     Frame(#[from] DecodeError),
     /// A HELLO that does not fit.
     #[error("the session's HELLO: {0}")]

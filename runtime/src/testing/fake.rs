@@ -75,6 +75,7 @@ pub enum ControlVerdict {
 
 type TaskRule = Box<dyn FnMut(&FakeTask) -> TaskVerdict + Send>;
 type ControlRule = Box<dyn FnMut(&ControlRequest) -> ControlVerdict + Send>;
+type CloseRule = Arc<dyn Fn(u32) -> Result<(), String> + Send + Sync>;
 
 struct State {
     shares_memory: bool,
@@ -93,6 +94,9 @@ struct State {
     on_control: ControlRule,
     /// `kill` makes it refuse work, and the test says when the loss is reported.
     dies_slowly: bool,
+    on_close: CloseRule,
+    /// How often it was asked to end.
+    closes: u32,
     gone: Option<String>,
     lost: bool,
 }
@@ -150,6 +154,8 @@ impl FakeWorld {
             on_task: Box::new(|_| TaskVerdict::Done),
             on_control: Box::new(|_| ControlVerdict::Carry),
             dies_slowly: false,
+            on_close: Arc::new(|_| Ok(())),
+            closes: 0,
             gone: None,
             lost: false,
         };
@@ -373,6 +379,12 @@ impl Endpoint for FakeEndpoint {
 
     fn finish_close(&mut self, _deadline: Instant) -> Result<(), String> {
         self.begin_close();
-        Ok(())
+        let (rule, count) = {
+            let mut state = self.0.state.lock();
+            state.closes += 1;
+            (Arc::clone(&state.on_close), state.closes)
+        };
+        // Without the lock: the rule may call back.
+        rule(count)
     }
 }

@@ -37,12 +37,14 @@ fn a_close_from_another_thread_ends_a_run_that_waits() {
     assert_eq!(error.failures[0].kind, FailureKind::EndpointLost);
     assert_eq!(error.failures[0].worker, "remote0");
     assert!(error.failures[0].message.contains("closed"), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("another thread called close()"), "{text}");
     assert_eq!(error.failures.len() as u64 + error.cancelled, 3);
     assert_eq!(bed.worker.state(), WorkerState::Closed);
 }
 
 #[test]
-fn submits_copies_and_controls_after_the_close_say_so() {
+fn r_130_submits_copies_and_controls_after_the_close_say_so() {
     let bed = Bed::new(0, 1);
     let task = bed.remote_task();
     let buffer = bed.malloc(0, 8);
@@ -83,7 +85,7 @@ fn submits_copies_and_controls_after_the_close_say_so() {
 }
 
 #[test]
-fn a_close_ends_a_submit_that_waits_for_room_and_a_control_that_waits_for_its_answer() {
+fn r_130_a_close_ends_a_submit_that_waits_for_room_and_a_control_that_waits_for_its_answer() {
     let bed = Bed::with(0, 1, 1, Worker::builder().max_tasks(1));
     let task = bed.remote_task();
     bed.remotes[0].hold_tasks();
@@ -130,7 +132,7 @@ fn r_128_close_is_idempotent_and_may_be_called_from_many_threads() {
 }
 
 #[test]
-fn close_races_with_submits_and_nothing_hangs() {
+fn r_130_close_races_with_submits_and_nothing_hangs() {
     for round in 0..50 {
         let bed = Bed::with(1, 2, 2, Worker::builder());
         let (task, leaf) = (bed.remote_task(), bed.sub_task());
@@ -204,4 +206,88 @@ fn r_102_close_races_with_registrations_and_nothing_hangs() {
         bounded("close", move || w.close()).unwrap();
         drop(registering.join("the registrations"));
     }
+}
+
+/// A close() that could not end everything says what is left, keeps exactly that, and a later one goes on with it: nothing that
+/// has ended is ended again.
+#[test]
+fn r_133_r_131_r_122_what_is_left_is_named_kept_and_ended_later() {
+    let bed = Bed::new(1, 3);
+    let task = bed.remote_task();
+    bed.remotes[1].on_close(|attempt| match attempt {
+        1 | 2 => Err(format!("remote1 does not end, attempt {attempt}")),
+        _ => Ok(()),
+    });
+    let closes = || bed.remotes.iter().map(|remote| remote.closes());
+    for attempt in 1..=2 {
+        let Err(Error::Close { survivors }) = bed.worker.close() else {
+            panic!("it cannot have ended")
+        };
+        assert_eq!(
+            survivors,
+            [format!("remote1 does not end, attempt {attempt}")]
+        );
+        assert_eq!(bed.worker.state(), WorkerState::Closing);
+        assert_eq!(closes().collect::<Vec<_>>(), [1, attempt, 1]);
+        let refused = bed
+            .worker
+            .run_simple(|o| submit(o, &task, TaskArgs::new()).map(drop));
+        assert!(
+            matches!(refused, Err(Error::Lifecycle { .. })),
+            "{refused:?}"
+        );
+    }
+    for _ in 0..2 {
+        bed.worker.close().unwrap();
+        assert_eq!(bed.worker.state(), WorkerState::Closed);
+        assert_eq!(closes().collect::<Vec<_>>(), [1, 3, 1]);
+    }
+    assert_eq!(bed.subs[0].closes(), 1);
+}
+
+/// Callers at the same time take turns at what is left; the state is terminal once, and for all.
+#[test]
+fn r_128_many_threads_close_while_resources_fail() {
+    let bed = Bed::new(2, 3);
+    for (remote, failures) in bed.remotes.iter().zip([0, 1, 3]) {
+        remote.on_close(move |attempt| {
+            if attempt <= failures {
+                return Err(format!("attempt {attempt} of {failures}"));
+            }
+            Ok(())
+        });
+    }
+    let closers: Vec<_> = (0..6)
+        .map(|_| {
+            let w = bed.worker.clone();
+            start(move || w.close())
+        })
+        .collect();
+    let results: Vec<_> = closers.into_iter().map(|c| c.join("close")).collect();
+    let failed = results.iter().filter(|result| result.is_err()).count();
+    assert_eq!(
+        failed, 3,
+        "one for each turn that left something: {results:?}"
+    );
+    assert_eq!(bed.worker.state(), WorkerState::Closed);
+    let closes: Vec<u32> = bed.remotes.iter().map(|remote| remote.closes()).collect();
+    assert_eq!(closes, [1, 2, 4]);
+}
+
+/// What ends may call close() again, on the same thread: it is told at once, and the outer call alone decides the state.
+#[test]
+fn r_128_close_from_inside_close_waits_for_nothing_and_decides_nothing() {
+    let bed = Bed::new(0, 2);
+    let w = bed.worker.clone();
+    bed.remotes[0].on_close(move |_| {
+        w.close().unwrap();
+        assert_eq!(w.state(), WorkerState::Closing);
+        Ok(())
+    });
+    let w = bed.worker.clone();
+    bounded("close", move || w.close()).unwrap();
+    assert_eq!(bed.worker.state(), WorkerState::Closed);
+    assert_eq!(bed.remotes[1].closes(), 1);
+    // The rule holds the worker, and the worker the fake.
+    bed.remotes[0].on_close(|_| Ok(()));
 }

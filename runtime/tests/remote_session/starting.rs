@@ -204,6 +204,18 @@ fn r_013_a_hello_that_does_not_fit() {
     );
 }
 
+/// A session of another protocol version is refused at its first frame, by both numbers and with what to do.
+#[test]
+fn r_025_a_session_of_another_protocol_version() {
+    let mut bytes = frame(FrameType::Hello, Sequence(0), &hello().to_bytes().unwrap());
+    bytes[4..8].copy_from_slice(&2_u32.to_le_bytes());
+    let error = greeting(bytes, PATIENCE).to_string();
+    assert!(
+        error.contains("frame.version") && error.contains("releases"),
+        "{error}"
+    );
+}
+
 /// the command lane is closed again when the health lane cannot be had.
 #[test]
 fn r_015_no_health_lane() {

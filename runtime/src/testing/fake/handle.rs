@@ -1,5 +1,6 @@
 //! The test's side of a fake: verdicts, what was received, answers and losses at the test's word.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use echelon_wire::callable::Digest;
@@ -32,6 +33,17 @@ impl FakeHandle {
     /// `kill` only makes it refuse work; the loss is reported by [`Self::lose`].
     pub fn dies_slowly(&self) {
         self.0.state.lock().dies_slowly = true;
+    }
+
+    /// What the attempt to end it comes to, by the number of the attempt, from 1.
+    pub fn on_close(&self, rule: impl Fn(u32) -> Result<(), String> + Send + Sync + 'static) {
+        self.0.state.lock().on_close = Arc::new(rule);
+    }
+
+    /// How often it was asked to end.
+    #[must_use]
+    pub fn closes(&self) -> u32 {
+        self.0.state.lock().closes
     }
 
     /// Every task that was accepted, in order.
