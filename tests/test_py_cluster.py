@@ -216,7 +216,7 @@ def test_handles_are_opaque(cluster):
     )
     assert (imported.worker_id, imported.owner_worker_id, imported.nbytes) == (second, first, 16)
     assert imported.access_flags is ec.AccessFlags.READ
-    assert export.transport_profile == "sim"
+    assert export.transport_profile == "tcp"
     worker.remote_release_import(imported)
     worker.remote_free(buffer)
 

@@ -358,6 +358,7 @@ class RemoteWorkerSpec:
         num_sub_workers: int = 0,
         session_listen_host: str | None = None,
         allow_wildcard_session_bind: bool = False,
+        same_host: bool = True,
     ) -> Self: ...
     @property
     def endpoint(self) -> str: ...
@@ -375,6 +376,8 @@ class RemoteWorkerSpec:
     def session_listen_host(self) -> str | None: ...
     @property
     def allow_wildcard_session_bind(self) -> bool: ...
+    @property
+    def same_host(self) -> bool: ...
 
 @final
 class TaskHandle:

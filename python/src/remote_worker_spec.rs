@@ -15,6 +15,8 @@ use pyo3::prelude::*;
 ///     num_sub_workers: Python processes inside the session, 0 or more.
 ///     session_listen_host: address on which the session listens; `None` lets the daemon choose.
 ///     allow_wildcard_session_bind: lets the session listen on all addresses.
+///     same_host: False never maps memory of other workers, nor lets them map this one's: imports are fetched over the network, as
+///         between two hosts. True: workers that prove to be on one host share memory.
 ///
 /// Raises ValueError for an endpoint or another value that cannot be.
 #[pyclass(frozen, module = "echelon._core", name = "RemoteWorkerSpec")]
@@ -26,7 +28,7 @@ impl PyRemoteWorkerSpec {
     #[new]
     #[pyo3(signature = (endpoint, platform="cpu", *, transport="sim", runtime="tensormap_and_ringbuffer",
                         device_ids=None, num_sub_workers=0, session_listen_host=None,
-                        allow_wildcard_session_bind=false))]
+                        allow_wildcard_session_bind=false, same_host=true))]
     #[expect(
         clippy::too_many_arguments,
         reason = "one for each field, most of them keywords"
@@ -40,6 +42,7 @@ impl PyRemoteWorkerSpec {
         num_sub_workers: u32,
         session_listen_host: Option<String>,
         allow_wildcard_session_bind: bool,
+        same_host: bool,
     ) -> PyResult<Self> {
         let spec = RemoteWorkerSpec {
             endpoint,
@@ -50,6 +53,7 @@ impl PyRemoteWorkerSpec {
             num_sub_workers,
             session_listen_host,
             allow_wildcard_session_bind,
+            same_host,
         };
         spec.validate()
             .map_err(|error| PyValueError::new_err(error.to_string()))?;
@@ -102,6 +106,12 @@ impl PyRemoteWorkerSpec {
     #[getter]
     fn allow_wildcard_session_bind(&self) -> bool {
         self.0.allow_wildcard_session_bind
+    }
+
+    /// False when this worker shares memory with no other.
+    #[getter]
+    fn same_host(&self) -> bool {
+        self.0.same_host
     }
 
     fn __repr__(&self) -> String {

@@ -37,6 +37,8 @@ pub(crate) struct BufferFacts {
     pub(crate) address_space: AddressSpace,
     pub(crate) remote_addr: u64,
     pub(crate) rkey: u64,
+    /// True for an import whose bytes are moved for each task, because its owner is on another host.
+    pub(crate) fetched: bool,
     /// Set on imports: the id, and the owner's handle, which stays pinned as long as the import lives.
     pub(crate) import: Option<(ImportId, RemoteBuffer)>,
 }
@@ -163,7 +165,7 @@ impl RemoteBuffer {
     pub(crate) fn check_tag(&self, tag: Tag) -> Result<(), Error> {
         let needed = tag.needs();
         if self.access().contains(needed) {
-            return Ok(());
+            return self.check_tag_across_hosts(tag);
         }
         Err(Error::handle(
             "tag",
@@ -176,6 +178,23 @@ impl RemoteBuffer {
                 access_name(self.access()),
             ),
         ))
+    }
+
+    /// Refuses what a write-back of a range cannot do (design §15.5).
+    fn check_tag_across_hosts(&self, tag: Tag) -> Result<(), Error> {
+        let reason = match tag {
+            _ if !self.0.facts.fetched => return Ok(()),
+            Tag::NoDep => {
+                "NO_DEP on an import from another host: writing it back would lose what others write meanwhile; use INOUT, or submit \
+                 to the owner"
+            }
+            Tag::OutputExisting if !self.access().contains(AccessFlags::READ) => {
+                "OUTPUT_EXISTING on an import from another host needs read access too, for what the task leaves as it is; export \
+                 it readwrite, or use OUTPUT"
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::handle("tag", reason))
     }
 
     /// Refuses a range outside the handle; overflow-safe (R-114).
@@ -344,7 +363,7 @@ impl RemoteExport {
         self.0.access
     }
 
-    /// How the bytes reach the importer (`sim`: shared memory of one host).
+    /// How importers reach the bytes: `sim`, shared memory of one host, or `tcp`, which from other hosts is a connection to the owner.
     #[must_use]
     pub fn transport_profile(&self) -> &str {
         &self.0.result.transport_profile

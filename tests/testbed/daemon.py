@@ -45,7 +45,8 @@ def clean_environment(
 class Daemon:
     """`echelon-worker --host 127.0.0.1 --port 0 --insecure-loopback`, ready when the constructor of the context ends.
 
-    `folder` gets the file `daemonN.stderr` with everything that the daemon and its sessions log.
+    `folder` gets the file `daemonN.stderr` with everything that the daemon and its sessions log. `through` is a command that
+    becomes the daemon by exec, its own arguments first.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class Daemon:
         pythonpath: Sequence[Path] = (),
         env: Mapping[str, str] | None = None,
         arguments: Sequence[str] = ("--host", "127.0.0.1", "--port", "0", "--insecure-loopback"),
+        through: Sequence[str] = (),
     ) -> None:
         self._folder = folder
         self._environment = clean_environment(pythonpath, env)
         self._arguments = list(arguments)
+        self._through = list(through)
         self._process: subprocess.Popen[bytes] | None = None
         self.host = ""
         self.port = 0
@@ -89,7 +92,7 @@ class Daemon:
         self.stderr_path = self._folder / f"daemon{number}.stderr"
         with self.stderr_path.open("wb") as errors:
             self._process = subprocess.Popen(
-                [*worker_command(), *self._arguments],
+                [*self._through, *worker_command(), *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -234,20 +234,28 @@ impl HostMemory {
         bytes
     }
 
-    /// One `write` of bytes from `offset` on to a descriptor, straight from where they are. Returns how many were written.
+    /// One `send` of bytes from `offset` on to a socket, straight from where they are. Returns how many were taken. A peer that is
+    /// gone is an error and no signal.
     ///
     /// # Errors
     /// [`MemoryError::OutOfRange`], [`MemoryError::Os`] (`EAGAIN` and `EINTR` included).
-    pub fn write_to(
+    pub fn send_to(
         &self,
-        fd: BorrowedFd<'_>,
+        socket: BorrowedFd<'_>,
         offset: usize,
         len: usize,
     ) -> Result<usize, MemoryError> {
         self.check(offset, len)?;
         // SAFETY: the kernel reads at most `len` checked bytes that `owner` keeps mapped.
-        let done = unsafe { libc::write(fd.as_raw_fd(), self.ptr.add(offset).cast(), len) };
-        transferred("write", done)
+        let done = unsafe {
+            libc::send(
+                socket.as_raw_fd(),
+                self.ptr.add(offset).cast(),
+                len,
+                libc::MSG_NOSIGNAL,
+            )
+        };
+        transferred("send", done)
     }
 
     /// One `read` of at most `len` bytes from a descriptor to `offset`, straight to where they belong. Zero is end of file.
@@ -364,9 +372,9 @@ mod tests {
 
     #[test]
     fn bytes_travel_through_a_descriptor_without_a_buffer() {
-        let (reader, writer) = std::io::pipe().unwrap();
+        let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
         let source = HostMemory::from_bytes(Bytes::from_static(b"hello"));
-        assert_eq!(source.write_to(writer.as_fd(), 1, 4), Ok(4));
+        assert_eq!(source.send_to(writer.as_fd(), 1, 4), Ok(4));
         let sink = HostMemory::from_vec(vec![0; 8]);
         assert_eq!(sink.read_from(reader.as_fd(), 2, 6), Ok(4));
         assert_eq!(sink.to_vec(), b"\0\0ello\0\0");
@@ -380,5 +388,7 @@ mod tests {
         ));
         drop(writer);
         assert_eq!(sink.read_from(reader.as_fd(), 0, 1), Ok(0));
+        let gone = source.send_to(reader.as_fd(), 0, 1).unwrap_err();
+        assert_eq!(gone, MemoryError::os("send")(rustix::io::Errno::PIPE));
     }
 }

@@ -18,6 +18,7 @@ use super::requests::encode;
 use super::spec::RemoteWorkerSpec;
 use super::stall::StallClock;
 use super::state::{LaneConfig, Request};
+use super::transport::Side;
 use crate::channel::{Channel, Until};
 use crate::endpoint::{
     ControlFailure, ControlRequest, Endpoint, EndpointEvent, EndpointGone, EndpointInfo,
@@ -37,6 +38,7 @@ pub struct RemoteEndpoint {
     pid: u32,
     features: Features,
     frame_bytes: u32,
+    same_host: bool,
     lane: Arc<Lane>,
     thread: LaneThread,
     health: HealthThread,
@@ -98,6 +100,7 @@ impl RemoteEndpoint {
             pid,
             features,
             frame_bytes,
+            same_host: spec.same_host,
             lane,
             thread,
             health,
@@ -216,7 +219,11 @@ impl Endpoint for RemoteEndpoint {
     }
 
     fn control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<(), EndpointGone> {
-        let request = match encode(self.worker, self.features, request) {
+        let side = Side {
+            features: self.features,
+            same_host: self.same_host,
+        };
+        let request = match encode(self.worker, side, request) {
             Ok(outgoing) => {
                 let scope = outgoing.scope(self.features);
                 Request::control(ticket, outgoing, scope)

@@ -5,6 +5,7 @@
 //!   the bytes that go out;
 //! * `lane` is its edge: one thread that polls, and a first write by whoever submits;
 //! * `health` is the other lane: it alone decides about liveness, and its verdict wakes every waiter; `stall` knows whether we ran;
+//! * `transport` chooses how an importer reaches an owner's bytes;
 //! * `endpoint` puts them behind the [`crate::endpoint::Endpoint`] trait, `requests` turns controls into frames and back.
 
 mod connect;
@@ -17,6 +18,7 @@ mod requests;
 mod spec;
 mod stall;
 mod state;
+mod transport;
 
 pub use connect::StartError;
 pub use endpoint::RemoteEndpoint;
@@ -24,11 +26,12 @@ pub use health::{HealthMonitor, Verdict};
 pub use spec::{RemoteWorkerSpec, SpecError};
 
 /// Extensions that this parent can use; offered in the manifest.
-pub(crate) const OFFERED: [&str; 6] = [
+pub(crate) const OFFERED: [&str; 7] = [
     "pipelining",
     "task_tags",
     "timed_completion",
     "serialized_callables",
     "health_echo",
     "float64",
+    "peer_fetch",
 ];

@@ -14,6 +14,7 @@ use echelon_wire::id::{ImportId, WorkerId};
 use echelon_wire::limits::{MAX_COPY_FROM_BYTES, MAX_COPY_TO_BYTES};
 use echelon_wire::order::Scope;
 
+use super::transport::Side;
 use crate::callable::{Callable, CallableSource};
 use crate::endpoint::{
     BufferKey, ControlFailure, ControlReply, ControlRequest, EndpointEvent, RegisterStep,
@@ -61,7 +62,7 @@ pub(crate) enum ReplyKind {
     Empty,
     Allocated { nbytes: u64 },
     Copied { into: HostMemory },
-    Exported { asked: Window },
+    Exported { asked: Window, side: Side },
     Imported { asked: Window },
     Trace,
 }
@@ -116,10 +117,11 @@ impl ReplyKind {
                 result.len(),
                 into.len()
             )),
-            Self::Exported { asked } => {
+            Self::Exported { asked, side } => {
                 let made = ExportResult::decode(result).map_err(text)?;
                 asked.expect(exported(&made))?;
-                Ok(ControlReply::Exported(Box::new(made.into_owned())))
+                let kept = side.exported(made.into_owned())?;
+                Ok(ControlReply::Exported(Box::new(kept)))
             }
             Self::Imported { asked } => {
                 let made = ImportResult::decode(result).map_err(text)?;
@@ -186,7 +188,7 @@ impl Outgoing {
 /// Encodes a control for the session of `worker`.
 pub(crate) fn encode(
     worker: WorkerId,
-    features: Features,
+    side: Side,
     request: ControlRequest,
 ) -> Result<Outgoing, ControlFailure> {
     match request {
@@ -194,7 +196,7 @@ pub(crate) fn encode(
             step,
             callable,
             registry,
-        } => register(step, &callable, registry, features),
+        } => register(step, &callable, registry, side.features),
         ControlRequest::Unregister {
             digest,
             kind,
@@ -217,7 +219,7 @@ pub(crate) fn encode(
             offset,
             destination,
         } => copy_from(worker, buffer, offset, destination),
-        ControlRequest::CollectTrace if features.contains(Features::TIMED_COMPLETION) => {
+        ControlRequest::CollectTrace if side.features.contains(Features::TIMED_COMPLETION) => {
             control(ControlName::CollectTrace, &Nothing, ReplyKind::Trace).map_err(refused)
         }
         ControlRequest::CollectTrace => Err(unsupported(
@@ -235,9 +237,10 @@ pub(crate) fn encode(
             offset,
             nbytes,
             access,
-        } => export(worker, buffer, (offset, nbytes), access).map_err(refused),
+        } => export((worker, side), buffer, (offset, nbytes), access).map_err(refused),
         ControlRequest::Import { export, access } => {
-            import(worker, *export, access).map_err(refused)
+            let export = side.import_of(*export).map_err(ControlFailure::Refused)?;
+            import(worker, export, access).map_err(refused)
         }
         ControlRequest::ReleaseImport {
             owner,
@@ -266,7 +269,7 @@ fn free(worker: WorkerId, buffer: BufferKey) -> Result<Outgoing, EncodeError> {
 }
 
 fn export(
-    worker: WorkerId,
+    (worker, side): (WorkerId, Side),
     buffer: BufferKey,
     (offset, nbytes): (u64, u64),
     access: AccessFlags,
@@ -278,7 +281,7 @@ fn export(
         offset,
         nbytes,
         access_flags: access,
-        transport_profile: "sim".into(),
+        transport_profile: side.profile().into(),
     };
     let asked = Window {
         owner: worker,
@@ -290,7 +293,7 @@ fn export(
     control(
         ControlName::ExportBuffer,
         &command,
-        ReplyKind::Exported { asked },
+        ReplyKind::Exported { asked, side },
     )
 }
 

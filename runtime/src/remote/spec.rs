@@ -18,7 +18,7 @@ pub struct RemoteWorkerSpec {
     pub endpoint: String,
     /// What the session runs on: `cpu`, or any name that the daemon knows.
     pub platform: String,
-    /// How buffers reach other sessions; `sim` is shared memory of one host.
+    /// The profile that HELLO must name; `sim` is the only one.
     pub transport: String,
     /// Name of the runtime on the platform.
     pub runtime: String,
@@ -30,6 +30,9 @@ pub struct RemoteWorkerSpec {
     pub session_listen_host: Option<String>,
     /// Allow the session to listen on every address of its host.
     pub allow_wildcard_session_bind: bool,
+    /// False: this worker never maps memory of another, nor another its memory; what is imported is fetched over the network, also
+    /// where both are on one host. True lets them find out: they map what they prove to be on one host.
+    pub same_host: bool,
 }
 
 impl Default for RemoteWorkerSpec {
@@ -43,6 +46,7 @@ impl Default for RemoteWorkerSpec {
             num_sub_workers: 0,
             session_listen_host: None,
             allow_wildcard_session_bind: false,
+            same_host: true,
         }
     }
 }

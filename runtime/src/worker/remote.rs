@@ -76,6 +76,7 @@ impl Worker {
                 address_space: AddressSpace::RemoteDevice,
                 remote_addr,
                 rkey,
+                fetched: false,
                 import: None,
             })),
             other => Err(unexpected("remote_malloc", &other)),
@@ -320,6 +321,7 @@ impl Worker {
                     address_space: result.address_space,
                     remote_addr: result.remote_addr,
                     rkey: result.rkey_or_token,
+                    fetched: result.transport_profile == "tcp",
                     import: Some((result.import_id, facts.owner.clone())),
                 }))
             }

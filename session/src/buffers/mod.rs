@@ -3,6 +3,7 @@
 //! The table belongs to the session; when it goes, every segment goes with it (R-052, R-126). Texts end with the words of the
 //! contract's recorded cases.
 
+mod error;
 mod import;
 mod owned;
 
@@ -10,9 +11,10 @@ use std::sync::Arc;
 
 use echelon_runtime::memory::{MemoryError, SharedRegion};
 use echelon_wire::buffer::{AccessFlags, AddressSpace, RemoteTensorDesc};
+use echelon_wire::codec::Encode as _;
 use echelon_wire::frame::control::buffer::{AllocResult, CopyHeader, FreeCommand};
 use echelon_wire::frame::control::transfer::{
-    ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport,
+    ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport, TcpDescriptor,
 };
 use echelon_wire::frame::control::ControlName;
 use echelon_wire::id::WorkerId;
@@ -20,128 +22,15 @@ use echelon_wire::limits::MAX_COPY_FROM_BYTES;
 
 use rustix::process::{getrlimit, Resource};
 
-use import::Imports;
+use crate::peer::{Fetched, Reachable, Tickets, Window};
+pub use error::BufferError;
+use import::{segment_name, tcp_descriptor, Imports, Opened};
 use owned::Owned;
 
 /// The one transport profile of version 1: shared memory of one host.
-const PROFILE: &str = "sim";
+const SIM: &str = "sim";
 /// Buffers and imports of one session, together; fewer where the process may have fewer descriptors.
 const HANDLES_MAX: u64 = 65_536;
-
-/// Why a buffer command is refused.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BufferError {
-    /// The command names another worker.
-    #[error("this session is worker {own}, not {got}: {control} worker mismatch")]
-    WorkerMismatch {
-        /// Which control.
-        control: ControlName,
-        /// Worker named.
-        got: WorkerId,
-        /// Worker of this session.
-        own: WorkerId,
-    },
-    /// No such buffer, or another generation of it.
-    #[error("buffer {buffer} generation {generation} was freed or never allocated: {control} names unknown buffer")]
-    UnknownBuffer {
-        /// Which control.
-        control: ControlName,
-        /// Buffer id.
-        buffer: u64,
-        /// Generation.
-        generation: u64,
-    },
-    /// The range does not lie inside the buffer.
-    #[error("{size} bytes at offset {offset} of a buffer of {nbytes} bytes: {control} range exceeds buffer")]
-    Range {
-        /// Which control.
-        control: ControlName,
-        /// First byte.
-        offset: u64,
-        /// Bytes.
-        size: u64,
-        /// Size of the buffer.
-        nbytes: u64,
-    },
-    /// COPY_TO carries another number of bytes than it says.
-    #[error("the command carries {got} bytes and announces {size}: COPY_TO_REMOTE data length does not match size")]
-    DataLength {
-        /// Bytes carried.
-        got: u64,
-        /// Bytes announced.
-        size: u64,
-    },
-    /// COPY_FROM of more than one reply holds.
-    #[error("COPY_FROM_REMOTE size is {size}, limit {MAX_COPY_FROM_BYTES}; split the copy")]
-    ReplyTooLarge {
-        /// Bytes asked for.
-        size: u64,
-    },
-    /// A limit of the session, or of the machine (R-126, R-242).
-    #[error("RESOURCE_EXHAUSTED: {requested} {what} asked for, {in_use} in use, limit {limit}; free buffers first")]
-    Resource {
-        /// Unit.
-        what: &'static str,
-        /// Asked for.
-        requested: u64,
-        /// In use.
-        in_use: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// The buffer lies in memory of this session alone (R-124).
-    #[error(
-        "/dev/shm had no room for buffer {buffer} when it was made, so no other session can map it; \
-         make room there and allocate it anew: EXPORT_BUFFER of a private buffer"
-    )]
-    Private {
-        /// Buffer id.
-        buffer: u64,
-    },
-    /// The profile is not one that this session has.
-    #[error("{got:?} was asked for: {control} transport_profile is not supported by sim")]
-    Profile {
-        /// Which control.
-        control: ControlName,
-        /// Profile named, shortened.
-        got: String,
-    },
-    /// The requested access is more than the export gives.
-    #[error("IMPORT_BUFFER access {requested} exceeds the export's access {exported}")]
-    Access {
-        /// Bits asked for.
-        requested: u32,
-        /// Bits of the export.
-        exported: u32,
-    },
-    /// The descriptor is not the name of a segment.
-    #[error("IMPORT_BUFFER transport_descriptor is not a segment name of profile sim")]
-    Descriptor,
-    /// No such import.
-    #[error("import {import} was released or never made: RELEASE_IMPORT names unknown import")]
-    UnknownImport {
-        /// Import id.
-        import: u64,
-    },
-    /// A tensor of a task names a buffer of another worker without importing it.
-    #[error("remote TASK descriptor names a different worker without an imported buffer handle")]
-    ForeignDevice,
-    /// A tensor of a task names nothing that is here.
-    #[error("remote TASK descriptor names an unknown or stale buffer/import generation")]
-    UnknownTensor,
-    /// A tensor of a task reaches outside.
-    #[error("remote TASK descriptor range exceeds buffer/import")]
-    TensorRange,
-    /// Shared memory failed.
-    #[error("{control}: {source}")]
-    Memory {
-        /// Which control.
-        control: ControlName,
-        /// Why.
-        source: MemoryError,
-    },
-}
 
 /// Where the bytes of a task's tensor are.
 #[derive(Debug)]
@@ -153,6 +42,17 @@ pub(crate) struct Place {
     pub(crate) access: AccessFlags,
     /// `the buffer` or `the import`, for texts.
     pub(crate) what: &'static str,
+    /// Set for an import from another host: its bytes have to be moved.
+    pub(crate) fetched: Option<Arc<Fetched>>,
+}
+
+/// An import that was released.
+#[derive(Debug)]
+pub(crate) struct Released {
+    /// What the inner workers are to drop.
+    pub(crate) region: Arc<SharedRegion>,
+    /// Set when it was from another host.
+    pub(crate) fetched: Option<Arc<Fetched>>,
 }
 
 /// All buffers of a session.
@@ -162,13 +62,21 @@ pub(crate) struct Buffers {
     handles_max: u64,
     owned: Owned,
     imports: Imports,
+    tickets: Arc<Tickets>,
 }
 
 impl Buffers {
-    /// Tables for `worker` with at most `bytes_max` bytes in buffers. Published names begin with `name_prefix`.
-    pub(crate) fn new(worker: WorkerId, bytes_max: u64, name_prefix: String) -> Self {
+    /// Tables for `worker` with at most `bytes_max` bytes in buffers, and in imports from other hosts. Published names begin with
+    /// `name_prefix`; `tickets` is what importers on other hosts may do.
+    pub(crate) fn new(
+        worker: WorkerId,
+        bytes_max: u64,
+        name_prefix: String,
+        tickets: Arc<Tickets>,
+    ) -> Self {
         Self {
             worker,
+            tickets,
             handles_max: handles_max(),
             owned: Owned::new(bytes_max, name_prefix),
             imports: Imports::new(),
@@ -195,7 +103,11 @@ impl Buffers {
         command: &FreeCommand,
     ) -> Result<Option<Arc<SharedRegion>>, BufferError> {
         self.check_worker(ControlName::FreeRemoteBuffer, command.worker_id)?;
-        Ok(self.owned.free(command.buffer_id, command.generation))
+        let region = self.owned.free(command.buffer_id, command.generation);
+        if region.is_some() {
+            self.tickets.revoke(command.buffer_id);
+        }
+        Ok(region)
     }
 
     pub(crate) fn copy_to(&self, header: &CopyHeader, data: &[u8]) -> Result<(), BufferError> {
@@ -233,9 +145,11 @@ impl Buffers {
             .map_err(|source| BufferError::Memory { control, source })
     }
 
+    /// Exports a range. `reachable` is set where importers on other hosts are served.
     pub(crate) fn export(
         &mut self,
         request: &ExportRequest<'_>,
+        reachable: Option<Reachable>,
     ) -> Result<ExportResult<'static>, BufferError> {
         let control = ControlName::ExportBuffer;
         self.check_worker(control, request.owner_worker_id)?;
@@ -243,11 +157,21 @@ impl Buffers {
             .owned
             .get(control, request.buffer_id, request.generation)?;
         check_range(control, request.offset, request.nbytes, buffer.nbytes)?;
-        if !request.transport_profile.is_empty() {
-            check_profile(control, &request.transport_profile)?;
-        }
+        let profile = &*request.transport_profile;
         let remote_addr = opaque_address(&buffer.region, request.offset);
-        let (export_id, name) = self.owned.publish(request.buffer_id, request.generation)?;
+        let key = (request.buffer_id, request.generation);
+        let (profile, descriptor) = match reachable {
+            Some(reachable) if profile == TcpDescriptor::PROFILE => {
+                let published = self.owned.publish(key.0, key.1);
+                let descriptor = self.tcp_descriptor(request, reachable, published)?;
+                (TcpDescriptor::PROFILE, descriptor)
+            }
+            _ if profile.is_empty() || profile == SIM => {
+                (SIM, self.owned.publish(key.0, key.1)?.into_bytes())
+            }
+            _ => return Err(unsupported(control, profile)),
+        };
+        let export_id = self.owned.next_export();
         Ok(ExportResult {
             owner_worker_id: self.worker,
             buffer_id: request.buffer_id,
@@ -260,19 +184,46 @@ impl Buffers {
             rkey_or_token: export_id.0,
             ub_ldst_va: 0,
             access_flags: request.access_flags,
-            transport_profile: PROFILE.into(),
-            transport_descriptor: name.into_bytes().into(),
+            transport_profile: profile.into(),
+            transport_descriptor: descriptor.into(),
         })
     }
 
+    /// Where importers find the range. A buffer that cannot have a name (R-124) is there for those on other hosts all the same.
+    fn tcp_descriptor(
+        &self,
+        request: &ExportRequest<'_>,
+        reachable: Reachable,
+        published: Result<String, BufferError>,
+    ) -> Result<Vec<u8>, BufferError> {
+        let control = ControlName::ExportBuffer;
+        let key = (request.buffer_id, request.generation);
+        let buffer = self.owned.get(control, key.0, key.1)?;
+        let window = Window {
+            offset: request.offset,
+            nbytes: request.nbytes,
+            access: request.access_flags,
+        };
+        let descriptor = TcpDescriptor {
+            session_id: reachable.session,
+            ticket: self.tickets.grant(&buffer.region, key, window)?,
+            host: reachable.host.into(),
+            port: reachable.port,
+            segment: published.unwrap_or_default().into(),
+        };
+        let bytes = descriptor.to_bytes();
+        bytes.map_err(|error| BufferError::TcpDescriptor(error.to_string()))
+    }
+
+    /// Imports a window. `fetches` says whether one from another host can be served.
     pub(crate) fn import(
         &mut self,
         request: &ImportRequest<'_>,
+        fetches: bool,
     ) -> Result<ImportResult<'static>, BufferError> {
         let control = ControlName::ImportBuffer;
         self.check_worker(control, request.importer_worker_id)?;
         let export = &request.export;
-        check_profile(control, &export.transport_profile)?;
         let (requested, exported) = (request.requested_access_flags, export.access_flags);
         if !exported.contains(requested) {
             return Err(BufferError::Access {
@@ -281,7 +232,17 @@ impl Buffers {
             });
         }
         self.check_handles()?;
-        let (import_id, region) = self.imports.open(export, requested)?;
+        let opened = match &*export.transport_profile {
+            SIM => Opened::map(export, requested, segment_name(export)?)?,
+            TcpDescriptor::PROFILE if fetches => self.open_tcp(export, requested)?,
+            other => return Err(unsupported(control, other)),
+        };
+        let profile = match opened.fetched {
+            Some(_) => TcpDescriptor::PROFILE,
+            None => SIM,
+        };
+        let remote_addr = opaque_address(&opened.region, export.offset);
+        let import_id = self.imports.insert(export, opened);
         Ok(ImportResult {
             importer_worker_id: self.worker,
             owner_worker_id: export.owner_worker_id,
@@ -291,27 +252,64 @@ impl Buffers {
             address_space: export.address_space,
             offset: export.offset,
             nbytes: export.nbytes,
-            remote_addr: opaque_address(&region, export.offset),
+            remote_addr,
             rkey_or_token: import_id.0,
             ub_ldst_va: 0,
             access_flags: requested,
-            transport_profile: PROFILE.into(),
+            transport_profile: profile.into(),
             import_descriptor: Vec::new().into(),
         })
     }
 
-    /// Releases an import. Returns the region that went, for the inner workers to drop; none when it went before.
+    /// A segment that can be opened is on this host: its name is random and only its owner makes it. Else the bytes are fetched, into
+    /// memory that counts against the session's limit from now on.
+    fn open_tcp(
+        &mut self,
+        export: &ExportResult<'_>,
+        access: AccessFlags,
+    ) -> Result<Opened, BufferError> {
+        let descriptor = tcp_descriptor(export)?;
+        if !descriptor.segment.is_empty() {
+            match Opened::map(export, access, &descriptor.segment) {
+                // Not there, or there for another user: on another host, as far as this session can tell.
+                Err(
+                    BufferError::NotOnThisHost
+                    | BufferError::Memory {
+                        source: MemoryError::Os { .. },
+                        ..
+                    },
+                ) => {}
+                mapped => return mapped,
+            }
+        }
+        self.owned.reserve(export.nbytes)?;
+        Opened::fetch(export, access, &descriptor)
+            .inspect_err(|_| self.owned.unreserve(export.nbytes))
+    }
+
+    /// Releases an import. Returns what went; nothing when it went before.
     pub(crate) fn release(
         &mut self,
         release: &ReleaseImport,
-    ) -> Result<Option<Arc<SharedRegion>>, BufferError> {
+    ) -> Result<Option<Released>, BufferError> {
         self.check_worker(ControlName::ReleaseImport, release.importer_worker_id)?;
-        self.imports.release(release)
+        let released = self.imports.release(release)?.map(|import| {
+            if import.fetched.is_some() {
+                self.owned.unreserve(import.nbytes);
+            }
+            Released {
+                region: import.region,
+                fetched: import.fetched,
+            }
+        });
+        Ok(released)
     }
 
     /// Where a tensor of a task is (contract §4.5 steps 3 to 6). The offset of an import is absolute in the owner's buffer
     /// (R-234); an import without write access is mapped so that writing faults (R-123).
     pub(crate) fn locate(&self, desc: &RemoteTensorDesc) -> Result<Place, BufferError> {
+        let mut fetched = None;
+        let mut first = 0;
         let (region, start, nbytes, access, what) = match desc.address_space {
             AddressSpace::RemoteDevice if desc.owner_worker_id == self.worker => {
                 let buffer = self
@@ -324,6 +322,8 @@ impl Buffers {
             AddressSpace::RemoteWindow | AddressSpace::UbLdst => {
                 let import = self.imports.find(desc).ok_or(BufferError::UnknownTensor)?;
                 let (start, nbytes) = (import.offset, import.nbytes);
+                first = import.first;
+                fetched = import.fetched.clone();
                 (&import.region, start, nbytes, import.access, "the import")
             }
             _ => return Err(BufferError::ForeignDevice),
@@ -338,9 +338,10 @@ impl Buffers {
         }
         Ok(Place {
             region: Arc::clone(region),
-            offset: desc.offset,
+            offset: desc.offset - first,
             access,
             what,
+            fetched,
         })
     }
 
@@ -398,14 +399,11 @@ fn check_range(
     }
 }
 
-fn check_profile(control: ControlName, profile: &str) -> Result<(), BufferError> {
-    if profile == PROFILE {
-        return Ok(());
-    }
-    Err(BufferError::Profile {
+fn unsupported(control: ControlName, profile: &str) -> BufferError {
+    BufferError::Profile {
         control,
         got: profile.chars().take(32).collect(),
-    })
+    }
 }
 
 #[cfg(test)]

@@ -51,21 +51,14 @@ impl Owned {
         nbytes: u64,
     ) -> Result<(BufferId, Generation, &Buffer), BufferError> {
         self.withdraw_leaving();
-        let exhausted = BufferError::Resource {
-            what: "bytes",
-            requested: nbytes,
-            in_use: self.bytes,
-            limit: self.bytes_max,
-        };
-        let total = match self.bytes.checked_add(nbytes) {
-            Some(total) if total <= self.bytes_max => total,
-            _ => return Err(exhausted),
-        };
+        let exhausted = self.exhausted(nbytes);
+        self.reserve(nbytes)?;
         let region = match SharedRegion::create_posix(nbytes) {
             // A container may have a tiny /dev/shm. Such a buffer serves everything but export.
             Err(MemoryError::NoSpace { .. }) => SharedRegion::create_memfd(nbytes, true),
             other => other,
         };
+        let region = region.inspect_err(|_| self.unreserve(nbytes));
         let region = region.map_err(|error| match error {
             MemoryError::NoSpace { .. } | MemoryError::BadSize { .. } => exhausted,
             source => BufferError::Memory {
@@ -75,7 +68,6 @@ impl Owned {
         })?;
         let id = BufferId(self.next);
         self.next += 1;
-        self.bytes = total;
         let buffer = self
             .buffers
             .entry(id)
@@ -131,21 +123,48 @@ impl Owned {
         self.find(id, generation).ok_or(unknown)
     }
 
-    /// Gives the buffer its name, which all its exports share, and the export its id.
+    /// Gives the buffer its name, which all its exports share.
     pub(super) fn publish(
         &mut self,
         id: BufferId,
         generation: Generation,
-    ) -> Result<(ExportId, String), BufferError> {
+    ) -> Result<String, BufferError> {
         let control = ControlName::ExportBuffer;
         let buffer = self.get(control, id, generation)?;
         let name = buffer.region.publish_as(&self.name_prefix);
-        let name = name.map_err(|source| match source {
+        name.map_err(|source| match source {
             MemoryError::NotPublishable => BufferError::Private { buffer: id.0 },
             source => BufferError::Memory { control, source },
-        })?;
+        })
+    }
+
+    /// The number of a new export.
+    pub(super) fn next_export(&mut self) -> ExportId {
         self.exports += 1;
-        Ok((ExportId(self.exports), name))
+        ExportId(self.exports)
+    }
+
+    /// Counts memory against the session's limit: a buffer's, or that of an import from another host.
+    pub(super) fn reserve(&mut self, nbytes: u64) -> Result<(), BufferError> {
+        match self.bytes.checked_add(nbytes) {
+            Some(total) if total <= self.bytes_max => self.bytes = total,
+            _ => return Err(self.exhausted(nbytes)),
+        }
+        Ok(())
+    }
+
+    /// What was reserved is in use no more.
+    pub(super) fn unreserve(&mut self, nbytes: u64) {
+        self.bytes -= nbytes;
+    }
+
+    fn exhausted(&self, requested: u64) -> BufferError {
+        BufferError::Resource {
+            what: "bytes",
+            requested,
+            in_use: self.bytes,
+            limit: self.bytes_max,
+        }
     }
 
     pub(super) fn len(&self) -> usize {

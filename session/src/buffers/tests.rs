@@ -18,6 +18,7 @@ fn buffers() -> Buffers {
         ME,
         LIMIT,
         Owner::this_process().expect("proc is mounted").prefix(),
+        Arc::default(),
     )
 }
 
@@ -108,13 +109,16 @@ fn handles_are_bounded_whatever_they_are_r_126() {
     let mut buffers = buffers();
     buffers.handles_max = 3;
     let first = buffers.alloc(1).expect("room");
-    let export = buffers.export(&request(&first, 0, 1, AccessFlags::READ));
+    let export = buffers.export(&request(&first, 0, 1, AccessFlags::READ), None);
     let import = import_of(export.expect("inside"), AccessFlags::READ);
-    let imported = buffers.import(&import).expect("room");
+    let imported = buffers.import(&import, false).expect("room");
     let last = buffers.alloc(1).expect("room");
     for text in [
         buffers.alloc(1).expect_err("full").to_string(),
-        buffers.import(&import).expect_err("full").to_string(),
+        buffers
+            .import(&import, false)
+            .expect_err("full")
+            .to_string(),
     ] {
         assert!(
             text.contains("RESOURCE_EXHAUSTED") && text.contains("limit 3"),
@@ -123,7 +127,7 @@ fn handles_are_bounded_whatever_they_are_r_126() {
     }
     // A place that comes free, of either kind, is there for either kind.
     buffers.free(&free(&last)).expect("own");
-    let second = buffers.import(&import).expect("room");
+    let second = buffers.import(&import, false).expect("room");
     for id in [imported.import_id, second.import_id] {
         let release = ReleaseImport {
             importer_worker_id: ME,
@@ -192,10 +196,10 @@ fn an_export_with_an_offset_shows_exactly_its_bytes_r_234() {
         .copy_to(&header(&buffer, 40, 3), b"abc")
         .expect("inside");
     let export = buffers
-        .export(&request(&buffer, 40, 10, AccessFlags::READ))
+        .export(&request(&buffer, 40, 10, AccessFlags::READ), None)
         .expect("inside");
     let import = buffers
-        .import(&import_of(export, AccessFlags::READ))
+        .import(&import_of(export, AccessFlags::READ), false)
         .expect("opens");
     let desc = RemoteTensorDesc {
         address_space: AddressSpace::RemoteWindow,
@@ -231,10 +235,10 @@ fn a_name_lives_from_the_first_export_to_the_free() {
     let mut buffers = buffers();
     let buffer = buffers.alloc(16).expect("room");
     let first = buffers
-        .export(&request(&buffer, 0, 16, AccessFlags::READ_WRITE))
+        .export(&request(&buffer, 0, 16, AccessFlags::READ_WRITE), None)
         .expect("inside");
     let second = buffers
-        .export(&request(&buffer, 8, 8, AccessFlags::READ))
+        .export(&request(&buffer, 8, 8, AccessFlags::READ), None)
         .expect("inside");
     assert_eq!((first.export_id.0, second.export_id.0), (1, 2));
     assert_eq!(first.transport_descriptor, second.transport_descriptor);
@@ -245,11 +249,8 @@ fn a_name_lives_from_the_first_export_to_the_free() {
     assert!(!path.exists());
     drop(view);
     assert!(matches!(
-        buffers.import(&import_of(first, AccessFlags::READ)),
-        Err(BufferError::Memory {
-            source: MemoryError::NoSuchSegment,
-            ..
-        })
+        buffers.import(&import_of(first, AccessFlags::READ), false),
+        Err(BufferError::NotOnThisHost)
     ));
 }
 
@@ -262,9 +263,9 @@ fn tables_in_one_process_share_nothing_r_052() {
     assert_eq!(first.buffer_id, own.buffer_id, "each counts from one");
     one.copy_to(&header(&first, 0, 1), b"a").expect("inside");
     assert_eq!(two.copy_from(&header(&own, 0, 1)).expect("inside"), [0]);
-    let export = one.export(&request(&first, 0, 16, AccessFlags::READ));
+    let export = one.export(&request(&first, 0, 16, AccessFlags::READ), None);
     let path = segment(&export.expect("inside"));
-    let other = two.export(&request(&own, 0, 16, AccessFlags::READ));
+    let other = two.export(&request(&own, 0, 16, AccessFlags::READ), None);
     let other = other.expect("inside");
     assert_ne!(path, segment(&other));
     drop(one);
@@ -278,7 +279,7 @@ fn everything_goes_with_the_table_r_126() {
     let mut buffers = buffers();
     let buffer = buffers.alloc(16).expect("room");
     let export = buffers
-        .export(&request(&buffer, 0, 16, AccessFlags::READ))
+        .export(&request(&buffer, 0, 16, AccessFlags::READ), None)
         .expect("inside");
     let path = segment(&export);
     drop(buffers);
@@ -290,11 +291,11 @@ fn an_import_is_checked_and_released_by_all_its_ids_r_114_r_115_r_120() {
     let mut buffers = buffers();
     let buffer = buffers.alloc(16).expect("room");
     let export = buffers
-        .export(&request(&buffer, 0, 16, AccessFlags::READ))
+        .export(&request(&buffer, 0, 16, AccessFlags::READ), None)
         .expect("inside");
     let more = import_of(export.clone(), AccessFlags::READ_WRITE);
     assert!(matches!(
-        buffers.import(&more),
+        buffers.import(&more, false),
         Err(BufferError::Access { .. })
     ));
     let elsewhere = ImportRequest {
@@ -302,7 +303,7 @@ fn an_import_is_checked_and_released_by_all_its_ids_r_114_r_115_r_120() {
         ..import_of(export.clone(), AccessFlags::READ)
     };
     assert!(matches!(
-        buffers.import(&elsewhere),
+        buffers.import(&elsewhere, false),
         Err(BufferError::WorkerMismatch { .. })
     ));
     for (profile, name) in [
@@ -318,7 +319,7 @@ fn an_import_is_checked_and_released_by_all_its_ids_r_114_r_115_r_120() {
         };
         assert!(
             buffers
-                .import(&import_of(forged, AccessFlags::READ))
+                .import(&import_of(forged, AccessFlags::READ), false)
                 .is_err(),
             "{profile} {name}"
         );
@@ -326,10 +327,10 @@ fn an_import_is_checked_and_released_by_all_its_ids_r_114_r_115_r_120() {
     let mut longer = export.clone(); // more than the segment has
     longer.nbytes = 1 << 30;
     assert!(buffers
-        .import(&import_of(longer, AccessFlags::READ))
+        .import(&import_of(longer, AccessFlags::READ), false)
         .is_err());
     let import = buffers
-        .import(&import_of(export, AccessFlags::READ))
+        .import(&import_of(export, AccessFlags::READ), false)
         .expect("opens");
     let release = ReleaseImport {
         importer_worker_id: ME,
@@ -359,7 +360,7 @@ fn an_import_is_checked_and_released_by_all_its_ids_r_114_r_115_r_120() {
 fn a_release_that_is_repeated_takes_no_later_import_away_r_115() {
     let mut buffers = buffers();
     let buffer = buffers.alloc(16).expect("room");
-    let export = buffers.export(&request(&buffer, 0, 16, AccessFlags::READ));
+    let export = buffers.export(&request(&buffer, 0, 16, AccessFlags::READ), None);
     let import = import_of(export.expect("inside"), AccessFlags::READ);
     let release_of = |import_id| ReleaseImport {
         importer_worker_id: ME,
@@ -368,8 +369,8 @@ fn a_release_that_is_repeated_takes_no_later_import_away_r_115() {
         generation: buffer.generation,
         import_id,
     };
-    let first = buffers.import(&import).expect("opens");
-    let second = buffers.import(&import).expect("opens");
+    let first = buffers.import(&import, false).expect("opens");
+    let second = buffers.import(&import, false).expect("opens");
     assert_ne!(first.import_id, second.import_id);
     for _ in 0..3 {
         let again = buffers.release(&release_of(first.import_id));
@@ -381,7 +382,7 @@ fn a_release_that_is_repeated_takes_no_later_import_away_r_115() {
         .is_some());
     // What is remembered is bounded: a session that lives long does not grow.
     for _ in 0..3000 {
-        let next = buffers.import(&import).expect("opens").import_id;
+        let next = buffers.import(&import, false).expect("opens").import_id;
         buffers.release(&release_of(next)).expect("its own");
     }
     assert!(matches!(
@@ -394,7 +395,7 @@ fn a_release_that_is_repeated_takes_no_later_import_away_r_115() {
 fn a_freed_buffer_counts_until_its_name_is_gone_r_118() {
     let mut buffers = buffers();
     let buffer = buffers.alloc(LIMIT).expect("room");
-    let export = buffers.export(&request(&buffer, 0, 16, AccessFlags::READ));
+    let export = buffers.export(&request(&buffer, 0, 16, AccessFlags::READ), None);
     let path = segment(&export.expect("inside"));
     let aside = path.with_extension("aside");
     // A folder in the name's place: unlink fails as it would with any other error of the system.
@@ -417,7 +418,7 @@ fn a_freed_buffer_counts_until_its_name_is_gone_r_118() {
 fn malformed_descriptors_are_refused_r_075() {
     let mut buffers = buffers();
     let buffer = buffers.alloc(16).expect("room");
-    let export = buffers.export(&request(&buffer, 0, 16, AccessFlags::READ));
+    let export = buffers.export(&request(&buffer, 0, 16, AccessFlags::READ), None);
     let export = export.expect("inside");
     let name = export.transport_descriptor.to_vec();
     let with = |tail: &[u8]| [&name[..], tail].concat();
@@ -444,7 +445,7 @@ fn malformed_descriptors_are_refused_r_075() {
             transport_descriptor: descriptor.clone().into(),
             ..export.clone()
         };
-        let error = buffers.import(&import_of(forged, AccessFlags::READ));
+        let error = buffers.import(&import_of(forged, AccessFlags::READ), false);
         let text = error.expect_err("malformed").to_string();
         // Nothing of it is repeated: it may be long, and not for terminals.
         assert!(
@@ -454,7 +455,10 @@ fn malformed_descriptors_are_refused_r_075() {
         assert!(!text.contains(|c: char| c.is_control()), "{text}");
     }
     let import = import_of(export, AccessFlags::READ);
-    assert_eq!(buffers.import(&import).expect("opens").import_id.0, 1);
+    assert_eq!(
+        buffers.import(&import, false).expect("opens").import_id.0,
+        1
+    );
 }
 
 #[test]

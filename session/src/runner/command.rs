@@ -17,6 +17,7 @@ use super::line::Hand;
 use super::prestart::Prepared;
 use super::reader::Command;
 use crate::buffers::Buffers;
+use crate::peer::Peers;
 use crate::policy::ImportPolicy;
 use crate::registry::Registry;
 use crate::segments::Owner;
@@ -33,6 +34,7 @@ pub(crate) struct Session {
     /// What the inner worker has registered for the parent.
     pub(super) inner: HashMap<Digest, CallableHandle>,
     pub(super) buffers: Buffers,
+    pub(super) peers: Peers,
     pub(super) worker: Worker,
     pub(super) features: Features,
 }
@@ -58,6 +60,7 @@ impl Session {
         prepared: Prepared,
         policy: ImportPolicy,
         host: Arc<dyn CallableHost>,
+        peers: Peers,
     ) -> Self {
         let mut dispatcher = Registry::new();
         for (digest, callable) in prepared.dispatcher {
@@ -75,7 +78,13 @@ impl Session {
             dispatcher,
             prepared_inner: Registry::new(),
             inner: prepared.inner.into_iter().collect(),
-            buffers: Buffers::new(manifest.worker(), prepared.worker.memory_limit(), prefix),
+            buffers: Buffers::new(
+                manifest.worker(),
+                prepared.worker.memory_limit(),
+                prefix,
+                Arc::clone(peers.tickets()),
+            ),
+            peers,
             worker: prepared.worker,
             features: Features::NONE,
         }
@@ -124,6 +133,8 @@ impl Session {
     /// # Errors
     /// What the inner worker could not end.
     pub(crate) fn close(self) -> Result<(), echelon_runtime::Error> {
+        // First those who may be working on buffers.
+        drop(self.peers);
         drop(self.buffers);
         self.worker.close()
     }

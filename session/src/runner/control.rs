@@ -7,14 +7,18 @@ use echelon_wire::error::EncodeError;
 use echelon_wire::frame::control::buffer::{AllocCommand, CopyHeader, CopyTo, FreeCommand};
 use echelon_wire::frame::control::domain::reserved_control_message;
 use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand};
-use echelon_wire::frame::control::transfer::{ExportRequest, ImportRequest, ReleaseImport};
+use echelon_wire::frame::control::transfer::{
+    ExportRequest, ImportRequest, ReleaseImport, TcpDescriptor,
+};
 use echelon_wire::frame::control::CONTROL_VERSION;
 use echelon_wire::frame::control_reply::failure_prefix;
-use echelon_wire::frame::{Control, ControlName, ControlReply, FrameType};
+use echelon_wire::frame::{Control, ControlName, ControlReply, Features, FrameType};
 use echelon_wire::id::Sequence;
 use echelon_wire::limits::MAX_COPY_FROM_BYTES;
 
 use super::command::{Reply, Session};
+use crate::buffers::BufferError;
+use crate::peer::Reachable;
 use echelon_runtime::text::cut;
 
 /// What a control comes to: result bytes, or the text of its failure.
@@ -107,16 +111,22 @@ impl Session {
             }
             ControlName::ExportBuffer => {
                 let request = ExportRequest::decode(command).map_err(text)?;
-                encoded(&self.buffers.export(&request).map_err(text)?)
+                let reachable = self.reachable_for(&request).map_err(text)?;
+                encoded(&self.buffers.export(&request, reachable).map_err(text)?)
             }
             ControlName::ImportBuffer => {
                 let request = ImportRequest::decode(command).map_err(text)?;
-                encoded(&self.buffers.import(&request).map_err(text)?)
+                let fetches = self.features.contains(Features::PEER_FETCH);
+                encoded(&self.buffers.import(&request, fetches).map_err(text)?)
             }
             ControlName::ReleaseImport => {
                 let release = ReleaseImport::decode(command).map_err(text)?;
-                let region = self.buffers.release(&release).map_err(text)?;
-                self.forget(region.as_deref());
+                if let Some(released) = self.buffers.release(&release).map_err(text)? {
+                    self.forget(Some(&released.region));
+                    if let Some(fetched) = released.fetched {
+                        self.peers.forget(&fetched.source);
+                    }
+                }
                 Ok(Vec::new())
             }
             ControlName::CollectTrace => self.collect_trace(),
@@ -146,6 +156,18 @@ impl Session {
             ));
         }
         Ok(json)
+    }
+
+    /// Where importers on other hosts would find what is exported; set when they are asked for and were negotiated.
+    fn reachable_for(&self, request: &ExportRequest<'_>) -> Result<Option<Reachable>, BufferError> {
+        let asked = request.transport_profile == TcpDescriptor::PROFILE;
+        if !asked || !self.features.contains(Features::PEER_FETCH) {
+            return Ok(None);
+        }
+        self.peers
+            .reachable()
+            .map(Some)
+            .map_err(BufferError::Listen)
     }
 
     /// The inner workers drop their mappings of a region that is gone.

@@ -1,4 +1,4 @@
-//! The two listeners of a session, and the accept of its one command connection (contract §2, §8).
+//! The listeners of a session, and the accept of its one command connection (contract §2, §8).
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
@@ -27,6 +27,14 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// # Errors
 /// What the system says, e.g. that the address is not one of this host.
 pub(crate) fn listener(address: Ipv4Addr) -> std::io::Result<TcpListener> {
+    listener_for(address, BACKLOG)
+}
+
+/// As [`listener`], with room for `backlog` peers that wait.
+///
+/// # Errors
+/// As [`listener`].
+pub(crate) fn listener_for(address: Ipv4Addr, backlog: i32) -> std::io::Result<TcpListener> {
     let socket = socket_with(
         AddressFamily::INET,
         SocketType::STREAM,
@@ -35,7 +43,7 @@ pub(crate) fn listener(address: Ipv4Addr) -> std::io::Result<TcpListener> {
     )?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     bind(&socket, &SocketAddrV4::new(address, 0))?;
-    listen(&socket, BACKLOG)?;
+    listen(&socket, backlog)?;
     let listener = TcpListener::from(socket);
     // A peer that is gone again must not block the accept that its arrival woke.
     listener.set_nonblocking(true)?;
@@ -64,7 +72,11 @@ pub(crate) fn accept(
     Ok(None)
 }
 
-fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+/// Options of every connection of a session, accepted or dialled.
+///
+/// # Errors
+/// What the system says to them.
+pub(crate) fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     // Linux does not hand the listener's non-blocking mode on, others do.
     stream.set_nonblocking(true)?;
     stream.set_nodelay(true)?;

@@ -7,6 +7,7 @@
 //! | health | shows the parent that the session lives |
 //! | watchdog | bounds how long the end takes |
 //! | signals | turns SIGTERM and SIGINT into a verdict |
+//! | peer accept, peer lanes | serve importers of this session's buffers, once one was exported for other hosts |
 //! | orphan | takes what the session prints once the daemon is gone |
 
 mod callables;
@@ -17,7 +18,7 @@ mod echo;
 mod health;
 pub(crate) mod lifeline;
 mod line;
-mod listen;
+pub(crate) mod listen;
 mod native;
 mod orphan;
 mod prestart;
@@ -42,6 +43,7 @@ use echelon_wire::limits::{HEALTH_PERIOD, MAX_JSON_BYTES};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{loopback, Parsed, RunnerConfig};
+use crate::peer::{Identity, Peers};
 use crate::policy::ImportPolicy;
 use callables::Rules;
 use command::Session;
@@ -60,7 +62,8 @@ use signals::Signals;
 const SERVED: Features = Features::PIPELINING
     .union(Features::TIMED_COMPLETION)
     .union(Features::FLOAT64)
-    .union(Features::TASK_TAGS);
+    .union(Features::TASK_TAGS)
+    .union(Features::PEER_FETCH);
 
 const LATE: &str = "the session was up only after the parent's start had ended; raise startup_timeout_s if it needs longer";
 
@@ -212,7 +215,8 @@ fn start(
     };
     at("session.health")?;
     let health = HealthLane::start(health, pulse, Arc::clone(&lifeline)).map_err(text)?;
-    let session = Session::new(&manifest, prepared, policy, host);
+    let peers = Peers::new(Identity::of(&manifest, address), Arc::clone(&lifeline));
+    let session = Session::new(&manifest, prepared, policy, host, peers);
     Ok(Started {
         session,
         health,

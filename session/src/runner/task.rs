@@ -14,6 +14,7 @@ use echelon_wire::tensor::TensorMeta;
 
 use super::command::{Reply, Session};
 use crate::buffers::Buffers;
+use crate::peer::{Transfers, Use};
 use echelon_runtime::text::{cut, panic_text};
 
 impl Session {
@@ -24,15 +25,16 @@ impl Session {
     ) -> Result<Reply, EncodeError> {
         let start_ns = trace::now_ns();
         let outcome = self.perform(payload);
-        let text = outcome.err().map(|text| {
+        let failure_kind = outcome.as_ref().err().map_or(FailureKind::None, |f| f.kind);
+        let text = outcome.err().map(|failure| {
             let digest: String = payload
                 .iter()
                 .take(32)
                 .map(|byte| format!("{byte:02x}"))
                 .collect();
             cut(format!(
-                "remote worker_id={} hashid={digest} sequence={sequence}: {text}",
-                self.worker_id
+                "remote worker_id={} hashid={digest} sequence={sequence}: {}",
+                self.worker_id, failure.text
             ))
         });
         if !self.features.contains(Features::TIMED_COMPLETION) {
@@ -42,11 +44,6 @@ impl Session {
             };
             return Reply::of(FrameType::Completion, &done);
         }
-        let failure_kind = if text.is_some() {
-            FailureKind::Task
-        } else {
-            FailureKind::None
-        };
         let done = TimedCompletion {
             sequence,
             error_code: i32::from(text.is_some()),
@@ -59,7 +56,7 @@ impl Session {
         Reply::of(FrameType::TimedCompletion, &done)
     }
 
-    fn perform(&self, payload: &[u8]) -> Result<(), String> {
+    fn perform(&self, payload: &[u8]) -> Result<(), Failure> {
         let carrier = Carrier::Wire(self.features);
         let task = TaskPayload::decode(payload, carrier).map_err(|error| error.to_string())?;
         let callable = self
@@ -72,21 +69,56 @@ impl Session {
                 task.digest
             )
         })?;
+        let mut transfers = Transfers::default();
+        let mut unreached = None;
         // A callable that panics has failed, like one that raises: the session goes on (S-4).
         let ran = catch_unwind(AssertUnwindSafe(|| {
             self.worker.run(|orchestrator| {
-                let view = materialise(&self.buffers, orchestrator, &task)?;
+                let view = materialise(&self.buffers, orchestrator, &task, &mut transfers)?;
+                if let Err(text) = transfers.fetch(&self.peers) {
+                    unreached = Some(text);
+                    return Err(String::new());
+                }
                 callable.call_orchestration(orchestrator, view)
             })
         }));
+        if let Some(text) = unreached {
+            return Err(Failure::of_peer(text));
+        }
         match ran {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(RunEnd::Function(text))) => Err(text),
-            Ok(Err(RunEnd::Engine(error))) => Err(error.to_string()),
-            Err(panic) => Err(format!(
-                "the callable panicked: {}",
-                panic_text(panic.as_ref())
-            )),
+            // Only now has every inner task ended; dependants are released by the completion, which comes after this.
+            Ok(Ok(_)) => transfers.write_back(&self.peers).map_err(Failure::of_peer),
+            Ok(Err(RunEnd::Function(text))) => Err(text.into()),
+            Ok(Err(RunEnd::Engine(error))) => Err(error.to_string().into()),
+            Err(panic) => {
+                let text = panic_text(panic.as_ref());
+                Err(format!("the callable panicked: {text}").into())
+            }
+        }
+    }
+}
+
+/// Why a task did not complete, and whose fault it is.
+struct Failure {
+    kind: FailureKind,
+    text: String,
+}
+
+impl Failure {
+    /// A peer could not be reached, which is not the callable's fault.
+    fn of_peer(text: String) -> Self {
+        Self {
+            kind: FailureKind::Endpoint,
+            text,
+        }
+    }
+}
+
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        Self {
+            kind: FailureKind::Task,
+            text,
         }
     }
 }
@@ -95,6 +127,7 @@ fn materialise(
     buffers: &Buffers,
     orchestrator: &Orchestrator,
     task: &TaskPayload<'_>,
+    transfers: &mut Transfers,
 ) -> Result<TaskView, String> {
     let args = &task.args;
     let mut view = TaskView {
@@ -106,7 +139,8 @@ fn materialise(
     for (index, (meta, desc)) in args.tensors.iter().zip(&args.sidecars).enumerate() {
         let at = |text: String| format!("argument {index}: {text}");
         let tag = tag_of(desc.as_ref()).map_err(at)?;
-        let tensor = tensor(buffers, orchestrator, args, *meta, desc.as_ref(), tag).map_err(at)?;
+        let named = (*meta, desc.as_ref(), tag);
+        let tensor = tensor(buffers, orchestrator, args, named, transfers).map_err(at)?;
         view.tensors.push(if tag == Some(Tag::Input) {
             tensor.as_read_only()
         } else {
@@ -141,9 +175,8 @@ fn tensor(
     buffers: &Buffers,
     orchestrator: &Orchestrator,
     args: &TaskArgsWire<'_>,
-    meta: TensorMeta,
-    desc: Option<&RemoteTensorDesc>,
-    tag: Option<Tag>,
+    (meta, desc, tag): (TensorMeta, Option<&RemoteTensorDesc>, Option<Tag>),
+    transfers: &mut Transfers,
 ) -> Result<Tensor, String> {
     let text = |error: Error| error.to_string();
     let nbytes = meta.nbytes().ok_or("its size in bytes overflows 64 bits")?;
@@ -177,5 +210,8 @@ fn tensor(
     }
     let place = buffers.locate(desc).map_err(|error| error.to_string())?;
     check_tag(tag, place.access, place.what)?;
+    if let Some(fetched) = &place.fetched {
+        transfers.add(fetched, desc.offset, nbytes, Use::of(tag, place.access)?);
+    }
     Tensor::new(meta, Arc::clone(&place.region), place.offset, None, false).map_err(text)
 }
