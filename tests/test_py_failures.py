@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 
 import echelon as ec
@@ -243,3 +244,115 @@ def test_a_run_that_reads_what_another_left_undefined_is_skipped(tasks):
 
         with pytest.raises(ec.TaskError):
             worker.run(graph)
+
+
+PANIC = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import py_tasks
+import echelon as ec
+
+worker, other = ec.Worker(num_sub_workers=1), ec.Worker(num_sub_workers=1)
+noop = {w: w.register(py_tasks.noop) for w in (worker, other)}
+worker.init()
+
+
+def arm(text):
+    with open(os.environ["ECHELON_FAILPOINTS"], "w") as points:
+        points.write(text)
+
+
+def graph(orch, args, config):
+    orch.submit_sub(noop[worker])
+    arm(f"{sys.argv[2]} panic\\n")
+    try:
+        orch.submit_sub(noop[worker])
+        orch.wait_all()
+    finally:
+        arm("")
+
+
+try:
+    worker.run(graph)
+except BaseException as error:
+    print(type(error).__name__, flush=True)
+for _ in range(2):
+    try:
+        worker.run(lambda orch, a, c: orch.submit_sub(noop[worker]))
+    except ec.LifecycleError as error:
+        print("broken by a panic" in str(error), flush=True)
+print(other.run(lambda orch, a, c: orch.submit_sub(noop[other])).counts["completed"], flush=True)
+worker.close()
+other.close()
+print(worker.state, other.state)
+"""
+
+
+@pytest.mark.parametrize("point", ["submit.admitted", "engine.pump"])
+def test_r_094_a_panic_is_an_exception_and_breaks_its_worker_only(point, callables_path, tmp_path):
+    """R-094: amid a change of the engine, in the caller's thread or whichever drives; close() still ends everything."""
+    points = tmp_path / "points"
+    points.touch()
+    done = subprocess.run(
+        [sys.executable, "-c", PANIC, str(callables_path), point],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "ECHELON_FAILPOINTS": str(points)},
+    )
+    told = done.stdout.decode().split()
+    # The driver thread may meet the panic before the caller does.
+    assert told[0] in ("PanicException", "LifecycleError"), (told, done.stderr.decode())
+    assert told[1:] == ["True", "True", "1", "closed", "closed"], (told, done.stderr.decode())
+    assert done.returncode == 0
+
+
+RUNNING_AT_EXIT = """
+import os, sys, threading
+sys.path.insert(0, sys.argv[1])
+import py_tasks
+import echelon as ec
+
+worker = ec.Worker(num_sub_workers=2, close_timeout_s=2, interrupt_grace_s=0.1)
+sleep, die = worker.register(py_tasks.sleep_long), worker.register(py_tasks.die)
+worker.init()
+begun = threading.Event()
+
+
+def graph(orch, args, config):
+    orch.submit_sub(sleep)
+    orch.submit_sub(die)
+    orch.submit_sub(sleep, idempotent=True, timeout_s=500)
+    begun.set()
+
+
+def run():
+    try:
+        worker.run(graph)
+    except ec.EchelonError:
+        pass
+
+
+threading.Thread(target=run, daemon=True).start()
+begun.wait()
+if sys.argv[2] == "fork":
+    child = os.fork()
+    if child == 0:
+        sys.exit(7)
+    assert os.waitpid(child, 0)[1] >> 8 == 7
+print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["exit", "fork"])
+def test_r_095_an_interpreter_that_ends_amid_a_run_leaves_nothing(how, callables_path):
+    """R-095: tasks run, a dead worker is being replaced, a thread is inside run(): neither hang nor crash nor child left."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUNNING_AT_EXIT, str(callables_path), how],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, b"end\n"), done.stderr.decode()

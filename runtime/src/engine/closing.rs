@@ -77,6 +77,9 @@ impl Core {
 
     /// Settles the answers that came while an endpoint ended, so that what was freed counts as freed.
     pub(crate) fn take_last_answers(&mut self, index: usize, endpoint: &mut dyn Endpoint) {
+        if self.torn {
+            return;
+        }
         while let Some(event) = endpoint.poll_event() {
             if let EndpointEvent::ControlDone { ticket, result } = event {
                 // Indices are ids, which were given out as u32.
@@ -143,6 +146,9 @@ impl Core {
 
     /// Refuses what needs endpoints once `close()` has taken them.
     pub(crate) fn check_open(&self, action: &'static str) -> Result<(), Error> {
+        if self.torn {
+            return Err(super::drive::torn(action));
+        }
         if !self.closed {
             return Ok(());
         }

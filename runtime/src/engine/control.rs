@@ -99,7 +99,7 @@ impl Engine {
             drop(cell);
         }
         match end {
-            WaitEnd::Interrupted => Err(Error::Interrupted),
+            WaitEnd::Interrupted | WaitEnd::Torn => Err(end.into_error()),
             WaitEnd::Deadline => Err(Error::Timeout {
                 what: what.to_owned(),
                 limit: started.elapsed(),

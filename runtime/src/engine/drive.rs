@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{Core, Engine};
+use crate::error::Error;
 
 /// Longest time without asking the caller whether to go on.
 const INTERRUPT_PERIOD: Duration = Duration::from_millis(50);
@@ -28,6 +29,27 @@ pub(crate) enum WaitEnd {
     Deadline,
     /// The caller's check said stop.
     Interrupted,
+    /// A panic left the engine's state half changed: nothing can be waited for any more.
+    Torn,
+}
+
+impl WaitEnd {
+    /// As the error of a call whose wait has no deadline of its own.
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Self::Deadline | Self::Interrupted => Error::Interrupted,
+            Self::Torn => torn("go on with"),
+        }
+    }
+}
+
+/// The error of everything that a panic has made impossible.
+pub(super) fn torn(action: &'static str) -> Error {
+    Error::Lifecycle {
+        state: "broken by a panic inside Echelon".into(),
+        action,
+        hint: "close() it and make a new Worker; the panic is a fault of Echelon, please report it with its text on stderr".into(),
+    }
 }
 
 impl Engine {
@@ -41,7 +63,7 @@ impl Engine {
         let mut next_check = Instant::now() + INTERRUPT_PERIOD;
         loop {
             let seen = self.bell.value();
-            let (value, due) = self.drive_once(&mut ready);
+            let (value, due) = self.drive_once(&mut ready)?;
             if let Some(value) = value {
                 return Ok(value);
             }
@@ -65,8 +87,11 @@ impl Engine {
     fn drive_once<T>(
         &self,
         ready: &mut impl FnMut(&mut Core) -> Option<T>,
-    ) -> (Option<T>, Option<Instant>) {
+    ) -> Result<(Option<T>, Option<Instant>), WaitEnd> {
         let mut core = self.core.lock();
+        if core.torn {
+            return Err(WaitEnd::Torn);
+        }
         let progressed = core.pump();
         let value = ready(&mut core);
         let errands = core.has_errands();
@@ -82,7 +107,7 @@ impl Engine {
         if progressed && self.waiters.load(Ordering::Acquire) > 1 {
             self.bell.ring();
         }
-        (value, due)
+        Ok((value, due))
     }
 
     /// Wakes the driver thread for what must not be done under the lock.
@@ -167,6 +192,9 @@ impl Engine {
             let seen = self.bell.value();
             let (progressed, errands, due) = {
                 let mut core = self.core.lock();
+                if core.torn {
+                    return;
+                }
                 (core.pump(), core.has_errands(), core.timers.next())
             };
             if errands {

@@ -6,12 +6,16 @@ use super::Core;
 use crate::buffer::RemoteBuffer;
 use crate::endpoint::{ControlFailure, ControlReply, EndpointEvent, TaskReport, Ticket};
 use crate::error::FailureKind;
+use crate::failpoint::hit;
 use crate::graph::{EndpointId, Event, MemberResult, TaskId};
 use crate::trace::{now_ns, TraceEvent};
 
 impl Core {
     /// Takes every event that is there. True when there was one.
     pub(crate) fn pump(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.torn, true);
+        // Compiled in for development only.
+        let _armed = hit("engine.pump");
         let mut progressed = false;
         progressed |= self.fire_timers();
         for index in 0..self.endpoints.len() {
@@ -24,6 +28,7 @@ impl Core {
                 self.on_event(EndpointId(index as u32), event);
             }
         }
+        self.torn = before;
         progressed
     }
 

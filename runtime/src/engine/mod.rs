@@ -81,6 +81,8 @@ pub(crate) struct Core {
     pub(crate) retried: u64,
     /// The last endpoint that was lost for good, in words.
     pub(crate) last_loss: Option<String>,
+    /// A change is under way. Who finds it set with the lock free comes after a panic: nothing here can be relied on.
+    pub(crate) torn: bool,
     /// `close()` has taken the endpoints: nothing is submitted any more.
     pub(crate) closed: bool,
     /// What a thread is registering or removing now.
@@ -118,6 +120,7 @@ impl Engine {
             max_attempts: 1,
             retried: 0,
             last_loss: None,
+            torn: false,
             closed: false,
             leased: HashSet::new(),
             planned: HashMap::new(),
@@ -198,6 +201,7 @@ impl Core {
 
     /// Carries out actions. They may cause events (a submit to an endpoint that is just lost), which cause further actions.
     pub(crate) fn carry_out(&mut self, mut actions: Vec<Action>) {
+        let before = std::mem::replace(&mut self.torn, true);
         let mut next = 0;
         while next < actions.len() {
             let action = actions[next];
@@ -231,5 +235,6 @@ impl Core {
         }
         actions.clear();
         self.actions = actions;
+        self.torn = before;
     }
 }

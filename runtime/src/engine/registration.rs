@@ -6,7 +6,7 @@ use std::time::Instant;
 use echelon_wire::callable::Digest;
 
 use super::record::{ControlCell, Flight, Work};
-use super::{Core, Engine};
+use super::{Core, Engine, WaitEnd};
 use crate::callable::Callable;
 use crate::endpoint::{ControlFailure, ControlReply, ControlRequest, RegisterStep, Ticket};
 use crate::error::Error;
@@ -36,7 +36,7 @@ impl Engine {
             Ok(()) => core.leased.insert(key).then_some(Ok(())),
             Err(closing) => Some(Err(closing)),
         });
-        taken.map_err(|_| Error::Interrupted)??;
+        taken.map_err(WaitEnd::into_error)??;
         Ok(Lease { engine: self, key })
     }
 
@@ -194,8 +194,7 @@ impl Engine {
     pub(crate) fn wait_unnamed(&self, digest: &Digest) -> Result<(), Error> {
         let before = self.core.lock().next_plan;
         let unnamed = |core: &mut Core| (!core.names_callable(digest, before)).then_some(());
-        self.wait_until(None, unnamed)
-            .map_err(|_| Error::Interrupted)
+        self.wait_until(None, unnamed).map_err(WaitEnd::into_error)
     }
 }
 

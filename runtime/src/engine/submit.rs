@@ -9,11 +9,12 @@ use super::copies::CopyJob;
 use super::prepare::{access_of, accesses_of, check_kinds, check_members_disjoint};
 use super::record::{EndpointRole, MemberRecord, TaskRecord, Work};
 use super::story::Steps;
-use super::{Core, Engine, WaitEnd};
+use super::{Core, Engine};
 use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::buffer::RemoteBuffer;
 use crate::callable::Callable;
 use crate::error::Error;
+use crate::failpoint::hit;
 use crate::graph::{self, Access, Eligible, EndpointId, NodeKind, NodeSpec, RunId};
 use crate::memory::MemoryError;
 use crate::trace::now_ns;
@@ -172,7 +173,7 @@ impl Engine {
         match waited {
             Ok(true) => Ok(()),
             Ok(false) => Err(exhausted()),
-            Err(WaitEnd::Interrupted | WaitEnd::Deadline) => Err(Error::Interrupted),
+            Err(end) => Err(end.into_error()),
         }
     }
 
@@ -185,6 +186,8 @@ impl Engine {
             let mut actions = std::mem::take(&mut core.actions);
             match core.scheduler.submit(node.clone(), &mut actions) {
                 Ok(task) => {
+                    let before = std::mem::replace(&mut core.torn, true);
+                    hit("submit.admitted")?;
                     // `pending` is taken once: this arm returns.
                     let Some((what, pins)) = pending.take() else {
                         return Err(Error::Interrupted);
@@ -196,6 +199,7 @@ impl Engine {
                     let sequence = record.sequence;
                     core.records.insert(task, record);
                     core.carry_out(actions);
+                    core.torn = before;
                     drop(core);
                     if limited {
                         // Whoever sleeps must not sleep beyond the limit.
@@ -216,6 +220,14 @@ impl Engine {
                 }
                 Err(error) => {
                     core.actions = actions;
+                    if let graph::SubmitError::AllLost { .. } = error {
+                        // They were there a moment ago, or nobody would have been found to run it.
+                        let last = core.last_loss.clone().unwrap_or_default();
+                        return Err(Error::EndpointLost {
+                            worker: "every worker that could run it".into(),
+                            message: format!("the last loss was {last}"),
+                        });
+                    }
                     return Err(refused(&name_of(pending.as_ref()), &error));
                 }
             }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use echelon_wire::callable::{Digest, RegistryTarget};
 
 use super::record::Flight;
-use super::{Core, Engine};
+use super::{Core, Engine, WaitEnd};
 use crate::endpoint::{
     ControlFailure, ControlReply, ControlRequest, Endpoint, RegisterStep, Ticket,
 };
@@ -99,6 +99,9 @@ impl Core {
 
     /// A run begins: what was given up in an earlier one gets another chance.
     pub(crate) fn revive(&mut self) {
+        if self.torn {
+            return;
+        }
         for index in 0..self.endpoints.len() {
             let slot = &mut self.endpoints[index];
             let Some(succession) = slot.succession.as_mut().filter(|_| slot.lost.is_some()) else {
@@ -267,7 +270,7 @@ impl Engine {
     /// that a start may take.
     pub(crate) fn wait_for_places(&self) -> Result<(), Error> {
         self.wait_until(None, |core| core.all_in_place().then_some(()))
-            .map_err(|_| Error::Interrupted)
+            .map_err(WaitEnd::into_error)
     }
 
     /// What must not be done under the lock: starts fresh endpoints, drops ended ones. Called by the driver thread.

@@ -129,8 +129,10 @@ impl Live {
         self.driver = None;
         let mut endpoints = {
             let mut core = self.engine.core.lock();
-            core.pump();
-            core.flush_releases();
+            if !core.torn {
+                core.pump();
+                core.flush_releases();
+            }
             core.take_endpoints()
         };
         for endpoint in &mut endpoints {

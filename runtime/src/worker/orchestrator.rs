@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::{CallableHandle, TaskOptions, Worker};
 use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::buffer::RemoteBuffer;
-use crate::engine::{self, Engine, GroupKind, SubmitSpec, Target};
+use crate::engine::{self, Engine, GroupKind, SubmitSpec, Target, WaitEnd};
 use crate::error::Error;
 use crate::graph::RunId;
 use crate::memory::{ArenaBlock, HostMemory, MemoryError};
@@ -249,7 +249,7 @@ impl Orchestrator {
         let waited = self.engine.wait_until(None, |core| {
             (core.scheduler.run_live(run) == 0).then_some(())
         });
-        waited.map_err(|_| Error::Interrupted)
+        waited.map_err(WaitEnd::into_error)
     }
 
     /// Opens a scope: what is allocated from now on belongs to it.

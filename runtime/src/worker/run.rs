@@ -149,7 +149,9 @@ impl Worker {
             let Err(end) = engine.wait_until(None, done) else {
                 return Ok(());
             };
-            debug_assert_eq!(end, WaitEnd::Interrupted);
+            if end == WaitEnd::Torn {
+                return Err(end.into_error());
+            }
         }
         if let Some(state) = engine.core.lock().runs.get_mut(&run) {
             state.interrupted = true;
@@ -230,7 +232,7 @@ impl Engine {
         if let Some(state) = core.runs.get_mut(&run) {
             state.closed = true;
         }
-        if cancel {
+        if cancel && !core.torn {
             core.feed(Event::CancelRun { run });
             drop(core);
             // Another thread may wait in a submit of this run, or for room.
@@ -240,6 +242,9 @@ impl Engine {
 
     fn end_run(&self, run: RunId) -> (RunState, Vec<String>) {
         let mut core = self.core.lock();
+        if core.torn {
+            return (core.runs.remove(&run).unwrap_or_default(), Vec::new());
+        }
         let undefined = core
             .scheduler
             .poisoned_ranges(run)

@@ -1,11 +1,20 @@
 //! Groups: gangs of NEXT_LEVEL workers, waves of sub workers.
 
-use echelon_runtime::testing::fake::TaskVerdict;
-use echelon_runtime::{CallableHandle, Error, Orchestrator, Tag, TaskArgs, TaskHandle};
+use std::sync::Arc;
+
+use echelon_runtime::endpoint::Place;
+use echelon_runtime::mailbox::Bell;
+use echelon_runtime::memory::HostMemory;
+use echelon_runtime::testing::fake::{FakeWorld, TaskVerdict};
+use echelon_runtime::testing::{worker_over, Role};
+use echelon_runtime::{
+    CallableHandle, Error, NoInterrupt, Orchestrator, RegisterOptions, Tag, TaskArgs, TaskHandle,
+    Worker,
+};
 use echelon_wire::buffer::AccessFlags;
 use echelon_wire::call_config::CallConfig;
 
-use crate::bed::{u8s, whole, Bed};
+use crate::bed::{array, import, u8s, whole, Bed};
 
 fn gang(
     orch: &Orchestrator,
@@ -191,4 +200,62 @@ fn waves_run_more_members_than_workers_and_a_failure_skips_the_rest() {
     assert_eq!(error.failures.len(), 1);
     let sent: usize = bed.subs.iter().map(|s| s.submitted().len()).sum();
     assert!(sent - before <= 4, "{} members were sent", sent - before);
+}
+
+/// Design §15.23: one call, members on a local child and on sessions; each has its bytes in the way that it needs.
+#[test]
+fn section_15_23_a_gang_spans_local_and_remote_members() {
+    let bell = Bell::create().unwrap();
+    let world = FakeWorld::new(Arc::clone(&bell));
+    let (local, on_local) = world.local("worker0", 1);
+    let (remote, on_remote) = world.remote(1, 1);
+    let worker = worker_over(
+        Worker::builder().memory_limit(Some(1 << 20)),
+        Arc::new(NoInterrupt),
+        bell,
+        vec![
+            (local, Role::LocalNextLevel),
+            (remote, Role::RemoteNextLevel),
+        ],
+    )
+    .unwrap();
+    let options = RegisterOptions {
+        workers: Some(vec![0, 1]),
+        ..RegisterOptions::default()
+    };
+    let task = worker.register(import("m:task"), options).unwrap();
+    let memory = [1, 2].map(|byte| HostMemory::from_vec(vec![byte; 8]));
+    let members = || memory.iter().map(|m| array(m, Tag::Input)).collect();
+    for handle in [&on_local, &on_remote] {
+        handle.hold_tasks();
+    }
+    for workers in [Some(vec![0, 1]), Some(vec![1, 0]), None] {
+        let report = worker.run_simple(|o| {
+            gang(o, &task, members(), workers.clone())?;
+            let error = gang(o, &task, scalars(3), None).unwrap_err();
+            assert!(error.to_string().contains('3'), "{error}");
+            // Both were sent before either ends.
+            let sent = [
+                on_local.in_flight()[0].clone(),
+                on_remote.in_flight()[0].clone(),
+            ];
+            assert!(matches!(sent[0].tensors[0].place, Place::Shared { .. }));
+            assert!(matches!(sent[1].tensors[0].place, Place::Inline(_)));
+            assert!(on_local.complete_next() && on_remote.complete_next());
+            Ok(())
+        });
+        assert_eq!(report.unwrap().counts["completed"], 1);
+    }
+    // A member that is lost takes the whole gang along, once.
+    let error = worker.run_simple(|o| {
+        gang(o, &task, members(), None)?;
+        on_remote.lose("power");
+        assert!(on_local.complete_next());
+        Ok(())
+    });
+    match error {
+        Err(Error::Run(error)) => assert_eq!(error.failures.len(), 1),
+        other => panic!("{other:?}"),
+    }
+    worker.close().unwrap();
 }

@@ -199,12 +199,19 @@ fn what_dies_again_and_again_is_not_started_for_ever() {
         drop(end);
         Ok(())
     });
-    bed.subs[0].on_task(|_| TaskVerdict::Lose("the first end".into()));
+    let first = bed.subs[0].clone();
+    first.hold_tasks();
     let again = leaf.clone();
-    let error = run(&bed, move |o| none(o, &leaf, 10)).unwrap_err();
+    let error = run(&bed, move |o| {
+        none(o, &leaf, 10)?;
+        first.lose("the first end");
+        Ok(())
+    })
+    .unwrap_err();
     assert_eq!(line.attempts(), 2, "three ends, two starts");
     assert_eq!(error.failures.len(), 10);
-    for failure in &error.failures {
+    assert!(error.failures[0].message.contains("the first end"));
+    for failure in &error.failures[1..] {
         assert_eq!(failure.kind, FailureKind::EndpointLost);
         assert!(failure.message.contains("end 1 by signal 11"), "{failure}");
         assert!(failure.message.contains("number 3"), "{failure}");
@@ -248,10 +255,16 @@ fn a_start_that_fails_counts_as_an_end_and_its_text_is_told() {
             message: "no more processes".into(),
         })
     });
-    bed.subs[0].on_task(|_| TaskVerdict::Lose("power".into()));
-    let error = run(&bed, move |o| none(o, &leaf, 3)).unwrap_err();
+    let first = bed.subs[0].clone();
+    first.hold_tasks();
+    let error = run(&bed, move |o| {
+        none(o, &leaf, 3)?;
+        first.lose("power");
+        Ok(())
+    })
+    .unwrap_err();
     assert_eq!((line.attempts(), error.failures.len()), (2, 3));
-    let text = error.to_string();
+    let text = error.failures[1].to_string();
     assert!(text.contains("no more processes"), "{text}");
 }
 
