@@ -27,6 +27,17 @@ pub(crate) enum RegionError {
         "region {0:x} was not sent by the parent in time; the mailbox and the socket disagree"
     )]
     Missing(u64),
+    #[error(
+        "region {id:x} came a second time as {len} bytes, writable {writable}; it is {known_len} bytes, writable {known_writable} \
+         here: the parent has mixed up two regions"
+    )]
+    Conflict {
+        id: u64,
+        len: u64,
+        writable: bool,
+        known_len: u64,
+        known_writable: bool,
+    },
     #[error("the region message has {0} bytes, not {REGION_MESSAGE_BYTES}, or no descriptor")]
     BadMessage(usize),
     #[error(transparent)]
@@ -81,8 +92,23 @@ impl RegionTable {
             bytes.copy_from_slice(&message[at..at + 8]);
             u64::from_le_bytes(bytes)
         };
-        let region = SharedRegion::from_fd(word(0), fd, word(8), word(16) != 0)?;
-        self.regions.insert(region.id(), region);
+        let (id, len, writable) = (word(0), word(8), word(16) != 0);
+        // What tasks have views of stays what it was (R-120); the same once more is no news.
+        if let Some(known) = self.regions.get(&id) {
+            let (known_len, known_writable) = (known.len(), known.is_writable());
+            if (known_len, known_writable) == (len, writable) {
+                return Ok(true);
+            }
+            return Err(RegionError::Conflict {
+                id,
+                len,
+                writable,
+                known_len,
+                known_writable,
+            });
+        }
+        let region = SharedRegion::from_fd(id, fd, len, writable)?;
+        self.regions.insert(id, region);
         Ok(true)
     }
 
@@ -99,5 +125,69 @@ impl RegionTable {
     /// The regions that children of this child are to inherit.
     pub(crate) fn inherited(&self) -> Vec<Arc<SharedRegion>> {
         self.regions.values().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::process::{region_socket_pair, send_fd};
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    /// Sends `region` under words of the test's own.
+    fn send(socket: &OwnedFd, region: &SharedRegion, id: u64, len: u64, writable: bool) {
+        let words = [id, len, u64::from(writable)];
+        let message: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+        assert!(send_fd(socket, &message, region.fd()).unwrap());
+    }
+
+    #[test]
+    fn r_120_a_second_region_under_the_same_identity_is_refused_and_the_first_stays() {
+        let (parent, child) = region_socket_pair().unwrap();
+        let mut table = RegionTable::new(&[], Arc::new(child));
+        let first = SharedRegion::create_memfd(8192, true).unwrap();
+        let other = SharedRegion::create_memfd(8192, true).unwrap();
+        send(&parent, &first, 7, 8192, true);
+        first.host(0, 1).unwrap().copy_in(0, b"a").unwrap();
+        let seen = table.get(7, soon()).unwrap();
+        for (len, writable) in [(4096, true), (8192, false)] {
+            send(&parent, &other, 7, len, writable);
+            // The next one that is asked for is behind it on the socket.
+            let error = table.get(8, soon()).unwrap_err();
+            assert!(
+                matches!(error, RegionError::Conflict { id: 7, .. }),
+                "{error}"
+            );
+            let text = error.to_string();
+            assert!(
+                text.contains(&len.to_string()) && text.contains("8192"),
+                "{text}"
+            );
+        }
+        send(&parent, &other, 7, 8192, true);
+        send(&parent, &other, 8, 8192, true);
+        assert!(
+            table.get(8, soon()).is_ok(),
+            "the same once more is no conflict"
+        );
+        let still = table.get(7, soon()).unwrap();
+        assert!(Arc::ptr_eq(&seen, &still));
+        assert_eq!(still.host(0, 1).unwrap().to_vec(), b"a");
+    }
+
+    #[test]
+    fn r_120_a_region_smaller_than_it_is_said_to_be_is_refused() {
+        let (parent, child) = region_socket_pair().unwrap();
+        let mut table = RegionTable::new(&[], Arc::new(child));
+        let region = SharedRegion::create_memfd(4096, true).unwrap();
+        send(&parent, &region, 7, 4097, true);
+        let error = table.get(7, soon()).unwrap_err();
+        assert!(matches!(error, RegionError::Memory(_)), "{error}");
+        assert!(error.to_string().contains("4097"), "{error}");
     }
 }
