@@ -148,6 +148,16 @@ impl PyWorker {
         gil::blocking(py, || worker.init())
     }
 
+    /// Starts a fresh session for a remote worker that was lost, within `startup_timeout_s`: same id and name, with all callables of
+    /// that worker; handles of buffers, imports and exports of the lost session are refused, and freeing them succeeds.
+    ///
+    /// Raises ValueError for an unknown or local id, LifecycleError when it is not lost or another thread reopens it, StartupError,
+    /// RegistrationError: then it stays lost and may be reopened again.
+    fn reopen(&self, py: Python<'_>, worker_id: i32) -> PyResult<()> {
+        let worker = self.0.get(py)?;
+        gil::blocking(py, || worker.reopen(worker_id))
+    }
+
     /// Ends all workers within `close_timeout_s`. May be called from any state and thread, any number of times.
     ///
     /// Raises CloseError naming what could not be ended; a further call tries again.

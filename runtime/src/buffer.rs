@@ -25,6 +25,8 @@ pub(crate) struct BufferFacts {
     pub(crate) endpoint: EndpointId,
     /// NEXT_LEVEL id of that worker.
     pub(crate) worker: WorkerId,
+    /// Session in which the buffer or import lives.
+    pub(crate) session: u64,
     /// Session of the *owner* of the bytes.
     pub(crate) owner_session: u64,
     /// NEXT_LEVEL id of the owner of the bytes.
@@ -159,6 +161,21 @@ impl RemoteBuffer {
             ));
         }
         Ok(())
+    }
+
+    /// Why a session that has ended makes the handle useless: `now` tells which session is at an endpoint. The owner of an import
+    /// counts too, whose bytes went with its session.
+    pub(crate) fn ended(&self, now: impl Fn(EndpointId) -> Option<u64>) -> Option<String> {
+        let facts = &self.0.facts;
+        let owner = facts.import.as_ref().map(|(_, owner)| owner.facts());
+        let ended = std::iter::once(facts)
+            .chain(owner)
+            .find(|facts| now(facts.endpoint) != Some(facts.session))?;
+        Some(format!(
+            "the {} belongs to an ended session of worker {}; allocate again",
+            self.noun(),
+            ended.worker
+        ))
     }
 
     /// Refuses a tag that the access mask does not cover.

@@ -142,7 +142,8 @@ pub enum Error {
 struct FailureHint;
 
 impl FailureHint {
-    const LOST: &'static str = "it takes no more work; its buffers are gone with it";
+    const LOST: &'static str =
+        "its buffers are gone with it; a lost session is started anew with worker.reopen(worker_id)";
 }
 
 impl Error {

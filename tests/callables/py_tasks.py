@@ -218,3 +218,8 @@ def die_until(args):
 def sleep_long(args):
     """Takes ten minutes."""
     time.sleep(600)
+
+
+def orch_wait_for_file(orch, args, config):
+    """Orchestration callable: `wait_for_file` in its own process."""
+    wait_for_file(args)

@@ -341,14 +341,17 @@ class DaemonProxy:
         with socket.create_connection(self._upstream, 30.0) as daemon:
             daemon.sendall(text(json.dumps(request)))
             reply = receive_json(daemon)
-        if reply.get("ok"):
-            session = SessionProxy(reply)
-            if self._prepare is not None:
-                self._prepare(session, len(self.sessions))
-            self.sessions.append(session)
-            reply["command_host"], reply["command_port"] = session.command.address
-            reply["health_host"], reply["health_port"] = session.health.address
-        client.sendall(text(json.dumps(reply)))
+            if reply.get("ok"):
+                session = SessionProxy(reply)
+                if self._prepare is not None:
+                    self._prepare(session, len(self.sessions))
+                self.sessions.append(session)
+                reply["command_host"], reply["command_port"] = session.command.address
+                reply["health_host"], reply["health_port"] = session.health.address
+            client.sendall(text(json.dumps(reply)))
+            # What the parent says when it has connected, or its end without that, which ends the session.
+            while said := client.recv(CHUNK):
+                daemon.sendall(said)
 
 
 def receive_json(connection: socket.socket) -> dict[str, object]:

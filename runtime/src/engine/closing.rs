@@ -65,7 +65,7 @@ impl Core {
     }
 
     /// Takes out an endpoint that has ended, with its descriptors and memory. To be dropped without the lock.
-    pub(super) fn vacate(
+    pub(crate) fn vacate(
         &mut self,
         id: EndpointId,
         why: &'static str,

@@ -56,6 +56,9 @@ impl Engine {
         pin: Option<&RemoteBuffer>,
     ) -> Result<ControlCell, Error> {
         let mut core = self.core.lock();
+        if let Some(buffer) = pin {
+            core.check_session(buffer)?;
+        }
         let ticket = core.post(endpoint, request)?;
         let pin = pin.cloned();
         if let Some(buffer) = &pin {

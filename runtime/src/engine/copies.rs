@@ -28,6 +28,7 @@ pub(crate) fn step_limit(to_remote: bool, frame_bytes: u32) -> u64 {
 #[derive(Clone)]
 pub(crate) struct RemoteRange {
     pub(crate) endpoint: EndpointId,
+    session: u64,
     pub(crate) key: BufferKey,
     pub(crate) offset: u64,
     pub(crate) nbytes: u64,
@@ -85,6 +86,7 @@ impl CopySide {
         let endpoint = owner.unwrap_or(facts.endpoint);
         Self::Remote(RemoteRange {
             endpoint,
+            session: facts.owner_session,
             key: facts.key,
             offset: facts.base + offset,
             nbytes,
@@ -180,6 +182,16 @@ impl CopyJob {
                 }
             },
         })
+    }
+
+    /// The session that the step to `endpoint` is for.
+    fn session_at(&self, endpoint: EndpointId) -> Option<u64> {
+        [&self.dst, &self.src]
+            .into_iter()
+            .find_map(|side| match side {
+                CopySide::Remote(range) if range.endpoint == endpoint => Some(range.session),
+                _ => None,
+            })
     }
 
     fn is_whole(&self) -> bool {
@@ -290,8 +302,11 @@ impl Core {
                 ok: MemberResult::Failed,
             });
         }
+        let session = job.session_at(endpoint);
         let slot = self.endpoints.get_mut(endpoint.0 as usize)?;
-        if let Some(reason) = slot.lost.clone() {
+        let followed = slot.info.session != session;
+        let ended = followed.then(|| "the buffer's session has ended; allocate again".to_owned());
+        if let Some(reason) = slot.lost.clone().or(ended) {
             record.fail(FailureKind::EndpointLost, Some(slot), reason);
             return Some(Event::CopyDone {
                 task,

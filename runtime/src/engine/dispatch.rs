@@ -1,6 +1,6 @@
 //! Sending a member to its endpoint: the last place where it is decided how the bytes are named.
 
-use super::record::{EndpointSlot, Flight, MemberRecord, Work};
+use super::record::{EndpointSlot, Flight, MemberRecord, TaskRecord, Work};
 use super::story::StepKind;
 use super::Core;
 use crate::args::ArgSource;
@@ -20,6 +20,9 @@ impl Core {
         endpoint: EndpointId,
     ) -> Option<Event> {
         let ticket = self.new_ticket();
+        // A session may have been followed by another since the task was submitted, with other buffers under the same numbers.
+        let record = self.records.get(&task)?;
+        let gone = self.ended_session(record, member);
         let slot = self.endpoints.get_mut(endpoint.0 as usize)?;
         let record = self.records.get_mut(&task)?;
         let Work::Call {
@@ -39,7 +42,7 @@ impl Core {
             endpoint,
             result,
         };
-        if let Some(reason) = unusable(slot, callable) {
+        if let Some(reason) = unusable(slot, callable).or(gone) {
             record.fail(FailureKind::EndpointLost, Some(slot), reason);
             return Some(ended(MemberResult::Lost));
         }
@@ -92,6 +95,18 @@ impl Core {
         if slot.queue.len() == 1 {
             self.watch_time(endpoint);
         }
+    }
+
+    /// Why an argument of the member is not there any more.
+    fn ended_session(&self, record: &TaskRecord, member: u32) -> Option<String> {
+        let Work::Call { members, .. } = &record.work else {
+            return None;
+        };
+        let tensors = &members.get(member as usize)?.tensors;
+        tensors.iter().find_map(|tensor| match &tensor.arg.source {
+            ArgSource::Remote { buffer, .. } => buffer.ended(|id| self.session_at(id)),
+            _ => None,
+        })
     }
 }
 

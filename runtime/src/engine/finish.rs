@@ -95,8 +95,11 @@ impl Core {
         let Some(slot) = self.endpoints.get_mut(endpoint.0 as usize) else {
             return;
         };
+        // What belonged to an earlier session went with it; its number may be another buffer's now.
+        let ended = slot.info.session != Some(buffer.facts().session);
         let gone = match &slot.lost {
             Some(reason) => Some(reason.clone()),
+            None if ended => Some("its session has ended".to_owned()),
             None => slot
                 .endpoint
                 .control(ticket, request)

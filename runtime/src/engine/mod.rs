@@ -35,7 +35,7 @@ use record::Undo;
 
 use crate::buffer::RemoteBuffer;
 use crate::endpoint::{Endpoint, Ticket};
-use crate::error::Interrupt;
+use crate::error::{Error, Interrupt};
 use crate::graph::{Action, EndpointId, Event, RunId, Scheduler, TaskId};
 use crate::mailbox::Bell;
 use crate::memory::{Arena, SharedRegion};
@@ -170,6 +170,41 @@ impl Core {
             capacity,
         });
         id
+    }
+
+    /// Takes a fresh endpoint into service in the place of one that was lost. What was still owed to the old one went with it.
+    pub(crate) fn follow(&mut self, id: EndpointId, fresh: Box<dyn Endpoint>) {
+        let Some(slot) = self.slot_mut(id) else {
+            return;
+        };
+        slot.info = fresh.info();
+        slot.endpoint = fresh;
+        slot.lost = None;
+        let capacity = slot.info.capacity;
+        let owed = std::mem::take(&mut self.pending_undos);
+        let (gone, kept) = owed.into_iter().partition(|undo| undo.endpoint == id);
+        self.pending_undos = kept;
+        let gone: Vec<Undo> = gone;
+        for undo in gone {
+            self.unpin_if(undo.pin);
+        }
+        self.feed(Event::EndpointAdded {
+            endpoint: id,
+            capacity,
+        });
+    }
+
+    /// The session that is, or was last, at an endpoint.
+    pub(crate) fn session_at(&self, id: EndpointId) -> Option<u64> {
+        self.slot(id)?.info.session
+    }
+
+    /// Refuses a handle of a session that has ended and was followed by another.
+    pub(crate) fn check_session(&self, buffer: &RemoteBuffer) -> Result<(), Error> {
+        match buffer.ended(|id| self.session_at(id)) {
+            None => Ok(()),
+            Some(reason) => Err(Error::handle("buffer", reason)),
+        }
     }
 
     pub(crate) fn slot(&self, id: EndpointId) -> Option<&EndpointSlot> {

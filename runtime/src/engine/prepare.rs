@@ -57,6 +57,7 @@ impl Engine {
         if let ArgSource::Remote { buffer, .. } = &arg.source {
             self.check_owner(buffer)?;
             buffer.check_live("tensor")?;
+            self.core.lock().check_session(buffer)?;
         }
         Ok(arg)
     }

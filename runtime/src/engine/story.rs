@@ -161,7 +161,7 @@ fn hint(kind: FailureKind, slot: Option<&EndpointSlot>) -> &'static str {
              idempotent=True lets Echelon do that"
         }
         (FailureKind::EndpointLost, _) => {
-            "the worker is out for good: look at its log, then submit the work again to another worker"
+            "look at its log, then submit the work again to another worker; worker.reopen(worker_id) starts a lost session anew"
         }
         (FailureKind::Skipped, _) => "mend what its cause names, then submit both again",
         (FailureKind::Cancelled, _) => "it was not begun: submit it again in a new run",

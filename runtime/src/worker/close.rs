@@ -67,6 +67,7 @@ impl Worker {
         match life.state {
             WorkerState::Ready | WorkerState::Closing => {
                 life.state = WorkerState::Closing;
+                self.call_off_reopening(&mut life, deadline)?;
                 Ok(true)
             }
             // What init() could not end when it rolled back is still to be ended; the state keeps its cause.

@@ -144,7 +144,7 @@ impl Worker {
         )
     }
 
-    fn startup_deadline(&self) -> Instant {
+    pub(super) fn startup_deadline(&self) -> Instant {
         let settings = &self.0.settings;
         let own = Instant::now() + settings.startup_timeout;
         settings.start_by.map_or(own, |outer| own.min(outer))
@@ -313,7 +313,10 @@ impl Worker {
         registrations: &[Registration],
         deadline: Instant,
     ) -> Result<(), Error> {
-        engine.core.lock().take_what_came(children, registrations);
+        engine
+            .core
+            .lock()
+            .take_what_came(children, registrations, |_| true);
         for (registration, index) in registrations.iter().zip(0_u32..) {
             hit_at("init.register", index)?;
             let (callable, key) = (&registration.handle.callable, registration.key());
@@ -340,10 +343,15 @@ impl Interrupt for StartInterrupt {
 }
 
 impl Core {
-    /// What was in a session's manifest, or in a child's plan, is there.
-    fn take_what_came(&mut self, children: &[Child], registrations: &[Registration]) {
+    /// What was in a session's manifest, or in a child's plan, is there; for the workers `of` which it is asked.
+    pub(super) fn take_what_came(
+        &mut self,
+        children: &[Child],
+        registrations: &[Registration],
+        of: impl Fn(i32) -> bool,
+    ) {
         for slot in &mut self.endpoints {
-            let Some(worker) = slot.role.worker_id() else {
+            let Some(worker) = slot.role.worker_id().filter(|worker| of(*worker)) else {
                 continue;
             };
             let child = usize::try_from(worker).ok().and_then(|at| children.get(at));

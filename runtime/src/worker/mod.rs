@@ -15,9 +15,11 @@ mod reach;
 mod register;
 mod remote;
 mod remotes;
+mod reopen;
 mod run;
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
@@ -95,6 +97,8 @@ struct Life {
     state: WorkerState,
     children: Vec<Child>,
     registrations: Vec<Registration>,
+    /// Remote workers that a thread is reopening, each with the flag that calls it off.
+    reopening: BTreeMap<i32, Arc<AtomicBool>>,
 }
 
 struct Inner {
@@ -152,6 +156,7 @@ impl Worker {
                 state: WorkerState::New,
                 children: Vec::new(),
                 registrations: Vec::new(),
+                reopening: BTreeMap::new(),
             }),
             changed: Condvar::new(),
             live: RwLock::new(None),

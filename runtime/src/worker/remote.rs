@@ -67,6 +67,7 @@ impl Worker {
                 owner_uid: engine.uid,
                 endpoint,
                 worker: WorkerId(worker),
+                session,
                 owner_session: session,
                 owner_worker: WorkerId(worker),
                 key: buffer,
@@ -292,7 +293,7 @@ impl Worker {
                 ),
             ));
         }
-        let (endpoint, _) = engine.remote_endpoint(worker)?;
+        let (endpoint, session) = engine.remote_endpoint(worker)?;
         if endpoint == facts.owner.facts().endpoint {
             return Err(Error::argument(
                 "worker",
@@ -312,6 +313,7 @@ impl Worker {
                     owner_uid: engine.uid,
                     endpoint,
                     worker: WorkerId(worker),
+                    session,
                     owner_session: owner.owner_session,
                     owner_worker: owner.owner_worker,
                     key: buffer_key(owner.key.buffer.0, owner.key.generation.0),

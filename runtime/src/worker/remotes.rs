@@ -22,8 +22,11 @@ use crate::remote::{RemoteEndpoint, RemoteWorkerSpec, StartError};
 /// How often the interrupt check is asked meanwhile.
 const INTERRUPT_PERIOD: Duration = Duration::from_millis(50);
 
+/// A session to start: its NEXT_LEVEL id, where, and with what.
+pub(super) type Wanted<'a> = (i32, &'a RemoteWorkerSpec, Manifest);
+
 /// A session that is up, with its NEXT_LEVEL id and its daemon's address.
-type Started = (i32, RemoteEndpoint, String);
+pub(super) type Started = (i32, RemoteEndpoint, String);
 
 /// How one start ended.
 type Outcome<'a> = (
@@ -41,14 +44,37 @@ impl Worker {
         registrations: &[Registration],
         deadline: Instant,
     ) -> Result<Vec<Started>, Error> {
+        let wanted = self.wanted(children, registrations, |_| true)?;
+        self.start_sessions(engine, wanted, deadline, Arc::new(AtomicBool::new(false)))
+    }
+
+    /// What is to be started: the remote workers among `children` with an id that is `asked` for.
+    pub(super) fn wanted<'a>(
+        &self,
+        children: &'a [Child],
+        registrations: &[Registration],
+        asked: impl Fn(i32) -> bool,
+    ) -> Result<Vec<Wanted<'a>>, Error> {
         let mut wanted = Vec::new();
         for (child, id) in children.iter().zip(0..) {
             if let Child::Remote(spec) = child {
-                wanted.push((id, spec, self.manifest(id, spec, child, registrations)?));
+                if asked(id) {
+                    wanted.push((id, spec, self.manifest(id, spec, child, registrations)?));
+                }
             }
         }
+        Ok(wanted)
+    }
+
+    /// Starts these sessions. All are called off by the first that fails, by an interrupt, and by `cancel`.
+    pub(super) fn start_sessions(
+        &self,
+        engine: &Engine,
+        wanted: Vec<Wanted<'_>>,
+        deadline: Instant,
+        cancel: Arc<AtomicBool>,
+    ) -> Result<Vec<Started>, Error> {
         let timeout = self.0.settings.remote_session_timeout;
-        let cancel = Arc::new(AtomicBool::new(false));
         let (tell, told) = unbounded();
         let (mut started, error) = std::thread::scope(|scope| {
             let mut threads = Vec::new();
