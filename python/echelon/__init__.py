@@ -28,6 +28,7 @@ from . import (
 from ._core import (
     CallableHandle,
     CallConfig,
+    ChipCallable,
     Orchestrator,
     RemoteBufferExport,
     RemoteBufferHandle,
@@ -41,7 +42,7 @@ from ._core import (
     Worker,
     __version__,
 )
-from ._enums import AccessFlags, AddressSpace, DataType, TensorArgType
+from ._enums import AccessFlags, AddressSpace, ChipArg, DataType, TensorArgType
 from .errors import (
     CloseError,
     EchelonError,
@@ -62,11 +63,21 @@ from .errors import (
 )
 from .local_cluster import LocalCluster
 
+
+def include_dir() -> str:
+    """The folder of ``echelon_chip.h``, for ``cc -I``."""
+    import os
+
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")
+
+
 __all__ = [
     "AccessFlags",
     "AddressSpace",
     "CallConfig",
     "CallableHandle",
+    "ChipArg",
+    "ChipCallable",
     "CloseError",
     "DataType",
     "EchelonError",
@@ -99,5 +110,6 @@ __all__ = [
     "Worker",
     "__version__",
     "errors",
+    "include_dir",
     "session",
 ]

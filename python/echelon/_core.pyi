@@ -4,11 +4,12 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, Self, SupportsIndex, TypeAlias, final
 
-from ._enums import AccessFlags, AddressSpace, DataType, TensorArgType
+from ._enums import AccessFlags, AddressSpace, ChipArg, DataType, TensorArgType
 
 __all__ = [
     "CallConfig",
     "CallableHandle",
+    "ChipCallable",
     "Orchestrator",
     "RemoteBufferExport",
     "RemoteBufferHandle",
@@ -24,6 +25,7 @@ __all__ = [
     "__version__",
     "_inner_handle",
     "child_main",
+    "chip_main",
     "daemon_main",
     "session_main",
 ]
@@ -45,6 +47,9 @@ class Worker:
         *,
         level: int | None = None,
         num_sub_workers: int | None = None,
+        device_ids: Sequence[int] | None = None,
+        platform: str = "cpu",
+        runtime: str = "tensormap_and_ringbuffer",
         remote_session_timeout_s: float | None = None,
         startup_timeout_s: float | None = None,
         close_timeout_s: float | None = None,
@@ -58,7 +63,7 @@ class Worker:
     def add_remote_worker(self, spec: RemoteWorkerSpec) -> int: ...
     def register(
         self,
-        target: RemoteCallable | Callable[..., Any],
+        target: RemoteCallable | ChipCallable | Callable[..., Any],
         *,
         workers: Sequence[int] | None = None,
         inner: bool = False,
@@ -314,6 +319,40 @@ class RemoteCallable:
     def __getnewargs__(self) -> tuple[str]: ...
 
 @final
+class ChipCallable:
+    def __new__(
+        cls,
+        blob: bytes,
+        *,
+        signature: Sequence[ChipArg | int | str] | None = None,
+        platform: str = "cpu",
+        runtime: str = "tensormap_and_ringbuffer",
+        name: str | None = None,
+    ) -> Self: ...
+    @staticmethod
+    def from_file(
+        path: str | PathLike[str],
+        *,
+        signature: Sequence[ChipArg | int | str] | None = None,
+        platform: str = "cpu",
+        runtime: str = "tensormap_and_ringbuffer",
+        name: str | None = None,
+    ) -> ChipCallable: ...
+    @property
+    def hashid(self) -> str: ...
+    @property
+    def signature(self) -> tuple[ChipArg, ...]: ...
+    @property
+    def platform(self) -> str: ...
+    @property
+    def runtime(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> Any: ...
+
+@final
 class CallConfig:
     def __new__(
         cls,
@@ -404,5 +443,6 @@ class RunReport:
 
 def _inner_handle(key: str) -> CallableHandle: ...
 def child_main(argv: Sequence[str]) -> int: ...
+def chip_main(argv: Sequence[str]) -> int: ...
 def session_main(argv: Sequence[str]) -> int: ...
 def daemon_main(argv: Sequence[str]) -> int: ...

@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["AccessFlags", "AddressSpace", "DataType", "TensorArgType"]
+__all__ = ["AccessFlags", "AddressSpace", "ChipArg", "DataType", "TensorArgType"]
 
 
 class DataType(IntEnum):
@@ -104,6 +104,19 @@ class TensorArgType(IntEnum):
     """The task writes parts of it; the rest keeps its value."""
     NO_DEP = 4
     """The task may read and write it; no order is inferred from it."""
+
+
+class ChipArg(IntEnum):
+    """What a parameter of a chip callable is; the values are those of ``echelon_chip.h``."""
+
+    SCALAR = 0
+    """A scalar."""
+    IN = 1
+    """A tensor that is read: tag INPUT."""
+    OUT = 2
+    """A tensor that is written: tag OUTPUT or OUTPUT_EXISTING."""
+    INOUT = 3
+    """A tensor that is read and written: tag INOUT."""
 
 
 class AccessFlags(IntFlag):

@@ -35,6 +35,7 @@ class LocalCluster:
     Args:
         remote: number of remote sessions, 0 or more.
         sub_workers: number of sub workers of the parent and of each session, 0 or more.
+        device_ids: devices of each session, platform ``cpu``: a process each, which runs :class:`ChipCallable`.
         pythonpath: folders from which sessions import, besides this process's ``sys.path``.
         allow_serialized: lets the sessions take functions without an import path, as pickles; the daemon is started with
             ``--allow-serialized``.
@@ -51,6 +52,7 @@ class LocalCluster:
         remote: int = 2,
         sub_workers: int = 2,
         *,
+        device_ids: Sequence[int] | None = None,
         pythonpath: Sequence[str] | str | None = None,
         allow_serialized: bool = False,
         startup_timeout_s: float = 30.0,
@@ -71,7 +73,10 @@ class LocalCluster:
         try:
             for _ in range(remote):
                 spec = _core.RemoteWorkerSpec(
-                    endpoint=self._daemon.endpoint, platform="cpu", num_sub_workers=sub_workers
+                    endpoint=self._daemon.endpoint,
+                    platform="cpu",
+                    device_ids=device_ids,
+                    num_sub_workers=sub_workers,
                 )
                 self._remote_ids.append(self._worker.add_remote_worker(spec))
         except BaseException:

@@ -1,9 +1,15 @@
 //! `CallableHandle`: a registered callable.
 
-use echelon_runtime::worker::CallableHandle;
-use pyo3::exceptions::PyTypeError;
+use bytes::Bytes;
+use echelon_runtime::callable::Callable;
+use echelon_runtime::worker::{CallableHandle, RegisterScope};
+use echelon_wire::callable::ImportTarget;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+
+use crate::chip_callable::PyChipCallable;
+use crate::remote_callable::PyRemoteCallable;
 
 /// A callable registered with `Worker.register`. It has no public constructor and cannot be pickled.
 #[pyclass(frozen, module = "echelon._core", name = "CallableHandle")]
@@ -49,4 +55,32 @@ impl PyCallableHandle {
              ec.session.get_inner_handle(hashid)",
         ))
     }
+}
+
+/// What `register` was given, and the workers that it goes to when none are named.
+pub(crate) fn callable_of(target: &Bound<'_, PyAny>) -> PyResult<(Callable, RegisterScope)> {
+    if let Ok(chip) = target.cast::<PyChipCallable>() {
+        return Ok((chip.get().0.clone(), RegisterScope::Local));
+    }
+    if let Ok(remote) = target.cast::<PyRemoteCallable>() {
+        return Ok((
+            Callable::import(remote.get().0.clone()),
+            RegisterScope::Remote,
+        ));
+    }
+    let described = target
+        .py()
+        .import("echelon._callables")?
+        .call_method1("describe", (target,))?;
+    let (name, payload): (String, Option<Vec<u8>>) = described.extract()?;
+    let callable = match payload {
+        Some(payload) => Callable::serialized(&name, Bytes::from(payload)),
+        None => {
+            let path = ImportTarget::parse(&name).map_err(|cause| {
+                PyValueError::new_err(format!("{name:?} is no import path: {cause}"))
+            })?;
+            Callable::import(path)
+        }
+    };
+    Ok((callable, RegisterScope::Local))
 }

@@ -7,6 +7,7 @@
 mod buffer;
 mod call_config;
 mod callable_handle;
+mod chip_callable;
 mod convert;
 mod dlpack;
 mod error;
@@ -37,6 +38,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<callable_handle::PyCallableHandle>()?;
     module.add_class::<call_config::PyCallConfig>()?;
+    module.add_class::<chip_callable::PyChipCallable>()?;
     module.add_class::<orchestrator::PyOrchestrator>()?;
     module.add_class::<remote_buffer_export::PyRemoteBufferExport>()?;
     module.add_class::<remote_buffer_handle::PyRemoteBufferHandle>()?;
@@ -51,6 +53,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<worker::PyWorker>()?;
     module.add_function(wrap_pyfunction!(host::inner_handle, module)?)?;
     module.add_function(wrap_pyfunction!(process::child_main, module)?)?;
+    module.add_function(wrap_pyfunction!(process::chip_main, module)?)?;
     module.add_function(wrap_pyfunction!(process::session_main, module)?)?;
     module.add_function(wrap_pyfunction!(process::daemon_main, module)?)?;
     Ok(())

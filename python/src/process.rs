@@ -15,6 +15,7 @@ use crate::{gil, worker_options};
 pub(crate) fn child_main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<i32> {
     let inner = Worker::builder()
         .child_program(worker_options::child_program(py)?)
+        .chip_program(worker_options::chip_program(py)?)
         .child_env(worker_options::child_env(py)?);
     let served = gil::detached(py, || -> Result<(), ChildError> {
         let args = ChildArgs::parse(argv)?;
@@ -26,11 +27,18 @@ pub(crate) fn child_main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<i32> {
     }
 }
 
+/// Serves as the process of a chip until the parent ends it; returns the exit status. Started by the runtime.
+#[pyfunction]
+pub(crate) fn chip_main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
+    gil::detached(py, || echelon_session::chip::chip_main(argv))
+}
+
 /// Runs one session; returns the exit status. Started by the daemon.
 #[pyfunction]
 pub(crate) fn session_main(py: Python<'_>, argv: Vec<String>) -> PyResult<i32> {
     let inner = Worker::builder()
         .child_program(worker_options::child_program(py)?)
+        .chip_program(worker_options::chip_program(py)?)
         .child_env(worker_options::child_env(py)?);
     Ok(gil::detached(py, || {
         echelon_session::session_main(argv.into_iter(), Arc::new(PyHost), inner)

@@ -1,19 +1,16 @@
 //! `Worker`: one level of the hierarchy.
 
-use bytes::Bytes;
-use echelon_runtime::callable::Callable;
-use echelon_runtime::worker::{RegisterOptions, RegisterScope, RunEnd, WorkerState};
-use echelon_wire::callable::ImportTarget;
+use echelon_runtime::worker::{RegisterOptions, RunEnd, WorkerState};
+use echelon_runtime::ChipDevices;
 use pyo3::exceptions::{PyException, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::call_config::PyCallConfig;
-use crate::callable_handle::PyCallableHandle;
+use crate::callable_handle::{callable_of, PyCallableHandle};
 use crate::orchestrator::PyOrchestrator;
 use crate::remote_buffer_export::PyRemoteBufferExport;
 use crate::remote_buffer_handle::PyRemoteBufferHandle;
-use crate::remote_callable::PyRemoteCallable;
 use crate::remote_worker_spec::PyRemoteWorkerSpec;
 use crate::run_report::PyRunReport;
 use crate::worker_life::Life;
@@ -25,6 +22,10 @@ use crate::{buffer, convert, error, gil};
 /// Args (all are keywords):
 ///     level: a label from 3 to 255; the parent is 4 or more, and above its children.
 ///     num_sub_workers: Python processes that run sub callables, 0 to 1024.
+///     device_ids: devices that this worker owns, each once: a process each, which runs `ChipCallable`s. They are its first
+///         next-level workers, ids from 0 in this order.
+///     platform: what kind of device; `"cpu"` needs no accelerator and has devices 0 to 1023.
+///     runtime: the runtime that the machine code is made for.
 ///     remote_session_timeout_s: seconds, above 0.2, after which a silent session counts as lost, and after which a session ends itself
 ///         when this process stands still or cannot be reached; default 30.
 ///     startup_timeout_s: bound of `init()` as a whole, in seconds; default 60.
@@ -42,7 +43,8 @@ pub(crate) struct PyWorker(Life);
 #[pymethods]
 impl PyWorker {
     #[new]
-    #[pyo3(signature = (*, level=None, num_sub_workers=None, remote_session_timeout_s=None, startup_timeout_s=None,
+    #[pyo3(signature = (*, level=None, num_sub_workers=None, device_ids=None, platform="cpu",
+                        runtime="tensormap_and_ringbuffer", remote_session_timeout_s=None, startup_timeout_s=None,
                         close_timeout_s=None, interrupt_grace_s=None, memory_limit=None, max_tasks=None, max_attempts=None,
                         **unknown))]
     #[expect(
@@ -53,6 +55,9 @@ impl PyWorker {
         py: Python<'_>,
         level: Option<&Bound<'_, PyAny>>,
         num_sub_workers: Option<&Bound<'_, PyAny>>,
+        device_ids: Option<Vec<i64>>,
+        platform: &str,
+        runtime: &str,
         remote_session_timeout_s: Option<&Bound<'_, PyAny>>,
         startup_timeout_s: Option<&Bound<'_, PyAny>>,
         close_timeout_s: Option<&Bound<'_, PyAny>>,
@@ -66,6 +71,11 @@ impl PyWorker {
         let options = Options {
             level: convert::optional_count("level", level)?,
             num_sub_workers: convert::optional_count("num_sub_workers", num_sub_workers)?,
+            chips: ChipDevices {
+                platform: platform.to_owned(),
+                runtime: runtime.to_owned(),
+                ids: device_ids.unwrap_or_default(),
+            },
             remote_session_timeout: convert::optional_seconds(
                 "remote_session_timeout_s",
                 remote_session_timeout_s,
@@ -107,6 +117,7 @@ impl PyWorker {
     ///     target: a function, which goes to all sub workers and local children, or a `RemoteCallable`, which goes to all
     ///         remote workers. A function of an importable module goes by its import path; others (of `__main__`, lambdas,
     ///         closures) are serialized with cloudpickle, for workers of this host and sessions whose daemon allows it.
+    ///         A `ChipCallable` goes to this worker's chips, or with `inner` to those of its next-level workers.
     ///     workers: ids of next-level workers to which it goes instead.
     ///     inner: installs it for the sub workers *of* those workers; there `ec.session.get_inner_handle` finds it.
     ///
@@ -450,30 +461,6 @@ impl PyWorker {
             "a Worker cannot be pickled: it owns processes; make one where it is needed",
         ))
     }
-}
-
-fn callable_of(target: &Bound<'_, PyAny>) -> PyResult<(Callable, RegisterScope)> {
-    if let Ok(remote) = target.cast::<PyRemoteCallable>() {
-        return Ok((
-            Callable::import(remote.get().0.clone()),
-            RegisterScope::Remote,
-        ));
-    }
-    let described = target
-        .py()
-        .import("echelon._callables")?
-        .call_method1("describe", (target,))?;
-    let (name, payload): (String, Option<Vec<u8>>) = described.extract()?;
-    let callable = match payload {
-        Some(payload) => Callable::serialized(&name, Bytes::from(payload)),
-        None => {
-            let path = ImportTarget::parse(&name).map_err(|cause| {
-                PyValueError::new_err(format!("{name:?} is no import path: {cause}"))
-            })?;
-            Callable::import(path)
-        }
-    };
-    Ok((callable, RegisterScope::Local))
 }
 
 fn host_range(

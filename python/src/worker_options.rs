@@ -5,13 +5,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use echelon_runtime::worker::{ChildProgram, Worker, WorkerBuilder};
-use pyo3::exceptions::PyTypeError;
+use echelon_runtime::ChipDevices;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 12] = [
     "level",
     "num_sub_workers",
+    "device_ids",
+    "platform",
+    "runtime",
     "remote_session_timeout_s",
     "startup_timeout_s",
     "close_timeout_s",
@@ -25,6 +29,7 @@ const NAMES: [&str; 9] = [
 pub(crate) struct Options {
     pub(crate) level: Option<u32>,
     pub(crate) num_sub_workers: Option<u32>,
+    pub(crate) chips: ChipDevices,
     pub(crate) remote_session_timeout: Option<Duration>,
     pub(crate) startup_timeout: Option<Duration>,
     pub(crate) close_timeout: Option<Duration>,
@@ -37,7 +42,11 @@ pub(crate) struct Options {
 impl Options {
     /// A builder with everything set.
     pub(crate) fn builder(self, py: Python<'_>) -> PyResult<WorkerBuilder> {
-        let mut builder = Worker::builder().memory_limit(self.memory_limit);
+        echelon_session::chip::check_devices(&self.chips)
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let mut builder = Worker::builder()
+            .memory_limit(self.memory_limit)
+            .chips(self.chips);
         if let Some(level) = self.level {
             builder = builder.level(level);
         }
@@ -64,6 +73,7 @@ impl Options {
         }
         Ok(builder
             .child_program(child_program(py)?)
+            .chip_program(chip_program(py)?)
             .child_env(child_env(py)?))
     }
 }
@@ -74,6 +84,17 @@ pub(crate) fn child_program(py: Python<'_>) -> PyResult<ChildProgram> {
     Ok(match executable {
         Some(path) if !path.as_os_str().is_empty() => ChildProgram::Python { executable: path },
         _ => ChildProgram::None,
+    })
+}
+
+/// How the processes of chips are started: with the same interpreter, which imports nothing of the user's.
+pub(crate) fn chip_program(py: Python<'_>) -> PyResult<ChildProgram> {
+    Ok(match child_program(py)? {
+        ChildProgram::Python { executable } => ChildProgram::Custom {
+            program: executable,
+            args: vec!["-m".to_owned(), "echelon._chip".to_owned()],
+        },
+        other => other,
     })
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use echelon_wire::callable::{CallableKind, Digest, ImportTarget};
 
+use crate::chip::ChipCode;
 use crate::tensor::TaskView;
 use crate::worker::Orchestrator;
 
@@ -20,6 +21,8 @@ pub enum CallableSource {
     Serialized(Bytes),
     /// A closure of this process, for worker threads only.
     Native(Arc<NativeFn>),
+    /// Machine code for a device.
+    Chip(Arc<ChipCode>),
 }
 
 impl std::fmt::Debug for CallableSource {
@@ -28,6 +31,7 @@ impl std::fmt::Debug for CallableSource {
             Self::Import(target) => write!(f, "Import({target})"),
             Self::Serialized(bytes) => write!(f, "Serialized({} bytes)", bytes.len()),
             Self::Native(_) => f.write_str("Native"),
+            Self::Chip(code) => code.fmt(f),
         }
     }
 }

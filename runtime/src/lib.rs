@@ -19,6 +19,7 @@ pub mod buffer;
 pub mod callable;
 pub mod channel;
 pub mod child;
+pub mod chip;
 pub mod deadline;
 pub mod endpoint;
 mod engine;
@@ -40,6 +41,7 @@ pub mod worker;
 pub use args::{ArgSource, TaskArgs, TensorArg};
 pub use buffer::{RemoteBuffer, RemoteExport};
 pub use callable::{Callable, CallableHost, CallableSource, HostedCallable, NativeFn};
+pub use chip::{ChipCode, ChipDevices};
 pub use error::{
     Error, FailureKind, Interrupt, Interrupted, NoInterrupt, RunError, StoryStep, TaskFailureInfo,
 };

@@ -57,6 +57,7 @@ impl Fixture for Children {
     fn start(&self) -> (Box<dyn Endpoint>, Arc<Bell>) {
         let bell = Bell::create().unwrap();
         let spec = LocalSpec {
+            about: None,
             name: "local/sub0".into(),
             program: ChildProgram::Custom {
                 program: std::env::current_exe().unwrap(),

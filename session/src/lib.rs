@@ -9,9 +9,10 @@
 //! * **S-3** Every runner is ended, reaped and swept by the one task that owns it, whatever happens to who asked for it.
 //! * **S-4** A failed command never ends a session; the end of the command lane always does, also while a task runs.
 //! * **S-5** All state of a session belongs to the session; when it ends, its memory, names, threads and processes are gone.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod buffers;
+pub mod chip;
 mod config;
 mod daemon;
 mod error;

@@ -89,6 +89,22 @@ pub const SERIALIZED_HEADER_BYTES: usize = 16;
 /// Parameters of a chip callable's signature (elements): it cannot have more than a task has arguments.
 pub const MAX_CHIP_DIRECTIONS: usize = (MAX_TENSORS + MAX_SCALARS) as usize;
 
+/// Bytes of a chip callable's machine code, inline or staged (64 MiB).
+pub const MAX_CHIP_BLOB_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Bytes of inline machine code that one PREPARE_REGISTER control carries for certain: a frame's payload less every fixed part
+/// and the longest descriptor.
+pub const MAX_INLINE_BLOB_BYTES: u32 = MAX_PAYLOAD_BYTES - 8 * 1024;
+
+/// Data bytes of one STAGE_APPEND in the `staged_blobs` extension.
+pub const MAX_STAGE_PART_BYTES: u32 = MAX_PAYLOAD_BYTES - 4 * 1024;
+
+/// Blobs that one session keeps staged at a time, in the making or sealed (elements).
+pub const MAX_STAGED_BLOBS: usize = 16;
+
+/// Bytes that one session keeps staged at a time, as announced by STAGE_BEGIN (128 MiB).
+pub const MAX_STAGED_BYTES: u64 = 2 * MAX_CHIP_BLOB_BYTES;
+
 /// Bytes of the result of a task in the `timed_completion` extension (1 MiB), the same as a task may send inline.
 pub const MAX_RESULT_BYTES: u32 = MAX_INLINE_BYTES;
 
@@ -138,5 +154,8 @@ const _: () = assert!(
         + MAX_INLINE_BYTES as u64
         <= MAX_PAYLOAD_BYTES as u64
 );
+// Inline machine code with the longest descriptor fits a control, and a part of a staged blob with the longest token does.
+const _: () = assert!(MAX_INLINE_BLOB_BYTES + MAX_CHIP_DESCRIPTOR_BYTES + 256 <= MAX_PAYLOAD_BYTES);
+const _: () = assert!(MAX_STAGE_PART_BYTES + MAX_STAGED_TOKEN_BYTES + 256 <= MAX_PAYLOAD_BYTES);
 // The largest timed completion fits a frame.
 const _: () = assert!(40 + MAX_ERROR_MESSAGE_BYTES + MAX_RESULT_BYTES < MAX_PAYLOAD_BYTES);

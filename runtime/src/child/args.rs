@@ -11,7 +11,7 @@ use crate::memory::SharedRegion;
 use crate::process::take_inherited_fd;
 
 /// Largest plan, in bytes.
-const PLAN_LIMIT: u64 = 64 << 20;
+const PLAN_LIMIT: u64 = 512 << 20;
 
 /// What a child inherits.
 #[derive(Debug)]

@@ -20,6 +20,7 @@ pub(crate) use args::command_line;
 pub use args::{ChildArgs, ChildArgsError};
 
 use crate::callable::{Callable, CallableHost, HostedCallable};
+use crate::chip::ChipCode;
 use crate::error::Error;
 use crate::mailbox::{Bell, ChildSide, MailboxError, RecordHead};
 use crate::process::{watch_parent, ProcessError};
@@ -400,7 +401,9 @@ impl Callable {
                 Ok(Self::import(target))
             }
             CallableKind::PythonSerialized => Ok(Self::serialized(name, payload.to_vec().into())),
-            CallableKind::ChipCallable => Err("chip callables have no source here".into()),
+            CallableKind::ChipCallable => {
+                Ok(Self::chip(name, ChipCode::from_local_payload(payload)?))
+            }
         }
     }
 }

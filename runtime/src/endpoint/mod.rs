@@ -193,6 +193,8 @@ pub enum ControlReply {
     Imported(Box<ImportResult<'static>>),
     /// Answer to `CollectTrace`: JSON, see `trace`.
     Trace(Vec<u8>),
+    /// A session's name of machine code that comes in parts; it stays inside the remote endpoint.
+    Staged(Vec<u8>),
 }
 
 /// Why a control failed.

@@ -14,6 +14,7 @@ mod finish;
 mod prepare;
 mod record;
 mod registration;
+mod signature;
 mod story;
 mod submit;
 mod succession;

@@ -28,6 +28,13 @@ use crate::worker::TaskOptions;
 pub(crate) enum EndpointRole {
     /// Runs sub callables.
     Sub,
+    /// The process that owns a device.
+    Chip {
+        /// Its stable NEXT_LEVEL id.
+        worker: i32,
+        /// The device.
+        device: i64,
+    },
     /// A local child with a runtime of its own.
     LocalNextLevel {
         /// Its stable NEXT_LEVEL id.
@@ -47,7 +54,9 @@ impl EndpointRole {
     pub(crate) fn worker_id(&self) -> Option<i32> {
         match self {
             Self::Sub => None,
-            Self::LocalNextLevel { worker } | Self::RemoteNextLevel { worker, .. } => Some(*worker),
+            Self::Chip { worker, .. }
+            | Self::LocalNextLevel { worker }
+            | Self::RemoteNextLevel { worker, .. } => Some(*worker),
         }
     }
 }

@@ -8,6 +8,7 @@ use super::attempts::check_repeatable;
 use super::copies::CopyJob;
 use super::prepare::{access_of, accesses_of, check_kinds, check_members_disjoint};
 use super::record::{EndpointRole, MemberRecord, TaskRecord, Work};
+use super::signature::check_signature;
 use super::story::Steps;
 use super::{Core, Engine};
 use crate::args::{ArgSource, TaskArgs, TensorArg};
@@ -75,6 +76,9 @@ impl Engine {
             .iter()
             .map(|args| self.normalise(args))
             .collect::<Result<_, Error>>()?;
+        for (tensors, args) in members.iter().zip(&spec.args) {
+            check_signature(&spec.callable, tensors, args.scalars().len())?;
+        }
         if members.len() > 1 {
             check_members_disjoint(&members)?;
         }

@@ -1,10 +1,12 @@
 //! The remote endpoint: a session's two lanes behind the endpoint trait.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use echelon_wire::bootstrap::Manifest;
 use echelon_wire::buffer::{AddressSpace, RemoteTensorDesc};
+use echelon_wire::callable::Digest;
 use echelon_wire::frame::Features;
 use echelon_wire::id::{BufferId, Generation, WorkerId};
 use echelon_wire::limits::MAX_INLINE_BYTES;
@@ -16,13 +18,14 @@ use super::health::{HealthMonitor, HealthThread};
 use super::lane::{Lane, LaneThread, Ring};
 use super::requests::encode;
 use super::spec::RemoteWorkerSpec;
+use super::staging::{Next, Staging};
 use super::stall::StallClock;
 use super::state::{LaneConfig, Request};
 use super::transport::Side;
 use crate::channel::{Channel, Until};
 use crate::endpoint::{
     ControlFailure, ControlRequest, Endpoint, EndpointEvent, EndpointGone, EndpointInfo,
-    OutboundTask, OutboundTensor, Place, SubmitError, Ticket,
+    OutboundTask, OutboundTensor, Place, RegisterStep, SubmitError, Ticket,
 };
 use crate::failpoint::hit_at;
 use crate::memory::HostMemory;
@@ -43,6 +46,8 @@ pub struct RemoteEndpoint {
     thread: LaneThread,
     health: HealthThread,
     lost_told: bool,
+    /// Registrations whose machine code is on its way in parts.
+    stagings: HashMap<Ticket, Staging>,
 }
 
 impl RemoteEndpoint {
@@ -105,6 +110,7 @@ impl RemoteEndpoint {
             thread,
             health,
             lost_told: false,
+            stagings: HashMap::new(),
         })
     }
 
@@ -153,6 +159,19 @@ impl RemoteEndpoint {
         let bytes = payload.to_bytes(carrier);
         let bytes = bytes.map_err(|error| error.to_string())?;
         Ok((bytes, scope))
+    }
+}
+
+/// The callable whose registration the request takes back.
+fn undone(request: &ControlRequest) -> Option<Digest> {
+    match request {
+        ControlRequest::Register {
+            step: RegisterStep::Abort,
+            callable,
+            ..
+        } => Some(callable.digest),
+        ControlRequest::Unregister { digest, .. } => Some(*digest),
+        _ => None,
     }
 }
 
@@ -223,7 +242,20 @@ impl Endpoint for RemoteEndpoint {
             features: self.features,
             same_host: self.same_host,
         };
-        let request = match encode(self.worker, side, request) {
+        if let Some(digest) = undone(&request) {
+            for staging in self.stagings.values_mut() {
+                staging.call_off(&digest);
+            }
+        }
+        let outgoing = match Staging::of(&request, self.features, self.frame_bytes) {
+            Some(Ok((staging, first))) => {
+                self.stagings.insert(ticket, staging);
+                Ok(first)
+            }
+            Some(Err(failure)) => Err(failure),
+            None => encode(self.worker, side, request),
+        };
+        let request = match outgoing {
             Ok(outgoing) => {
                 let scope = outgoing.scope(self.features);
                 Request::control(ticket, outgoing, scope)
@@ -245,7 +277,26 @@ impl Endpoint for RemoteEndpoint {
     }
 
     fn poll_event(&mut self) -> Option<EndpointEvent> {
-        self.lane.poll_event(&mut self.lost_told)
+        loop {
+            let event = self.lane.poll_event(&mut self.lost_told)?;
+            let EndpointEvent::ControlDone { ticket, result } = event else {
+                return Some(event);
+            };
+            let Some(mut staging) = self.stagings.remove(&ticket) else {
+                return Some(EndpointEvent::ControlDone { ticket, result });
+            };
+            match staging.next(result) {
+                Next::Answer(result) => return Some(EndpointEvent::ControlDone { ticket, result }),
+                Next::Send(outgoing) => {
+                    // A lane that has ended reports its loss, which answers for the ticket too.
+                    let scope = outgoing.scope(self.features);
+                    let request = Request::control(ticket, outgoing, scope);
+                    if self.lane.send(request).is_ok() {
+                        self.stagings.insert(ticket, staging);
+                    }
+                }
+            }
+        }
     }
 
     fn kill(&mut self, reason: &str) {

@@ -6,6 +6,7 @@
 //! * `lane` is its edge: one thread that polls, and a first write by whoever submits;
 //! * `health` is the other lane: it alone decides about liveness, and its verdict wakes every waiter; `stall` knows whether we ran;
 //! * `transport` chooses how an importer reaches an owner's bytes;
+//! * `staging` brings machine code that is larger than a frame;
 //! * `endpoint` puts them behind the [`crate::endpoint::Endpoint`] trait, `requests` turns controls into frames and back.
 
 mod connect;
@@ -16,6 +17,7 @@ mod lane;
 mod reader;
 mod requests;
 mod spec;
+mod staging;
 mod stall;
 mod state;
 mod transport;
@@ -26,7 +28,7 @@ pub use health::{HealthMonitor, Verdict};
 pub use spec::{RemoteWorkerSpec, SpecError};
 
 /// Extensions that this parent can use; offered in the manifest.
-pub(crate) const OFFERED: [&str; 7] = [
+pub(crate) const OFFERED: [&str; 8] = [
     "pipelining",
     "task_tags",
     "timed_completion",
@@ -34,4 +36,5 @@ pub(crate) const OFFERED: [&str; 7] = [
     "health_echo",
     "float64",
     "peer_fetch",
+    "staged_blobs",
 ];

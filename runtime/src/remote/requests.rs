@@ -6,6 +6,7 @@ use echelon_wire::codec::{Decode, Encode, Writer};
 use echelon_wire::error::EncodeError;
 use echelon_wire::frame::control::buffer::{AllocCommand, AllocResult, CopyHeader, FreeCommand};
 use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand};
+use echelon_wire::frame::control::stage::StageToken;
 use echelon_wire::frame::control::transfer::{
     ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport,
 };
@@ -65,6 +66,7 @@ pub(crate) enum ReplyKind {
     Exported { asked: Window, side: Side },
     Imported { asked: Window },
     Trace,
+    Staged,
 }
 
 /// A range of a buffer in its owner: what an export or import must describe.
@@ -135,6 +137,10 @@ impl ReplyKind {
                 Ok(ControlReply::Imported(Box::new(made.into_owned())))
             }
             Self::Trace => Ok(ControlReply::Trace(result.to_vec())),
+            Self::Staged => {
+                let staged = StageToken::decode(result).map_err(text)?;
+                Ok(ControlReply::Staged(staged.token.into_owned()))
+            }
         }
     }
 }
@@ -334,27 +340,37 @@ fn register(
     let name = match step {
         RegisterStep::Commit => ControlName::CommitRegisterCallable,
         RegisterStep::Abort => ControlName::AbortRegisterCallable,
-        RegisterStep::Prepare => {
-            let payload = match &callable.source {
-                CallableSource::Import(target) => target.to_string().into_bytes(),
-                CallableSource::Serialized(bytes) => {
-                    if !features.contains(Features::SERIALIZED_CALLABLES) {
-                        return Err(unsupported("a serialized callable", SERIALIZED_HINT));
-                    }
-                    encode_serialized(bytes).map_err(refused)?
-                }
-                CallableSource::Native(_) => {
-                    return Err(unsupported(
-                        "a closure of this process",
-                        "register an import path",
-                    ))
-                }
-            };
-            let command = RegisterCommand::new(registry, kind, digest, payload);
-            let name = ControlName::PrepareRegisterCallable;
-            return control(name, &command, ReplyKind::Empty).map_err(refused);
+        RegisterStep::Prepare => return encode_prepare(features, callable, registry),
+    };
+    control(name, &command, ReplyKind::Empty).map_err(refused)
+}
+
+/// PREPARE_REGISTER of what can travel.
+pub(super) fn encode_prepare(
+    features: Features,
+    callable: &Callable,
+    registry: RegistryTarget,
+) -> Result<Outgoing, ControlFailure> {
+    let payload = match &callable.source {
+        CallableSource::Import(target) => target.to_string().into_bytes(),
+        CallableSource::Serialized(bytes) => {
+            if !features.contains(Features::SERIALIZED_CALLABLES) {
+                return Err(unsupported("a serialized callable", SERIALIZED_HINT));
+            }
+            encode_serialized(bytes).map_err(refused)?
+        }
+        CallableSource::Chip(code) => code
+            .payload()
+            .map_err(|error| ControlFailure::Refused(error.to_string()))?,
+        CallableSource::Native(_) => {
+            return Err(unsupported(
+                "a closure of this process",
+                "register an import path",
+            ))
         }
     };
+    let command = RegisterCommand::new(registry, callable.kind, callable.digest, payload);
+    let name = ControlName::PrepareRegisterCallable;
     control(name, &command, ReplyKind::Empty).map_err(refused)
 }
 
@@ -443,7 +459,7 @@ fn copy_from(
     .map_err(|error| ControlFailure::Refused(error.to_string()))
 }
 
-fn control(
+pub(super) fn control(
     name: ControlName,
     command: &dyn Encode,
     reply: ReplyKind,

@@ -7,6 +7,7 @@ use echelon_wire::bootstrap::{CallableEntry, Manifest, REMOTE_WORKER_LEVEL};
 use serde::{Deserialize, Serialize};
 
 use super::OFFERED;
+use crate::chip::ChipDevices;
 
 /// Most sub workers one session may be asked for.
 pub(crate) const MAX_SUB_WORKERS: u32 = 1024;
@@ -66,6 +67,9 @@ pub enum SpecError {
     /// Too many sub workers.
     #[error("num_sub_workers is {0}, limit {MAX_SUB_WORKERS}")]
     SubWorkers(u32),
+    /// Devices that cannot be.
+    #[error("{0}")]
+    Devices(String),
     /// A session that every host could reach.
     #[error("session_listen_host {0} is open to every network; set allow_wildcard_session_bind if that is wanted")]
     Wildcard(String),
@@ -100,6 +104,14 @@ impl RemoteWorkerSpec {
         if self.num_sub_workers > MAX_SUB_WORKERS {
             return Err(SpecError::SubWorkers(self.num_sub_workers));
         }
+        let devices = ChipDevices {
+            platform: self.platform.clone(),
+            runtime: self.runtime.clone(),
+            ids: self.device_ids.clone(),
+        };
+        devices
+            .validate()
+            .map_err(|error| SpecError::Devices(error.to_string()))?;
         let Some(host) = &self.session_listen_host else {
             return Ok(());
         };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use echelon_wire::limits::HEALTH_PERIOD;
 
 use super::Worker;
+use crate::chip::ChipDevices;
 use crate::error::Error;
 use crate::memory::{Arena, SharedRegion};
 
@@ -52,6 +53,8 @@ pub(crate) struct Settings {
     pub(crate) max_tasks: u32,
     pub(crate) max_attempts: u32,
     pub(crate) child_program: ChildProgram,
+    pub(crate) chip_program: ChildProgram,
+    pub(crate) chips: Option<ChipDevices>,
     pub(crate) child_env: Vec<(OsString, OsString)>,
     pub(crate) inherited_regions: Vec<Arc<SharedRegion>>,
     pub(crate) name_prefix: String,
@@ -61,7 +64,7 @@ pub(crate) struct Settings {
 /// Makes a [`Worker`]. Every value is checked by [`WorkerBuilder::build`].
 #[derive(Clone, Debug)]
 pub struct WorkerBuilder {
-    settings: Settings,
+    pub(super) settings: Settings,
     memory_limit: Option<u64>,
 }
 
@@ -81,6 +84,8 @@ impl Default for WorkerBuilder {
                 max_tasks: 16_384,
                 max_attempts: 3,
                 child_program: ChildProgram::None,
+                chip_program: ChildProgram::None,
+                chips: None,
                 child_env: Vec::new(),
                 inherited_regions: Vec::new(),
                 name_prefix: "local/".into(),
@@ -252,6 +257,7 @@ impl WorkerBuilder {
                 "processes need a child_program; use threads for native callables",
             ));
         }
+        self.check_chips()?;
         self.settings.memory_limit = match self.memory_limit {
             Some(bytes) if bytes < 1 << 20 => {
                 return Err(Error::argument(

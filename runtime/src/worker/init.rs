@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::builder::ChildProgram;
+use super::chips::chips_of_manifest;
 use super::reach::Registration;
 use super::{Child, Live, Worker, WorkerState};
 use crate::deadline::to_monotonic_ns;
@@ -158,7 +159,8 @@ impl Worker {
         deadline: Instant,
     ) -> Result<(), Error> {
         let engine = Arc::clone(&live.engine);
-        let recipes = self.start_subs(live, deadline)?;
+        let mut recipes = self.start_subs(live, deadline)?;
+        recipes.extend(self.start_chips(live, children, deadline)?);
         let mut rest = Vec::new();
         let started = self.start_next_levels(live, children, registrations, deadline, &mut rest);
         // Ids follow the order of add_*, whatever started first. In service also when one did not start: what did is
@@ -239,23 +241,33 @@ impl Worker {
             hit_at("init.sub", index)?;
             let name = format!("{}sub{index}", settings.name_prefix);
             let spec = self.local_spec(live, name, None, deadline);
-            let endpoint = start_local(spec.clone(), &live.keeper, &engine.bell)?;
-            let (keeper, bell) = (Arc::clone(&live.keeper), Arc::clone(&engine.bell));
-            let ready_within = settings.startup_timeout;
-            let recipe: Recipe = Arc::new(move || {
-                let mut spec = spec.clone();
-                spec.ready_by = Instant::now() + ready_within;
-                let fresh = start_local(spec, &keeper, &bell)?;
-                Ok(Box::new(fresh) as Box<dyn Endpoint>)
-            });
-            let mut core = engine.core.lock();
-            let id = core.add_endpoint(Box::new(endpoint), EndpointRole::Sub);
-            recipes.push((id, recipe));
+            recipes.push(self.start_process(live, spec, EndpointRole::Sub)?);
         }
         Ok(recipes)
     }
 
-    fn local_spec(
+    /// Starts a process, and says how a fresh one is started in its place when it ends (decision 0011).
+    pub(super) fn start_process(
+        &self,
+        live: &Live,
+        spec: LocalSpec,
+        role: EndpointRole,
+    ) -> Result<(EndpointId, Recipe), Error> {
+        let endpoint = start_local(spec.clone(), &live.keeper, &live.engine.bell)?;
+        let (keeper, bell) = (Arc::clone(&live.keeper), Arc::clone(&live.engine.bell));
+        let ready_within = self.0.settings.startup_timeout;
+        let recipe: Recipe = Arc::new(move || {
+            let mut spec = spec.clone();
+            spec.ready_by = Instant::now() + ready_within;
+            let fresh = start_local(spec, &keeper, &bell)?;
+            Ok(Box::new(fresh) as Box<dyn Endpoint>)
+        });
+        let mut core = live.engine.core.lock();
+        Ok((core.add_endpoint(Box::new(endpoint), role), recipe))
+    }
+
+    /// What every child of this worker is started with.
+    pub(super) fn local_spec(
         &self,
         live: &Live,
         name: String,
@@ -267,6 +279,7 @@ impl Worker {
         regions.push(Arc::clone(live.engine.arena.region()));
         LocalSpec {
             name,
+            about: None,
             program: settings.child_program.clone(),
             env: settings.child_env.clone(),
             regions,
@@ -356,10 +369,12 @@ impl Core {
             };
             let child = usize::try_from(worker).ok().and_then(|at| children.get(at));
             let Some(child) = child else { continue };
+            let code = chips_of_manifest(worker, child, registrations);
             for registration in registrations.iter().filter(|r| r.includes(worker, child)) {
                 let came = match child {
                     Child::Local(_) => registration.options.inner,
-                    Child::Remote(_) => registration.in_manifest(),
+                    Child::Remote(_) => registration.in_manifest(&code),
+                    Child::Chip { .. } => false,
                 };
                 if came {
                     slot.pairs

@@ -5,6 +5,7 @@
 
 mod builder;
 mod callable_handle;
+mod chips;
 mod close;
 mod init;
 mod options;
@@ -35,6 +36,7 @@ pub use plan::{InnerPlan, LevelPlan};
 pub use reach::{RegisterOptions, RegisterScope};
 pub use run::{RunEnd, RunReport};
 
+use crate::chip::ChipDevices;
 use crate::endpoint::EndpointInfo;
 use crate::engine::{Driver, Engine};
 use crate::error::{Error, Interrupt, NoInterrupt};
@@ -79,6 +81,14 @@ impl std::fmt::Display for WorkerState {
 /// A NEXT_LEVEL child, in the order of `add_*`: its index is its worker id (design §15.22).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Child {
+    /// A device of this worker; they come first, and a plan names them by themselves.
+    #[serde(skip)]
+    Chip {
+        /// Its number.
+        device: i64,
+        /// All of them.
+        devices: Arc<ChipDevices>,
+    },
     /// A process of this host with a runtime of its own.
     Local(LevelPlan),
     /// A session on a daemon.
@@ -149,12 +159,20 @@ impl Worker {
     }
 
     pub(crate) fn from_settings(settings: Settings, uid: u64) -> Self {
+        let chips = settings.chips.clone().map(Arc::new).into_iter();
+        let chip = |devices: Arc<ChipDevices>| {
+            let ids = devices.ids.clone().into_iter();
+            ids.map(move |device| Child::Chip {
+                device,
+                devices: Arc::clone(&devices),
+            })
+        };
         Self(Arc::new(Inner {
             uid,
             settings,
             life: Mutex::new(Life {
                 state: WorkerState::New,
-                children: Vec::new(),
+                children: chips.flat_map(chip).collect(),
                 registrations: Vec::new(),
                 reopening: BTreeMap::new(),
             }),

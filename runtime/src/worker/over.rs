@@ -32,7 +32,8 @@ impl Worker {
         engine.core.lock().max_attempts = settings.max_attempts;
         for (endpoint, role) in endpoints {
             match &role {
-                EndpointRole::Sub => {}
+                // Chips come from the settings.
+                EndpointRole::Sub | EndpointRole::Chip { .. } => {}
                 EndpointRole::LocalNextLevel { .. } => {
                     let plan = Self::builder()
                         .level(3)

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::reach::Registration;
 use super::{Child, RegisterOptions, Worker, WorkerState};
 use crate::callable::{Callable, CallableSource};
+use crate::chip::ChipDevices;
 use crate::deadline::from_monotonic_ns;
 use crate::error::Error;
 
@@ -21,6 +22,9 @@ pub struct InnerPlan {
     pub payload: String,
     /// True when `payload` is hex of serialized bytes.
     pub serialized: bool,
+    /// True when `payload` is hex of machine code with its signature.
+    #[serde(default)]
+    pub chip: bool,
     /// Which of that level's workers get it.
     pub options: RegisterOptions,
 }
@@ -47,7 +51,10 @@ pub struct LevelPlan {
     pub remote_session_timeout_s: f64,
     /// How long a running task has to end after an interrupt, in seconds.
     pub interrupt_grace_s: f64,
-    /// Its children in the order of their ids.
+    /// Its devices.
+    #[serde(default)]
+    pub chips: Option<ChipDevices>,
+    /// Its other children in the order of their ids, which follow those of the devices.
     pub children: Vec<Child>,
     /// Callables.
     pub callables: Vec<InnerPlan>,
@@ -58,6 +65,8 @@ impl Worker {
     pub(crate) fn give_away(&self) -> Result<LevelPlan, Error> {
         let mut life = self.0.life.lock();
         self.expect_new(&life, "give away")?;
+        let added = |child: &&Child| !matches!(child, Child::Chip { .. });
+        let children = life.children.iter().filter(added).cloned().collect();
         let callables = life
             .registrations
             .iter()
@@ -74,7 +83,8 @@ impl Worker {
             close_timeout_s: s.close_timeout.as_secs_f64(),
             remote_session_timeout_s: s.remote_session_timeout.as_secs_f64(),
             interrupt_grace_s: s.interrupt_grace.as_secs_f64(),
-            children: life.children.clone(),
+            chips: s.chips.clone(),
+            children,
             callables,
         };
         life.state = WorkerState::Given;
@@ -87,7 +97,10 @@ impl LevelPlan {
     ///
     /// # Errors
     /// What [`super::WorkerBuilder::build`] and the registrations refuse.
-    pub fn into_worker(self, builder: super::WorkerBuilder) -> Result<Worker, Error> {
+    pub fn into_worker(self, mut builder: super::WorkerBuilder) -> Result<Worker, Error> {
+        if let Some(devices) = self.chips {
+            builder = builder.chips(devices);
+        }
         let worker = builder
             .level(self.level)
             .sub_workers(self.sub_workers)
@@ -114,11 +127,14 @@ impl InnerPlan {
         let name = callable.name.to_string();
         match &callable.source {
             CallableSource::Import(target) => {
-                Ok(Self { name, payload: target.to_string(), serialized: false, options })
+                Ok(Self { name, payload: target.to_string(), serialized: false, chip: false, options })
             }
             CallableSource::Serialized(bytes) => {
-                let payload = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-                Ok(Self { name, payload, serialized: true, options })
+                Ok(Self { name, payload: hex(bytes), serialized: true, chip: false, options })
+            }
+            CallableSource::Chip(code) => {
+                let payload = hex(&code.local_payload()?);
+                Ok(Self { name, payload, serialized: false, chip: true, options })
             }
             CallableSource::Native(_) => Err(Error::argument(
                 "callable",
@@ -128,7 +144,7 @@ impl InnerPlan {
     }
 
     fn callable(&self) -> Result<Callable, Error> {
-        if !self.serialized {
+        if !self.serialized && !self.chip {
             let target = ImportTarget::parse(&self.payload)
                 .map_err(|error| Error::argument("target", error.to_string()))?;
             return Ok(Callable::import(target));
@@ -139,8 +155,22 @@ impl InnerPlan {
             .collect();
         let bytes = bytes
             .ok_or_else(|| Error::argument("payload", "the serialized callable is not hex"))?;
+        if self.chip {
+            return Callable::from_payload(CallableKind::ChipCallable, &self.name, &bytes)
+                .map_err(|text| Error::argument("payload", text));
+        }
         Ok(Callable::serialized(&self.name, bytes.into()))
     }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 impl Callable {
@@ -152,6 +182,7 @@ impl Callable {
         match &self.source {
             CallableSource::Import(target) => Ok((CallableKind::PythonImport, target.to_string().as_bytes().into())),
             CallableSource::Serialized(bytes) => Ok((CallableKind::PythonSerialized, bytes.as_ref().into())),
+            CallableSource::Chip(code) => Ok((CallableKind::ChipCallable, code.local_payload()?.into())),
             CallableSource::Native(_) => Err(Error::argument(
                 "callable",
                 format!("{} is a closure of this process and cannot run in another; register an import path", self.name),

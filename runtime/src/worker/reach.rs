@@ -1,7 +1,11 @@
 //! Whom a registration is for: which workers it goes to, and whether any of them can run it.
 
+use std::collections::HashSet;
+
+use echelon_wire::callable::Digest;
 use serde::{Deserialize, Serialize};
 
+use super::chips::check_chip_reach;
 use super::plan::InnerPlan;
 use super::{CallableHandle, Child, Worker};
 use crate::callable::{Callable, CallableSource};
@@ -51,6 +55,8 @@ impl Registration {
     pub(crate) fn includes(&self, worker: i32, child: &Child) -> bool {
         match (&self.options.workers, self.options.scope, child) {
             (Some(ids), _, _) => ids.contains(&worker),
+            (None, _, Child::Chip { .. }) => self.is_chip_code() && !self.options.inner,
+            (None, _, _) if self.is_chip_code() => self.options.inner,
             (None, RegisterScope::Local, Child::Local(_))
             | (None, RegisterScope::Remote, Child::Remote(_)) => true,
             (None, _, _) => false,
@@ -60,13 +66,19 @@ impl Registration {
     /// True when it goes to the sub workers of this level.
     pub(crate) fn for_subs(&self) -> bool {
         self.options.workers.is_none()
+            && !self.is_chip_code()
             && self.options.scope == RegisterScope::Local
             && !self.options.inner
     }
 
-    /// True when it travels in the manifest of a session: what needs an extension waits until the session has accepted it.
-    pub(crate) fn in_manifest(&self) -> bool {
-        matches!(self.handle.callable.source, CallableSource::Import(_))
+    /// True when it travels in the manifest of a session, which has room for the machine code of `code`: what needs an extension waits
+    /// until the session has accepted it.
+    pub(crate) fn in_manifest(&self, code: &HashSet<Digest>) -> bool {
+        match &self.handle.callable.source {
+            CallableSource::Import(_) => true,
+            CallableSource::Chip(_) => code.contains(&self.handle.callable.digest),
+            CallableSource::Serialized(_) | CallableSource::Native(_) => false,
+        }
     }
 }
 
@@ -77,6 +89,7 @@ impl Worker {
         options: &RegisterOptions,
     ) -> Result<(), Error> {
         let life = self.0.life.lock();
+        check_chip_reach(callable, options, &life.children)?;
         let children = life.children.iter().zip(0..);
         if let Some(ids) = &options.workers {
             for id in ids {
@@ -125,14 +138,19 @@ impl Core {
         if let Some(ids) = &registration.options.workers {
             return ids.iter().map(|id| self.endpoint_of(*id)).collect();
         }
-        let wanted = |role: &EndpointRole| match role {
+        let of_scope = |role: &EndpointRole| match role {
             EndpointRole::Sub => registration.for_subs(),
+            EndpointRole::Chip { .. } => false,
             EndpointRole::LocalNextLevel { .. } => {
                 registration.options.scope == RegisterScope::Local
             }
             EndpointRole::RemoteNextLevel { .. } => {
                 registration.options.scope == RegisterScope::Remote
             }
+        };
+        let wanted = |role: &EndpointRole| {
+            let of_chips = registration.chip_scope(role);
+            of_chips.unwrap_or_else(|| of_scope(role))
         };
         let slots = self.endpoints.iter().zip(0..);
         Ok(slots

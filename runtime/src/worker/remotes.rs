@@ -9,6 +9,7 @@ use echelon_wire::bootstrap::{CallableEntry, Manifest};
 use echelon_wire::callable::{CallableKind, Digest, Hashid, ImportTarget, RegistryTarget};
 
 use super::builder::random_u64;
+use super::chips::{chip_entry, chips_of_manifest};
 use super::init::startup;
 use super::reach::Registration;
 use super::{Child, Worker};
@@ -119,6 +120,7 @@ impl Worker {
         child: &Child,
         registrations: &[Registration],
     ) -> Result<Manifest, Error> {
+        let in_manifest = chips_of_manifest(id, child, registrations);
         let entries = |inner: bool| -> Vec<CallableEntry> {
             let mut seen = std::collections::HashSet::new();
             registrations
@@ -128,6 +130,9 @@ impl Worker {
                 .filter_map(|r| match &r.handle.callable.source {
                     CallableSource::Import(target) => {
                         Some(entry(&r.handle.callable.digest, target, inner))
+                    }
+                    CallableSource::Chip(code) if in_manifest.contains(&code.digest()) => {
+                        chip_entry(code)
                     }
                     _ => None,
                 })

@@ -132,6 +132,15 @@ fn checked(context: &Context, json: &[u8]) -> Result<Manifest, SessionError> {
             hint: "ask for fewer, or start the daemon with a larger --max-sub-workers",
         });
     }
+    let devices = manifest.device_ids.len() as u64;
+    if devices > context.config.max_sub_workers.into() {
+        return Err(SessionError::Resource {
+            what: "device_ids",
+            requested: devices,
+            limit: context.config.max_sub_workers.into(),
+            hint: "each device is a process: ask for fewer, or start the daemon with a larger --max-sub-workers",
+        });
+    }
     loopback("listen_host", &manifest.listen_host).map_err(SessionError::Manifest)?;
     Ok(manifest)
 }

@@ -104,6 +104,9 @@ impl Session {
                 "REMOTE_TASK_DISPATCHER only accepts PYTHON_IMPORT in protocol v1".to_owned(),
             );
         }
+        if kind == CallableKind::ChipCallable {
+            return self.prepare_chip(command);
+        }
         if command.payload_version != PAYLOAD_VERSION {
             return Err(format!(
                 "payload_version is {}, expected {PAYLOAD_VERSION}",
@@ -127,7 +130,7 @@ impl Session {
     }
 
     /// What the inner worker has registered is bounded like any other table of callables.
-    fn check_room(&self, digest: &Digest) -> Result<(), String> {
+    pub(super) fn check_room(&self, digest: &Digest) -> Result<(), String> {
         let limit = CALLABLES_MAX;
         if self.inner.len() >= limit && !self.inner.contains_key(digest) {
             return Err(RegistryError::Full { limit }.to_string());
@@ -138,7 +141,9 @@ impl Session {
     pub(super) fn commit(&mut self, command: &DigestCommand) -> Outcome {
         let (digest, kind) = (command.digest, command.callable_kind);
         let mismatch = || Err("COMMIT_REGISTER_CALLABLE target/kind mismatch".to_owned());
-        if !self.takes(kind) {
+        let chip = kind == CallableKind::ChipCallable
+            && command.target_registry == RegistryTarget::InnerL3Worker;
+        if !chip && !self.takes(kind) {
             return mismatch();
         }
         if command.target_registry == RegistryTarget::RemoteTaskDispatcher {

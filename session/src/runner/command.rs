@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use echelon_runtime::{Callable, CallableHandle, CallableHost, Worker};
+use echelon_runtime::{Callable, CallableHandle, CallableHost, ChipDevices, Worker};
 use echelon_wire::bootstrap::Manifest;
 use echelon_wire::callable::Digest;
 use echelon_wire::codec::Encode;
@@ -17,6 +17,7 @@ use super::line::Hand;
 use super::prestart::Prepared;
 use super::reader::Command;
 use crate::buffers::Buffers;
+use crate::chip::staging::Staging;
 use crate::peer::Peers;
 use crate::policy::ImportPolicy;
 use crate::registry::Registry;
@@ -37,6 +38,10 @@ pub(crate) struct Session {
     pub(super) peers: Peers,
     pub(super) worker: Worker,
     pub(super) features: Features,
+    /// The devices of the inner worker.
+    pub(super) chips: Option<ChipDevices>,
+    /// Machine code on its way.
+    pub(super) staging: Staging,
 }
 
 /// A frame on its way to the parent.
@@ -87,6 +92,8 @@ impl Session {
             peers,
             worker: prepared.worker,
             features: Features::NONE,
+            chips: prepared.chips,
+            staging: Staging::default(),
         }
     }
 

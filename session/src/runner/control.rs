@@ -130,6 +130,10 @@ impl Session {
                 Ok(Vec::new())
             }
             ControlName::CollectTrace => self.collect_trace(),
+            ControlName::StageBegin
+            | ControlName::StageAppend
+            | ControlName::StageSeal
+            | ControlName::StageDrop => self.stage(name, command),
             ControlName::CommInit | ControlName::AllocDomain | ControlName::ReleaseDomain => {
                 Err(reserved_control_message(name)
                     .unwrap_or_else(|| format!("{} is not supported", name.name())))

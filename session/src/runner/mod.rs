@@ -11,6 +11,7 @@
 //! | orphan | takes what the session prints once the daemon is gone |
 
 mod callables;
+mod chip;
 mod command;
 mod commands;
 mod control;
@@ -63,7 +64,8 @@ const SERVED: Features = Features::PIPELINING
     .union(Features::TIMED_COMPLETION)
     .union(Features::FLOAT64)
     .union(Features::TASK_TAGS)
-    .union(Features::PEER_FETCH);
+    .union(Features::PEER_FETCH)
+    .union(Features::STAGED_BLOBS);
 
 const LATE: &str = "the session was up only after the parent's start had ended; raise startup_timeout_s if it needs longer";
 

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use echelon_runtime::error::Interrupt;
 use echelon_runtime::failpoint::hit;
 use echelon_runtime::{
-    Callable, CallableHandle, CallableHost, RegisterOptions, Worker, WorkerBuilder,
+    Callable, CallableHandle, CallableHost, ChipDevices, RegisterOptions, Worker, WorkerBuilder,
 };
 use echelon_wire::bootstrap::{CallableEntry, Manifest};
 use echelon_wire::callable::{CallableKind, Digest, RegistryTarget};
 
 use super::callables::{identify, resolve, Hosted, Rules};
+use super::chip;
 use super::lifeline::Lifeline;
 
 /// What the manifest asked for, in place.
@@ -19,6 +20,7 @@ pub(crate) struct Prepared {
     pub(crate) worker: Worker,
     pub(crate) dispatcher: Vec<(Digest, Hosted)>,
     pub(crate) inner: Vec<(Digest, CallableHandle)>,
+    pub(crate) chips: Option<ChipDevices>,
 }
 
 impl Prepared {
@@ -30,7 +32,7 @@ impl Prepared {
         manifest: &Manifest,
         rules: Rules<'_>,
         host: &Arc<dyn CallableHost>,
-        builder: WorkerBuilder,
+        mut builder: WorkerBuilder,
         lifeline: Arc<Lifeline>,
     ) -> Result<Self, String> {
         let tasks = entries(
@@ -50,6 +52,11 @@ impl Prepared {
                  daemon with --python PATH",
                 manifest.num_sub_workers
             ));
+        }
+        let chips = chip::devices(manifest)?;
+        let chip_callables = chip::entries(manifest, chips.as_ref())?;
+        if let Some(devices) = &chips {
+            builder = builder.chips(devices.clone());
         }
         let worker = builder
             .level(3)
@@ -74,12 +81,18 @@ impl Prepared {
                 .map_err(text)?;
             inner.push((digest, handle));
         }
+        for callable in chip_callables {
+            let digest = callable.digest;
+            let handle = worker.register(callable, RegisterOptions::default());
+            inner.push((digest, handle.map_err(text)?));
+        }
         at("session.inner")?;
         worker.init().map_err(text)?;
         Ok(Self {
             worker,
             dispatcher,
             inner,
+            chips,
         })
     }
 }
@@ -93,6 +106,7 @@ fn entries(
     let mut seen = HashSet::new();
     list.iter()
         .enumerate()
+        .filter(|(_, entry)| !chip::is_entry(entry, registry))
         .map(|(index, entry)| {
             let at =
                 |reason: String| format!("manifest entry {index} of {}: {reason}", registry.name());

@@ -2,12 +2,12 @@
 
 use super::serialized::{SERIALIZED_VERSION, SERIALIZER};
 use super::{sha256, CallableKind, IdentityError, ImportTarget};
-use crate::codec::Writer;
-use crate::error::EncodeError;
+use crate::codec::{Reader, Writer};
+use crate::error::{DecodeError, EncodeError, RuleViolation};
 use crate::frame::truncate_utf8;
 use crate::limits::{DIGEST_BYTES, MAX_CHIP_DIRECTIONS, MAX_STRING_BYTES};
 
-const DESCRIPTOR_VERSION: u32 = 1;
+pub(super) const DESCRIPTOR_VERSION: u32 = 1;
 
 /// Descriptor of an importable Python callable: version, kind, module, qualname.
 pub fn import_descriptor(target: &ImportTarget) -> Vec<u8> {
@@ -45,6 +45,16 @@ impl Direction {
     /// Code in the schema.
     pub const fn code(self) -> u32 {
         self as u32
+    }
+
+    /// Name in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "SCALAR",
+            Self::In => "IN",
+            Self::Out => "OUT",
+            Self::InOut => "INOUT",
+        }
     }
 
     /// The direction of a code.
@@ -101,6 +111,40 @@ pub fn signature_schema(signature: &[Direction]) -> Result<Vec<u8>, EncodeError>
         writer.u32(direction.code());
     }
     Ok(writer.into_bytes())
+}
+
+/// The signature of schema bytes.
+///
+/// # Errors
+/// [`DecodeError`] for another version, too many parameters, an unknown direction, or bytes left over.
+pub fn read_signature_schema(schema: &[u8]) -> Result<Vec<Direction>, DecodeError> {
+    let mut reader = Reader::new(schema);
+    let version = reader.u32("ChipSchema.version")?;
+    DecodeError::known(
+        (version == DESCRIPTOR_VERSION).then_some(()),
+        "ChipSchema.version",
+        version,
+    )?;
+    let count = reader.u32("ChipSchema.count")?;
+    if count as usize > MAX_CHIP_DIRECTIONS {
+        return Err(RuleViolation::new(
+            "ChipSchema.count",
+            count,
+            "a task has at most 8192 arguments",
+        )
+        .into());
+    }
+    let mut signature = Vec::new();
+    for _ in 0..count {
+        let code = reader.u32("ChipSchema.direction")?;
+        signature.push(DecodeError::known(
+            Direction::from_code(code),
+            "ChipSchema.direction",
+            code,
+        )?);
+    }
+    reader.finish("ChipSchema")?;
+    Ok(signature)
 }
 
 /// Descriptor of a chip callable: version, kind, architecture, platform, runtime, hash of the code, hash of the schema.
@@ -182,5 +226,25 @@ mod tests {
             chip_descriptor(&identity(&long)),
             Err(IdentityError::Encode(_))
         ));
+    }
+
+    #[test]
+    fn a_schema_is_read_as_it_was_written_and_nothing_else_is() {
+        let signature = [
+            Direction::Scalar,
+            Direction::In,
+            Direction::Out,
+            Direction::InOut,
+        ];
+        let schema = signature_schema(&signature).expect("valid");
+        assert_eq!(read_signature_schema(&schema), Ok(signature.to_vec()));
+        for end in 0..schema.len() {
+            assert!(read_signature_schema(&schema[..end]).is_err(), "{end}");
+        }
+        for (at, value) in [(0, 2), (4, 5), (4, 0xff), (8, 4)] {
+            let mut bad = schema.clone();
+            bad[at] = value;
+            assert!(read_signature_schema(&bad).is_err(), "{at}");
+        }
     }
 }

@@ -3,14 +3,16 @@
 //! `hashid = "sha256:" + lowercase hex(SHA-256(descriptor))`; the digest is the 32 raw bytes. A receiver computes the
 //! digest from the descriptor again and believes no announced one.
 
+mod chip_identity;
 mod descriptor;
 mod digest;
 mod serialized;
 mod target;
 
+pub use chip_identity::ChipDescriptor;
 pub use descriptor::{
-    chip_arch, chip_descriptor, import_descriptor, serialized_descriptor, signature_schema,
-    ChipIdentity, Direction,
+    chip_arch, chip_descriptor, import_descriptor, read_signature_schema, serialized_descriptor,
+    signature_schema, ChipIdentity, Direction,
 };
 pub use digest::{digest_of, sha256, Digest, Hashid};
 pub use serialized::{decode_serialized, encode_serialized};

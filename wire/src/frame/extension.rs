@@ -8,7 +8,7 @@ use crate::id::Sequence;
 use crate::limits::{MAX_ERROR_MESSAGE_BYTES, MAX_RESULT_BYTES};
 
 /// Names of the extensions in the order of their HELLO bits.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 17] = [
     "pipelining",
     "task_tags",
     "conditions",
@@ -25,6 +25,7 @@ const NAMES: [&str; 16] = [
     "serialized_callables",
     "health_echo",
     "float64",
+    "staged_blobs",
 ];
 
 /// A set of extensions: what a parent offers by name in the manifest and a session accepts by bit in HELLO.
@@ -66,6 +67,8 @@ impl Features {
     pub const HEALTH_ECHO: Self = Self(1 << 14);
     /// Tensors of 8-byte floats, element type 12.
     pub const FLOAT64: Self = Self(1 << 15);
+    /// Machine code that no single control holds comes in parts before it is registered.
+    pub const STAGED_BLOBS: Self = Self(1 << 16);
 
     /// The bits as in HELLO.
     pub const fn bits(self) -> u64 {

@@ -88,6 +88,11 @@ impl Scope {
             | ControlName::CommitRegisterCallable
             | ControlName::AbortRegisterCallable
             | ControlName::PrepareCallable
+            // What is staged is for a registration.
+            | ControlName::StageBegin
+            | ControlName::StageAppend
+            | ControlName::StageSeal
+            | ControlName::StageDrop
             // The events of all tasks before it.
             | ControlName::CollectTrace => Some(vec![(Callables, Alone)]),
             ControlName::AllocRemoteBuffer => Some(vec![(Room, Alone)]),

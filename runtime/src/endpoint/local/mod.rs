@@ -32,6 +32,8 @@ const REAP_WITHIN: Duration = Duration::from_secs(2);
 /// One child process and its mailbox.
 pub struct LocalEndpoint {
     name: String,
+    /// What it is, in brackets, or nothing.
+    about: String,
     outbox: Outbox,
     bell: Arc<Bell>,
     child: ChildHandle,
@@ -67,7 +69,7 @@ impl LocalEndpoint {
     /// What to report when nothing more comes.
     fn end_reason(&mut self) -> Option<String> {
         if let Some(info) = *self.exit.lock() {
-            let pid = self.child.pid();
+            let pid = format!("{}{}", self.child.pid(), self.about);
             let why = match &self.killed {
                 Some(reason) => format!("child pid {pid} was ended: {reason}"),
                 None if self.ready => format!("child pid {pid} {info}"),

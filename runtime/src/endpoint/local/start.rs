@@ -24,6 +24,8 @@ use crate::worker::ChildProgram;
 pub struct LocalSpec {
     /// Name in messages.
     pub name: String,
+    /// What it is beside its name, for the message of its end: the device that it owns.
+    pub about: Option<String>,
     /// What to execute.
     pub program: ChildProgram,
     /// Environment on top of this process's.
@@ -100,6 +102,9 @@ impl LocalEndpoint {
             lost_told: false,
             told: None,
             runtime_below: spec.plan.is_some(),
+            about: spec
+                .about
+                .map_or_else(String::new, |about| format!(" ({about})")),
             name: spec.name,
         })
     }

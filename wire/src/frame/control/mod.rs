@@ -4,6 +4,7 @@ pub mod buffer;
 pub mod chip;
 pub mod domain;
 pub mod register;
+pub mod stage;
 pub mod transfer;
 
 use std::borrow::Cow;
@@ -52,6 +53,14 @@ pub enum ControlName {
     ReleaseDomain = 15,
     /// The session's trace as JSON; empty command. Needs [`Features::TIMED_COMPLETION`].
     CollectTrace = 64,
+    /// Announce machine code that comes in parts. Needs [`Features::STAGED_BLOBS`], as the three below.
+    StageBegin = 75,
+    /// The next part.
+    StageAppend = 76,
+    /// All parts are there: check them.
+    StageSeal = 77,
+    /// Forget staged machine code.
+    StageDrop = 78,
 }
 
 impl ControlName {
@@ -74,6 +83,14 @@ impl ControlName {
         Self::ReleaseDomain,
     ];
 
+    /// The names of [`Features::STAGED_BLOBS`].
+    pub const STAGING: [Self; 4] = [
+        Self::StageBegin,
+        Self::StageAppend,
+        Self::StageSeal,
+        Self::StageDrop,
+    ];
+
     /// Code on the wire.
     pub const fn code(self) -> u32 {
         self as u32
@@ -83,6 +100,11 @@ impl ControlName {
     pub fn from_code(code: u32, features: Features) -> Option<Self> {
         if code == Self::CollectTrace.code() && features.contains(Features::TIMED_COMPLETION) {
             return Some(Self::CollectTrace);
+        }
+        if features.contains(Features::STAGED_BLOBS) {
+            if let Some(name) = Self::STAGING.into_iter().find(|name| name.code() == code) {
+                return Some(name);
+            }
         }
         Self::V1.into_iter().find(|name| name.code() == code)
     }
@@ -106,6 +128,10 @@ impl ControlName {
             Self::AllocDomain => "ALLOC_DOMAIN",
             Self::ReleaseDomain => "RELEASE_DOMAIN",
             Self::CollectTrace => "COLLECT_TRACE",
+            Self::StageBegin => "STAGE_BEGIN",
+            Self::StageAppend => "STAGE_APPEND",
+            Self::StageSeal => "STAGE_SEAL",
+            Self::StageDrop => "STAGE_DROP",
         }
     }
 
