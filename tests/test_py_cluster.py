@@ -113,6 +113,34 @@ def test_r_109_an_input_is_read_only_in_a_session_and_in_its_sub_workers(kind, c
         worker.remote_free(buffer)
 
 
+def test_sessions_do_not_see_each_other_s_inner_callables_r052(cluster):
+    """Side by side and in sequence: a callable is found in the session that it was registered for only."""
+    forward = register(cluster, "orch_forward")
+    worker, (first, second) = cluster.worker, cluster.remote_ids
+    inner = register(cluster, "double", inner=True, workers=[first])
+    worker.init()
+    buffers = [worker.remote_malloc(id_, 32) for id_ in (first, second)]
+    submit(cluster, forward, (vector(buffers[0], 4), INOUT), worker=first)
+    with pytest.raises(ec.TaskError, match="py_tasks:double is not registered here"):
+        submit(cluster, forward, (vector(buffers[1], 4), INOUT), worker=second)
+    worker.unregister(inner)
+    residual.note_descendants()
+    os.kill(next(info["pid"] for info in worker.workers() if info["name"] == "remote0"), signal.SIGKILL)
+    eventually(lambda: reopened(worker, first), 30, what="the loss of remote0")
+    fresh = worker.remote_malloc(first, 32)
+    with pytest.raises(ec.TaskError, match="py_tasks:double is not registered here"):
+        submit(cluster, forward, (vector(fresh, 4), INOUT), worker=first)
+
+
+def reopened(worker: ec.Worker, id_: int) -> bool:
+    """A fresh session, once the loss of the old one is known."""
+    try:
+        worker.reopen(id_)
+    except ec.LifecycleError:
+        return False
+    return True
+
+
 def test_one_graph_spans_local_tensors_and_remote_buffers(cluster):
     total = register(cluster, "orch_sum")
     worker, (first, second) = cluster.worker, cluster.remote_ids

@@ -1,7 +1,7 @@
 //! Who is alive, and what may take how long.
 
 use std::io::{Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use echelon_runtime::endpoint::{ControlRequest, Endpoint, EndpointEvent, Ticket};
 use echelon_runtime::memory::HostMemory;
@@ -214,4 +214,20 @@ fn health_frames_are_answered_when_that_was_accepted() {
         });
         assert!(parent.run(&[]).failure.is_none());
     }
+}
+
+/// the stop itself wakes who waits for the lane and the lane's own threads. No bound of this session is shorter than an hour,
+/// so nothing else could.
+#[test]
+fn r_063_a_stop_wakes_the_waiters_by_itself() {
+    let mut parent = Parent::of(Duration::from_secs(3600), |mut session| {
+        session.receive().unwrap();
+        session.drain();
+    });
+    parent.submit(&[]).unwrap();
+    parent.endpoint.kill("told to stop");
+    parent.sleep_until_rung();
+    assert!(parent.lost().contains("told to stop"));
+    let joined = parent.endpoint.finish_close(Instant::now() + PATIENCE);
+    assert_eq!(joined, Ok(()), "a thread of the lanes still waits");
 }

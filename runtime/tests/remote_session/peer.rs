@@ -285,6 +285,11 @@ impl Parent {
         }
     }
 
+    /// Sleeps until the bell rings.
+    pub(crate) fn sleep_until_rung(&self) {
+        self.rung.recv_timeout(PATIENCE).unwrap();
+    }
+
     pub(crate) fn run(&mut self, tensors: &[OutboundTensor]) -> TaskReport {
         let wanted = self.submit(tensors).unwrap();
         match self.event() {
