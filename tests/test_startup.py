@@ -75,3 +75,16 @@ def test_init_fails_at_every_step_and_leaves_nothing_r015_r016_r017(
     if not point.startswith("child.") and point not in SILENT:
         assert point in text, text
     next_start_works(served)
+
+
+@pytest.mark.parametrize("point", ["daemon.watch", "keeper.pidfd"])
+def test_a_runner_that_cannot_be_watched_is_reclaimed_r037(point: str, points: Failpoints, served: Daemon) -> None:
+    """The daemon has started the process and gets nothing to watch it by: it is ended and reaped, and the reply says why."""
+    # No child of the parent's own: the point is the daemon's.
+    worker = ec.Worker(startup_timeout_s=60)
+    add_remote(worker, served)
+    with points.armed(point):
+        text = failed_init(worker)
+        assert points.hits == [point]
+    assert "the daemon could not start the session" in text, text
+    next_start_works(served)

@@ -194,8 +194,9 @@ mod tests {
         }
     }
 
+    /// a specification is one address, so no list of addresses can spend a budget each.
     #[test]
-    fn r_007_only_numeric_addresses_and_localhost() {
+    fn r_007_r_008_only_numeric_addresses_and_localhost() {
         assert!(spec("127.0.0.1:7070").validate().is_ok());
         assert_eq!(
             spec("localhost:1").daemon_address().unwrap().to_string(),

@@ -171,3 +171,18 @@ fn r_021_a_close_without_time_says_that_init_still_rolls_back() {
     assert!(starting.join("init").is_err());
     w.close().unwrap();
 }
+
+#[test]
+fn r_024_a_callable_that_nobody_could_run_fails_the_start_before_anything_is_started() {
+    let (daemon, spec) = silent();
+    let w = worker(LONG, &[spec]);
+    w.register(crate::bed::import("m:leaf"), Default::default())
+        .unwrap();
+    let starting = w.clone();
+    let error = bounded("init", move || starting.init()).unwrap_err();
+    assert!(matches!(error, Error::Registration { .. }), "{error}");
+    assert!(error.to_string().contains("m:leaf"), "{error}");
+    daemon.set_nonblocking(true).unwrap();
+    assert!(daemon.accept().is_err(), "nobody was asked for anything");
+    w.close().unwrap();
+}
