@@ -83,7 +83,7 @@ test-python: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-test $(VENV
 demo: $(VENV)/.stamp-wheel $(VENV)/.stamp-demo
 	$(PY) -m demo $(DEMO_ARGS)
 
-lint: lint-rust lint-python
+lint: lint-rust lint-python requirements
 
 lint-rust: $(VENV)/.created
 	cargo fmt --all --check
