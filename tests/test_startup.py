@@ -78,7 +78,9 @@ def test_init_fails_at_every_step_and_leaves_nothing_r015_r016_r017(
 
 
 @pytest.mark.parametrize("point", ["daemon.watch", "keeper.pidfd"])
-def test_a_runner_that_cannot_be_watched_is_reclaimed_r037(point: str, points: Failpoints, served: Daemon) -> None:
+def test_a_runner_that_cannot_be_watched_is_reclaimed_r037(
+    point: str, points: Failpoints, served: Daemon
+) -> None:
     """The daemon has started the process and gets nothing to watch it by: it is ended and reaped, and the reply says why."""
     # No child of the parent's own: the point is the daemon's.
     worker = ec.Worker(startup_timeout_s=60)
