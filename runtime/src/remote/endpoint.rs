@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use echelon_wire::bootstrap::Manifest;
 use echelon_wire::buffer::{AddressSpace, RemoteTensorDesc};
 use echelon_wire::callable::Digest;
-use echelon_wire::frame::Features;
+use echelon_wire::frame::{Features, FrameType};
 use echelon_wire::id::{BufferId, Generation, WorkerId};
 use echelon_wire::limits::MAX_INLINE_BYTES;
 use echelon_wire::order::Scope;
@@ -146,11 +146,6 @@ impl RemoteEndpoint {
         }
         args.inline = inline.into();
         args.check_extents().map_err(|error| error.to_string())?;
-        let scope = if self.features.contains(Features::CONCURRENT_CONTROL) {
-            Scope::of_task(args.sidecars.iter().flatten())
-        } else {
-            Scope::IN_ORDER
-        };
         let payload = TaskPayload {
             digest: task.callable.digest,
             config: task.config.clone(),
@@ -158,6 +153,7 @@ impl RemoteEndpoint {
         };
         let bytes = payload.to_bytes(carrier);
         let bytes = bytes.map_err(|error| error.to_string())?;
+        let scope = Scope::of_command(FrameType::Task, &bytes, self.features);
         Ok((bytes, scope))
     }
 }

@@ -33,6 +33,7 @@ pub(crate) const OFFERED: [&str; 8] = [
     "task_tags",
     "timed_completion",
     "serialized_callables",
+    "concurrent_control",
     "health_echo",
     "float64",
     "peer_fetch",

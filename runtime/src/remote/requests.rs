@@ -10,7 +10,7 @@ use echelon_wire::frame::control::stage::StageToken;
 use echelon_wire::frame::control::transfer::{
     ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport,
 };
-use echelon_wire::frame::{Control, ControlName, Features};
+use echelon_wire::frame::{Control, ControlName, Features, FrameType};
 use echelon_wire::id::{ImportId, WorkerId};
 use echelon_wire::limits::{MAX_COPY_FROM_BYTES, MAX_COPY_TO_BYTES};
 use echelon_wire::order::Scope;
@@ -181,13 +181,7 @@ pub(crate) struct Outgoing {
 impl Outgoing {
     /// What it may overtake.
     pub(crate) fn scope(&self, features: Features) -> Scope {
-        if !features.contains(Features::CONCURRENT_CONTROL) {
-            return Scope::IN_ORDER;
-        }
-        // It was encoded a moment ago.
-        Control::decode_with(&self.payload, features).map_or(Scope::IN_ORDER, |control| {
-            Scope::of_control(control.name, &control.command)
-        })
+        Scope::of_command(FrameType::Control, &self.payload, features)
     }
 }
 

@@ -9,7 +9,7 @@ mod owned;
 
 use std::sync::Arc;
 
-use echelon_runtime::memory::{MemoryError, SharedRegion};
+use echelon_runtime::memory::{HostMemory, MemoryError, SharedRegion};
 use echelon_wire::buffer::{AccessFlags, AddressSpace, RemoteTensorDesc};
 use echelon_wire::codec::Encode as _;
 use echelon_wire::frame::control::buffer::{AllocResult, CopyHeader, FreeCommand};
@@ -110,26 +110,24 @@ impl Buffers {
         Ok(region)
     }
 
-    pub(crate) fn copy_to(&self, header: &CopyHeader, data: &[u8]) -> Result<(), BufferError> {
+    /// The memory that a copy of `got` bytes writes.
+    pub(crate) fn target(&self, header: &CopyHeader, got: u64) -> Result<HostMemory, BufferError> {
         let control = ControlName::CopyToRemote;
         self.check_worker(control, header.worker_id)?;
         let buffer = self
             .owned
             .get(control, header.buffer_id, header.generation)?;
-        if data.len() as u64 != header.size {
-            return Err(BufferError::DataLength {
-                got: data.len() as u64,
-                size: header.size,
-            });
+        if got != header.size {
+            let size = header.size;
+            return Err(BufferError::DataLength { got, size });
         }
         check_range(control, header.offset, header.size, buffer.nbytes)?;
         let target = buffer.region.host(header.offset, header.size);
-        target
-            .and_then(|target| target.copy_in(0, data))
-            .map_err(|source| BufferError::Memory { control, source })
+        target.map_err(|source| BufferError::Memory { control, source })
     }
 
-    pub(crate) fn copy_from(&self, header: &CopyHeader) -> Result<Vec<u8>, BufferError> {
+    /// The memory that a copy reads.
+    pub(crate) fn source(&self, header: &CopyHeader) -> Result<HostMemory, BufferError> {
         let control = ControlName::CopyFromRemote;
         self.check_worker(control, header.worker_id)?;
         let buffer = self
@@ -140,9 +138,7 @@ impl Buffers {
             return Err(BufferError::ReplyTooLarge { size: header.size });
         }
         let source = buffer.region.host(header.offset, header.size);
-        source
-            .map(|source| source.to_vec())
-            .map_err(|source| BufferError::Memory { control, source })
+        source.map_err(|source| BufferError::Memory { control, source })
     }
 
     /// Exports a range. `reachable` is set where importers on other hosts are served.

@@ -22,6 +22,19 @@ fn buffers() -> Buffers {
     )
 }
 
+/// Copies as the session makes them.
+impl Buffers {
+    pub(crate) fn copy_to(&self, header: &CopyHeader, data: &[u8]) -> Result<(), BufferError> {
+        let target = self.target(header, data.len() as u64)?;
+        target.copy_in(0, data).expect("inside");
+        Ok(())
+    }
+
+    pub(crate) fn copy_from(&self, header: &CopyHeader) -> Result<Vec<u8>, BufferError> {
+        self.source(header).map(|source| source.to_vec())
+    }
+}
+
 fn header(buffer: &AllocResult, offset: u64, size: u64) -> CopyHeader {
     CopyHeader {
         worker_id: ME,

@@ -1,4 +1,4 @@
-//! The session's state and its loop: commands in order, a reply each. A failed command never ends the session (S-4).
+//! The session's state and its loop: commands as the line gives them, a reply each. A failed command never ends the session (S-4).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use echelon_wire::callable::Digest;
 use echelon_wire::codec::Encode;
 use echelon_wire::error::EncodeError;
 use echelon_wire::frame::{unsupported_frame_message, Completion, Features, FrameType};
-use echelon_wire::id::WorkerId;
 
 use super::callables::Hosted;
 use super::commands::{Answers, Commands};
 use super::line::Hand;
+use super::memory::Memory;
 use super::prestart::Prepared;
 use super::reader::Command;
 use crate::buffers::Buffers;
@@ -25,7 +25,6 @@ use crate::segments::Owner;
 
 /// Everything that belongs to one session (S-5).
 pub(crate) struct Session {
-    pub(super) worker_id: WorkerId,
     pub(super) host: Arc<dyn CallableHost>,
     pub(super) policy: ImportPolicy,
     /// What TASK frames may call.
@@ -34,8 +33,7 @@ pub(crate) struct Session {
     pub(super) prepared_inner: Registry<Digest, Callable>,
     /// What the inner worker has registered for the parent.
     pub(super) inner: HashMap<Digest, CallableHandle>,
-    pub(super) buffers: Buffers,
-    pub(super) peers: Peers,
+    pub(super) memory: Arc<Memory>,
     pub(super) worker: Worker,
     pub(super) features: Features,
     /// The devices of the inner worker.
@@ -76,20 +74,17 @@ impl Session {
         }
         let prefix =
             Owner::this_process().map_or_else(|| "psm_".to_owned(), |owner| owner.prefix());
+        let worker_id = manifest.worker();
+        let tickets = Arc::clone(peers.tickets());
+        let limit = prepared.worker.memory_limit();
+        let buffers = Buffers::new(worker_id, limit, prefix, tickets);
         Self {
-            worker_id: manifest.worker(),
             host,
             policy,
             dispatcher,
             prepared_inner: Registry::new(),
             inner: prepared.inner.into_iter().collect(),
-            buffers: Buffers::new(
-                manifest.worker(),
-                prepared.worker.memory_limit(),
-                prefix,
-                Arc::clone(peers.tickets()),
-            ),
-            peers,
+            memory: Memory::new(worker_id, buffers, peers, prepared.worker.clone()),
             worker: prepared.worker,
             features: Features::NONE,
             chips: prepared.chips,
@@ -97,27 +92,29 @@ impl Session {
         }
     }
 
-    /// Handles commands until the lane ends.
-    ///
-    /// # Errors
-    /// What the connection says when a reply cannot be written.
-    pub(crate) fn serve(
-        &mut self,
-        commands: &Commands,
-        answers: &Answers,
-        features: Features,
-    ) -> std::io::Result<()> {
+    /// Handles commands until the lane ends, or an answer cannot be written.
+    pub(crate) fn serve(&mut self, commands: &Commands, answers: &Answers, features: Features) {
         self.features = features;
-        while let Some((number, command)) = commands.next(Hand::Main) {
-            let sequence = command.header.sequence;
-            let reply = self.handle(command).map_err(|error| {
-                std::io::Error::other(format!("a reply could not be encoded: {error}"))
-            })?;
-            commands.answering(number);
-            answers.send(sequence, &reply)?;
-            commands.done(number);
+        if !features.contains(Features::CONCURRENT_CONTROL) {
+            return answer_all(Hand::Main, commands, answers, |command| {
+                self.handle(command)
+            });
         }
-        Ok(())
+        let memory = Arc::clone(&self.memory);
+        std::thread::scope(|scope| {
+            let beside = std::thread::Builder::new().name("controls".to_owned());
+            let beside = beside.spawn_scoped(scope, || {
+                answer_all(Hand::Controls, commands, answers, |command| {
+                    memory.control(features, command.header.sequence, &command.payload)
+                });
+            });
+            if let Err(error) = beside {
+                return commands.fail(&format!("no thread for controls: {error}"));
+            }
+            answer_all(Hand::Main, commands, answers, |command| {
+                self.handle(command)
+            });
+        });
     }
 
     fn handle(&mut self, command: Command) -> Result<Reply, EncodeError> {
@@ -140,9 +137,41 @@ impl Session {
     /// # Errors
     /// What the inner worker could not end.
     pub(crate) fn close(self) -> Result<(), echelon_runtime::Error> {
-        // First those who may be working on buffers.
-        drop(self.peers);
-        drop(self.buffers);
+        drop(self.memory);
         self.worker.close()
+    }
+}
+
+/// Carries out and answers what is for `hand`, until the lane ends or an answer cannot be written.
+fn answer_all(
+    hand: Hand,
+    commands: &Commands,
+    answers: &Answers,
+    mut handle: impl FnMut(Command) -> Result<Reply, EncodeError>,
+) {
+    let _whole = Whole(commands);
+    while let Some((number, command)) = commands.next(hand) {
+        let sequence = command.header.sequence;
+        let reply = match handle(command) {
+            Ok(reply) => reply,
+            Err(error) => return commands.fail(&format!("a reply could not be encoded: {error}")),
+        };
+        commands.answering(number);
+        if let Err(error) = answers.send(sequence, &reply) {
+            commands.fail(&error.to_string());
+            return answers.break_off();
+        }
+        commands.done(number);
+    }
+}
+
+/// Ends the session when its thread panics: what waits for its command would wait for ever.
+struct Whole<'a>(&'a Commands);
+
+impl Drop for Whole<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail("a thread of the session panicked");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The line of commands between the reader and those who carry them out, and the one writer of their answers.
 
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use echelon_wire::frame::{encode_frame, Credits};
@@ -9,6 +10,7 @@ use echelon_wire::order::Scope;
 use parking_lot::{Condvar, Mutex};
 
 use super::command::Reply;
+use super::lifeline::{Lifeline, Verdict};
 use super::line::{Hand, Line, Number};
 use super::listen::write_all;
 use super::reader::Command;
@@ -23,11 +25,13 @@ struct State {
 pub(super) struct Commands {
     state: Mutex<State>,
     changed: Condvar,
+    lifeline: Arc<Lifeline>,
 }
 
 impl Commands {
-    pub(super) fn new(announced: Option<Credits>) -> Self {
+    pub(super) fn new(announced: Option<Credits>, lifeline: Arc<Lifeline>) -> Self {
         Self {
+            lifeline,
             state: Mutex::new(State {
                 line: Line::new(announced),
                 closed: false,
@@ -52,8 +56,10 @@ impl Commands {
         self.changed.notify_all();
     }
 
-    /// Nothing more comes, and what waits is forgotten: nobody could be told of it.
-    pub(super) fn abort(&self) {
+    /// Ends the session: what waits is forgotten, for nobody could be told of it.
+    pub(super) fn fail(&self, reason: &str) {
+        // First, so that this is the reason and not what it brings about.
+        self.lifeline.end(Verdict::Broken(reason.to_owned()));
         {
             let mut state = self.state.lock();
             state.closed = true;
@@ -84,9 +90,11 @@ impl Commands {
     }
 }
 
-/// The parent's side of the lane: whole frames, one after the other, whoever answers.
+/// The way to the parent: whole frames, one after the other, whoever answers.
 pub(super) struct Answers {
-    stream: Mutex<TcpStream>,
+    stream: TcpStream,
+    /// Whose turn it is to write.
+    turn: Mutex<()>,
     session: SessionId,
     worker: WorkerId,
     /// How long the parent may take to read one.
@@ -101,11 +109,18 @@ impl Answers {
         limit: Duration,
     ) -> Self {
         Self {
-            stream: Mutex::new(stream),
+            stream,
+            turn: Mutex::new(()),
             session,
             worker,
             limit: limit.min(Duration::from_secs(24 * 3600)),
         }
+    }
+
+    /// Ends the connection: an answer was written in part, and whoever writes another one now is to know.
+    pub(super) fn break_off(&self) {
+        // It may be gone already.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
     /// Writes one answer. Another thread's comes before or after it, so that each waits for at most one other.
@@ -121,7 +136,7 @@ impl Answers {
             &reply.payload,
         );
         let frame = frame.map_err(|error| std::io::Error::other(error.to_string()))?;
-        let stream = self.stream.lock();
-        write_all(&stream, &[&frame], Instant::now() + self.limit)
+        let _turn = self.turn.lock();
+        write_all(&self.stream, &[&frame], Instant::now() + self.limit)
     }
 }

@@ -28,6 +28,8 @@ pub(super) const UNANNOUNCED: Credits = Credits {
 pub(super) enum Hand {
     /// The main thread: tasks, and all that keeps its place among them.
     Main,
+    /// The thread that serves controls while a task runs (extension `concurrent_control`).
+    Controls,
 }
 
 /// Names a command of the line; sequences of version 1 may repeat.

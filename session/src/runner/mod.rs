@@ -2,7 +2,8 @@
 //!
 //! | thread | what it does |
 //! |---|---|
-//! | main | handles commands, in order |
+//! | main | handles commands, in order: tasks, registration, and without `concurrent_control` all |
+//! | controls | handles controls of buffers while a task runs, where `concurrent_control` was accepted |
 //! | command reader | always reads the command lane, so that its end is seen while a task runs |
 //! | health | shows the parent that the session lives |
 //! | watchdog | bounds how long the end takes |
@@ -20,6 +21,7 @@ mod health;
 pub(crate) mod lifeline;
 mod line;
 pub(crate) mod listen;
+mod memory;
 mod native;
 mod orphan;
 mod prestart;
@@ -61,6 +63,7 @@ use signals::Signals;
 /// Extensions that this session can serve, besides `health_echo`, which depends on the session timeout, and
 /// `serialized_callables`, which depends on the policy.
 const SERVED: Features = Features::PIPELINING
+    .union(Features::CONCURRENT_CONTROL)
     .union(Features::TIMED_COMPLETION)
     .union(Features::FLOAT64)
     .union(Features::TASK_TAGS)
@@ -310,7 +313,7 @@ impl Started {
             features,
             frame_limit: limit,
         };
-        let commands = Arc::new(Commands::new(credits));
+        let commands = Arc::new(Commands::new(credits, Arc::clone(&self.lifeline)));
         let twins = || Ok::<_, std::io::Error>((stream.try_clone()?, stream.try_clone()?));
         let passed = hit("session.reader").map_err(std::io::Error::from);
         let reader = passed
@@ -332,11 +335,8 @@ impl Started {
             return drop(reader);
         }
         let answers = Answers::new(to_write, lane.session, lane.worker, limit);
-        if let Err(error) = self.session.serve(&commands, &answers, features) {
-            // Before the reader is dropped: it is joined, and only the end of the session wakes it when the parent is silent.
-            self.lifeline.end(Verdict::Broken(error.to_string()));
-            commands.abort();
-        }
+        // Before the reader is dropped: it is joined, and only the end of the session wakes it when the parent is silent.
+        self.session.serve(&commands, &answers, features);
     }
 
     /// The session speaks first (contract §2).

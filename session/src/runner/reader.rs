@@ -80,10 +80,21 @@ fn read_all(stream: &TcpStream, lane: Lane, lifeline: &Lifeline, commands: &Comm
         if command.header.frame_type == FrameType::Shutdown {
             return Verdict::Shutdown;
         }
-        if let Err(reason) = commands.push(command, Scope::IN_ORDER, Hand::Main) {
+        if let Err(reason) = push(commands, command, lane.features) {
             return Verdict::Broken(reason);
         }
     }
+}
+
+/// Puts a command into the line, with what it may overtake.
+fn push(commands: &Commands, command: Command, features: Features) -> Result<(), String> {
+    let scope = Scope::of_command(command.header.frame_type, &command.payload, features);
+    let hand = if scope.is_beside_tasks() {
+        Hand::Controls
+    } else {
+        Hand::Main
+    };
+    commands.push(command, scope, hand)
 }
 
 /// One frame of this session, its header checked before the payload is read.
@@ -177,7 +188,7 @@ mod tests {
             features: Features::NONE,
             frame_limit,
         };
-        let commands = Arc::new(Commands::new(None));
+        let commands = Arc::new(Commands::new(None, Arc::clone(&lifeline)));
         let (twin, ending) = (Arc::clone(&commands), Arc::clone(&lifeline));
         let reader = CommandReader::start(stream, lane, ending, twin).expect("thread");
         Pair {

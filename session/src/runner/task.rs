@@ -12,6 +12,8 @@ use echelon_wire::id::Sequence;
 use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
 use echelon_wire::tensor::TensorMeta;
 
+use parking_lot::Mutex;
+
 use super::command::{Reply, Session};
 use crate::buffers::Buffers;
 use crate::peer::{Transfers, Use};
@@ -34,7 +36,7 @@ impl Session {
                 .collect();
             cut(format!(
                 "remote worker_id={} hashid={digest} sequence={sequence}: {}",
-                self.worker_id, failure.text
+                self.memory.worker_id, failure.text
             ))
         });
         if !self.features.contains(Features::TIMED_COMPLETION) {
@@ -74,8 +76,9 @@ impl Session {
         // A callable that panics has failed, like one that raises: the session goes on (S-4).
         let ran = catch_unwind(AssertUnwindSafe(|| {
             self.worker.run(|orchestrator| {
-                let view = materialise(&self.buffers, orchestrator, &task, &mut transfers)?;
-                if let Err(text) = transfers.fetch(&self.peers) {
+                let buffers = &self.memory.buffers;
+                let view = materialise(buffers, orchestrator, &task, &mut transfers)?;
+                if let Err(text) = transfers.fetch(&self.memory.peers) {
                     unreached = Some(text);
                     return Err(String::new());
                 }
@@ -87,7 +90,9 @@ impl Session {
         }
         match ran {
             // Only now has every inner task ended; dependants are released by the completion, which comes after this.
-            Ok(Ok(_)) => transfers.write_back(&self.peers).map_err(Failure::of_peer),
+            Ok(Ok(_)) => transfers
+                .write_back(&self.memory.peers)
+                .map_err(Failure::of_peer),
             Ok(Err(RunEnd::Function(text))) => Err(text.into()),
             Ok(Err(RunEnd::Engine(error))) => Err(error.to_string().into()),
             Err(panic) => {
@@ -124,7 +129,7 @@ impl From<String> for Failure {
 }
 
 fn materialise(
-    buffers: &Buffers,
+    buffers: &Mutex<Buffers>,
     orchestrator: &Orchestrator,
     task: &TaskPayload<'_>,
     transfers: &mut Transfers,
@@ -172,7 +177,7 @@ fn check_tag(tag: Option<Tag>, allowed: AccessFlags, what: &str) -> Result<(), S
 }
 
 fn tensor(
-    buffers: &Buffers,
+    buffers: &Mutex<Buffers>,
     orchestrator: &Orchestrator,
     args: &TaskArgsWire<'_>,
     (meta, desc, tag): (TensorMeta, Option<&RemoteTensorDesc>, Option<Tag>),
@@ -208,7 +213,10 @@ fn tensor(
             .map_err(|error| error.to_string())?;
         return Ok(tensor);
     }
-    let place = buffers.locate(desc).map_err(|error| error.to_string())?;
+    let place = buffers
+        .lock()
+        .locate(desc)
+        .map_err(|error| error.to_string())?;
     check_tag(tag, place.access, place.what)?;
     if let Some(fetched) = &place.fetched {
         transfers.add(fetched, desc.offset, nbytes, Use::of(tag, place.access)?);

@@ -10,8 +10,12 @@ use crate::buffer::{AddressSpace, RemoteTensorDesc};
 use crate::codec::Decode;
 use crate::frame::control::buffer::{CopyHeader, CopyTo, FreeCommand};
 use crate::frame::control::transfer::{ExportRequest, ImportRequest, ReleaseImport};
-use crate::frame::ControlName;
+use crate::frame::{Control, ControlName, Features, FrameType};
 use crate::id::{BufferId, WorkerId};
+use crate::task::{Carrier, TaskPayload};
+
+/// Code of the tag of a tensor that a task only reads.
+const INPUT: u8 = 0;
 
 /// Something that two commands may both use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,8 +61,35 @@ impl Scope {
         uses: Vec::new(),
     };
 
-    /// The scope of a task with these descriptors. Without its tags each may be written.
-    pub fn of_task<'a>(descriptors: impl IntoIterator<Item = &'a RemoteTensorDesc>) -> Self {
+    /// The scope of a command with this payload on a lane with these extensions.
+    pub fn of_command(frame_type: FrameType, payload: &[u8], features: Features) -> Self {
+        if !features.contains(Features::CONCURRENT_CONTROL) {
+            return Self::IN_ORDER;
+        }
+        match frame_type {
+            FrameType::Task => {
+                let task = TaskPayload::decode(payload, Carrier::Wire(features));
+                let sidecars = task.map(|task| task.args.sidecars).unwrap_or_default();
+                Self::of_task(sidecars.iter().flatten())
+            }
+            FrameType::Control => {
+                let control = Control::decode_with(payload, features);
+                control.map_or(Self::IN_ORDER, |control| {
+                    Self::of_control(control.name, &control.command)
+                })
+            }
+            _ => Self::IN_ORDER,
+        }
+    }
+
+    /// True when the command needs only what is there while a task runs: room and buffers.
+    pub fn is_beside_tasks(&self) -> bool {
+        let callables = |(thing, _): &(Thing, Use)| *thing == Thing::Callables;
+        self.kind == Kind::Control && !self.uses.iter().any(callables)
+    }
+
+    /// The scope of a task with these descriptors. What has no tag that says otherwise may be written.
+    fn of_task<'a>(descriptors: impl IntoIterator<Item = &'a RemoteTensorDesc>) -> Self {
         let mut uses = BTreeMap::from([(Thing::Callables, Use::Shared)]);
         for desc in descriptors {
             let named = matches!(
@@ -66,10 +97,13 @@ impl Scope {
                 AddressSpace::RemoteDevice | AddressSpace::RemoteWindow | AddressSpace::UbLdst
             );
             if named {
-                uses.insert(
-                    Thing::Buffer(desc.owner_worker_id, desc.buffer_id),
-                    Use::Alone,
-                );
+                let reads = desc
+                    .tensor_flags()
+                    .is_ok_and(|flags| flags.tag == Some(INPUT));
+                let how = if reads { Use::Shared } else { Use::Alone };
+                let buffer = Thing::Buffer(desc.owner_worker_id, desc.buffer_id);
+                let strongest = uses.entry(buffer).or_insert(how);
+                *strongest = how.max(*strongest);
             }
         }
         Self {
@@ -79,7 +113,7 @@ impl Scope {
     }
 
     /// The scope of a control. One whose command does not decode has no effect, so it uses nothing.
-    pub fn of_control(name: ControlName, command: &[u8]) -> Self {
+    fn of_control(name: ControlName, command: &[u8]) -> Self {
         use Thing::{Buffer, Callables, Room};
         use Use::{Alone, Shared};
         let uses = match name {
@@ -119,7 +153,8 @@ impl Scope {
             ControlName::ReleaseImport => ReleaseImport::decode(command).ok().map(|c| {
                 vec![(Room, Shared), (Buffer(c.owner_worker_id, c.buffer_id), Alone)]
             }),
-            ControlName::CommInit | ControlName::AllocDomain | ControlName::ReleaseDomain => None,
+            // Whatever it may need.
+            _ => return Self::IN_ORDER,
         };
         Self {
             kind: Kind::Control,

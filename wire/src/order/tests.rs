@@ -155,20 +155,53 @@ fn room_is_given_and_taken_in_order() {
 /// Without the extension, and for frames that are not known here, nothing changes places.
 #[test]
 fn in_order_is_in_order() {
-    for scope in [alloc(), Scope::of_task([]), Scope::IN_ORDER] {
+    let reserved = Scope::of_control(ControlName::CommInit, &[]);
+    for scope in [alloc(), Scope::of_task([]), reserved, Scope::IN_ORDER] {
         assert!(!scope.may_overtake(&Scope::IN_ORDER));
         assert!(!Scope::IN_ORDER.may_overtake(&scope));
     }
 }
 
-/// A command that does not decode is refused, whenever that is; a reserved one too.
+/// A command that does not decode is refused, whenever that is.
 #[test]
 fn what_has_no_effect_overtakes_everything() {
-    for scope in [
-        Scope::of_control(ControlName::FreeRemoteBuffer, &[1]),
-        Scope::of_control(ControlName::CommInit, &[]),
-    ] {
-        assert!(scope.may_overtake(&Scope::of_task([&own(1)])));
-        assert!(alloc().may_overtake(&scope));
+    let scope = Scope::of_control(ControlName::FreeRemoteBuffer, &[1]);
+    assert!(scope.may_overtake(&Scope::of_task([&own(1)])));
+    assert!(alloc().may_overtake(&scope));
+}
+
+/// with tags, what a task only reads can be read beside it.
+#[test]
+fn r_241_reads_go_beside_reads() {
+    let tagged = |buffer, tag| own(buffer).with_tag(tag).expect("a tag");
+    let reads = Scope::of_task([&tagged(1, INPUT)]);
+    assert!(read(1).may_overtake(&reads) && export(1).may_overtake(&reads));
+    assert!(!write(1).may_overtake(&reads) && !free(1).may_overtake(&reads));
+    for tag in 1..=4 {
+        let writes = Scope::of_task([&tagged(1, INPUT), &tagged(1, tag), &tagged(1, INPUT)]);
+        assert!(!read(1).may_overtake(&writes), "tag {tag}");
     }
+}
+
+/// Both ends take the scope from the bytes; without the extension all is in order.
+#[test]
+fn the_scope_of_a_command_comes_from_its_bytes() {
+    let both = Features::PIPELINING.union(Features::CONCURRENT_CONTROL);
+    let of = |kind, bytes: &[u8], features| Scope::of_command(kind, bytes, features);
+    let name = ControlName::AllocRemoteBuffer;
+    let command = AllocCommand { nbytes: 8 }.to_bytes().expect("valid");
+    let bytes = Control::new(name, &command[..]).to_bytes().expect("valid");
+    assert_eq!(of(FrameType::Control, &bytes, both), alloc());
+    assert!(alloc().is_beside_tasks());
+    assert_eq!(
+        of(FrameType::Control, &bytes, Features::PIPELINING),
+        Scope::IN_ORDER
+    );
+    // What is no task still takes its turn among tasks, and what is no control among all.
+    assert_eq!(of(FrameType::Task, &[1], both), Scope::of_task([]));
+    assert_eq!(of(FrameType::Control, &[1], both), Scope::IN_ORDER);
+    assert_eq!(of(FrameType::Health, &[], both), Scope::IN_ORDER);
+    assert!(!Scope::IN_ORDER.is_beside_tasks() && !Scope::of_task([]).is_beside_tasks());
+    let commit = Scope::of_control(ControlName::CommitRegisterCallable, &[]);
+    assert!(!commit.is_beside_tasks());
 }

@@ -1,11 +1,15 @@
 //! The command lane with many requests in flight: credits, answers that overtake, what is owed when.
 
 use echelon_wire::buffer::RemoteTensorDesc;
+use echelon_wire::call_config::CallConfig;
+use echelon_wire::callable::Digest;
 use echelon_wire::codec::Encode;
 use echelon_wire::frame::control::buffer::{AllocCommand, CopyHeader, FreeCommand};
 use echelon_wire::frame::control::CONTROL_VERSION;
 use echelon_wire::frame::{decode_frame, Control, ControlName};
 use echelon_wire::id::{BufferId, Generation};
+use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
+use echelon_wire::tensor::{DataType, TensorMeta};
 
 use super::tests::{answer, completion, drain, lane_with, reply, task, ticket_of, TIMEOUT};
 use super::*;
@@ -21,8 +25,19 @@ const BOTH: Features = Features::PIPELINING.union(Features::CONCURRENT_CONTROL);
 
 /// A task that names one buffer.
 fn task_on(ticket: u64, buffer: u64) -> Request {
+    let mut args = TaskArgsWire::default();
     let desc = RemoteTensorDesc::remote_device(ME, BufferId(buffer), Generation(1), 0, 8);
-    Request::task(Ticket(ticket), vec![0; 100], Scope::of_task([&desc]))
+    args.tensors
+        .push(TensorMeta::new(&[2], DataType::Float32).unwrap());
+    args.sidecars.push(Some(desc));
+    let task = TaskPayload {
+        digest: Digest([0; 32]),
+        config: CallConfig::default(),
+        args,
+    };
+    let bytes = task.to_bytes(Carrier::V1).unwrap();
+    let scope = Scope::of_command(FrameType::Task, &bytes, BOTH);
+    Request::task(Ticket(ticket), bytes, scope)
 }
 
 fn outgoing(name: ControlName, command: &[u8]) -> Outgoing {
@@ -123,7 +138,8 @@ fn credits_without_end_are_not_used_up() {
     for ticket in 0..1000 {
         lane.enqueue(task_on(ticket, ticket + 1), now);
     }
-    assert_eq!(drain(&mut lane, usize::MAX, now).len(), 64 * 140);
+    let one = 40 + task_on(1, 1).payload.len();
+    assert_eq!(drain(&mut lane, usize::MAX, now).len(), 64 * one);
 }
 
 /// what no frame of the lane holds fails alone, with both numbers.
