@@ -53,3 +53,19 @@ def orch_add(orch, args, config):
 def orch_fail(orch, args, config):
     """Orchestration callable that raises before it touched anything."""
     raise ValueError("as asked")
+
+
+def orch_wait_and_fill(orch, args, config):
+    """Orchestration callable: says in the fifo `output_prefix`.started that it runs; fills tensor 0 with a byte of `.go`."""
+    with open(config.output_prefix + ".started", "wb") as started:
+        started.write(b"x")
+    with open(config.output_prefix + ".go", "rb") as go:
+        args.tensor(0).numpy()[:] = go.read(1)[0]
+
+
+def orch_wait_alone(orch, args, config):
+    """Orchestration callable: as `orch_wait_and_fill`, without a tensor."""
+    with open(config.output_prefix + ".started", "wb") as started:
+        started.write(b"x")
+    with open(config.output_prefix + ".go", "rb") as go:
+        go.read(1)

@@ -28,7 +28,7 @@ pub use health::{HealthMonitor, Verdict};
 pub use spec::{RemoteWorkerSpec, SpecError};
 
 /// Extensions that this parent can use; offered in the manifest.
-pub(crate) const OFFERED: [&str; 8] = [
+pub(crate) const OFFERED: [&str; 9] = [
     "pipelining",
     "task_tags",
     "timed_completion",

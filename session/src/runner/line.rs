@@ -50,9 +50,9 @@ struct Entry {
 /// The line, in the order in which the commands came.
 pub(super) struct Line {
     credits: Credits,
-    /// Sequences must rise: `pipelining` was accepted.
-    strict: bool,
-    last: Option<Sequence>,
+    /// Sequences count: `pipelining` was accepted. One that is repeated, lower or left out is a command that was lost or made up.
+    counted: bool,
+    last: Sequence,
     next_number: u64,
     entries: VecDeque<Entry>,
     /// Commands, and their payload bytes, that the parent has no answer to.
@@ -64,8 +64,8 @@ impl Line {
     pub(super) fn new(announced: Option<Credits>) -> Self {
         Self {
             credits: announced.unwrap_or(UNANNOUNCED),
-            strict: announced.is_some(),
-            last: None,
+            counted: announced.is_some(),
+            last: Sequence(0),
             next_number: 0,
             entries: VecDeque::new(),
             unanswered: (0, 0),
@@ -75,7 +75,7 @@ impl Line {
     /// Appends a command.
     ///
     /// # Errors
-    /// How the parent broke the contract, which ends the session: more than the credits, or a sequence that does not rise.
+    /// How the parent broke the contract, which ends the session: more than the credits, or a sequence that is not the next.
     pub(super) fn push(
         &mut self,
         command: Command,
@@ -83,13 +83,14 @@ impl Line {
         hand: Hand,
     ) -> Result<(), String> {
         let sequence = command.header.sequence;
-        if self.strict {
-            if let Some(last) = self.last.filter(|last| *last >= sequence) {
+        if self.counted {
+            let next = Sequence(self.last.0.saturating_add(1));
+            if sequence != next {
                 return Err(format!(
-                    "command {sequence} came after {last}; with pipelining sequences rise"
+                    "command {sequence} came where {next} belongs; with pipelining each counts on by one"
                 ));
             }
-            self.last = Some(sequence);
+            self.last = next;
         }
         let payload_bytes = command.payload.len() as u64;
         let (commands, bytes) = (self.unanswered.0 + 1, self.unanswered.1 + payload_bytes);

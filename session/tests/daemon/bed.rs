@@ -226,6 +226,7 @@ pub(crate) fn manifest() -> Manifest {
             "m:panics",
             "m:endless",
             crate::tags::DESCRIBES,
+            crate::lanes::FILLS,
         ]
         .map(entry)
         .to_vec(),
@@ -256,9 +257,9 @@ impl Parent {
         };
         let (header, payload) = parent.receive();
         assert_eq!(header.frame_type, FrameType::Hello);
-        let hello = Hello::decode(&payload).unwrap();
         let offered = parent.manifest.feature_flags.iter();
         parent.features = Features::from_names(offered);
+        let (hello, _) = Hello::decode_with(&payload, parent.features).unwrap();
         assert_eq!(
             (hello.ready_state, hello.feature_flags),
             (ReadyState::Ready, parent.features.bits())
@@ -271,7 +272,13 @@ impl Parent {
         self.features
     }
 
-    pub(crate) fn send(&mut self, frame_type: FrameType, payload: &[u8]) {
+    /// The next command gets a sequence that was used before.
+    pub(crate) fn rewind(&mut self, by: u64) {
+        self.sequence -= by;
+    }
+
+    /// Sends a command; its sequence.
+    pub(crate) fn send(&mut self, frame_type: FrameType, payload: &[u8]) -> u64 {
         self.sequence += 1;
         let (session, worker) = (self.manifest.session(), self.manifest.worker());
         let frame = encode_frame(
@@ -283,6 +290,7 @@ impl Parent {
         )
         .unwrap();
         self.command.write_all(&frame).unwrap();
+        self.sequence
     }
 
     pub(crate) fn receive(&mut self) -> (FrameHeader, Vec<u8>) {

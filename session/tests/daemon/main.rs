@@ -7,6 +7,7 @@
 )] // A failed unwrap is a failed test.
 
 mod bed;
+mod lanes;
 mod neighbours;
 mod runners;
 mod tags;
@@ -34,6 +35,7 @@ fn session(mode: &str, args: Vec<String>) -> i32 {
             let host = NativeHost::new()
                 .with("m:noop", |_, _| Ok(()))
                 .with(tags::DESCRIBES, tags::describes)
+                .with(lanes::FILLS, lanes::fills)
                 .with("m:prints", |_, _| {
                     // More than a pipe holds; a failed write panics.
                     println!("{}", "x".repeat(1 << 20));
@@ -81,6 +83,7 @@ fn main() {
             .iter()
             .chain(runners::CASES)
             .chain(tags::CASES)
+            .chain(lanes::CASES)
     };
     if has("--list") {
         for (name, _) in cases().filter(|_| !has("--ignored")) {

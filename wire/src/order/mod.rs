@@ -126,9 +126,7 @@ impl Scope {
             | ControlName::StageBegin
             | ControlName::StageAppend
             | ControlName::StageSeal
-            | ControlName::StageDrop
-            // The events of all tasks before it.
-            | ControlName::CollectTrace => Some(vec![(Callables, Alone)]),
+            | ControlName::StageDrop => Some(vec![(Callables, Alone)]),
             ControlName::AllocRemoteBuffer => Some(vec![(Room, Alone)]),
             ControlName::FreeRemoteBuffer => FreeCommand::decode(command)
                 .ok()
@@ -151,9 +149,12 @@ impl Scope {
                 ]
             }),
             ControlName::ReleaseImport => ReleaseImport::decode(command).ok().map(|c| {
-                vec![(Room, Shared), (Buffer(c.owner_worker_id, c.buffer_id), Alone)]
+                vec![
+                    (Room, Shared),
+                    (Buffer(c.owner_worker_id, c.buffer_id), Alone),
+                ]
             }),
-            // Whatever it may need.
+            // Whatever they may need, and the trace, which has what came before it.
             _ => return Self::IN_ORDER,
         };
         Self {

@@ -114,7 +114,6 @@ fn tasks_and_registrations_keep_their_order() {
         ControlName::CommitRegisterCallable,
         ControlName::AbortRegisterCallable,
         ControlName::PrepareCallable,
-        ControlName::CollectTrace,
     ] {
         let registration = Scope::of_control(name, &[]);
         assert!(!registration.may_overtake(&task), "{name:?}");
@@ -155,8 +154,15 @@ fn room_is_given_and_taken_in_order() {
 /// Without the extension, and for frames that are not known here, nothing changes places.
 #[test]
 fn in_order_is_in_order() {
-    let reserved = Scope::of_control(ControlName::CommInit, &[]);
-    for scope in [alloc(), Scope::of_task([]), reserved, Scope::IN_ORDER] {
+    let others = [ControlName::CommInit, ControlName::CollectTrace];
+    let [reserved, trace] = others.map(|name| Scope::of_control(name, &[]));
+    for scope in [
+        alloc(),
+        Scope::of_task([]),
+        reserved,
+        trace,
+        Scope::IN_ORDER,
+    ] {
         assert!(!scope.may_overtake(&Scope::IN_ORDER));
         assert!(!Scope::IN_ORDER.may_overtake(&scope));
     }

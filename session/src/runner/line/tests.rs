@@ -52,38 +52,51 @@ fn without_the_extension_sequences_say_nothing_and_order_is_kept() {
     assert!(!line.waits_for(Hand::Main));
 }
 
-/// With pipelining a sequence that does not rise is refused, whatever became of the earlier one.
+/// With pipelining a sequence counts on by one, whatever became of the earlier ones.
 #[test]
-fn a_repeated_or_lower_sequence_is_refused_where_pipelining_was_accepted() {
-    for second in [3, 4] {
+fn a_repeated_lower_or_missing_sequence_is_refused_where_pipelining_was_accepted() {
+    for wrong in [0, 1, 2, 4, u64::MAX] {
         let mut line = Line::new(Some(FEW));
-        push(&mut line, 4, 1).expect("taken");
-        let (number, _) = line.take(Hand::Main).expect("a command");
-        line.answering(number);
-        line.done(number);
-        let error = push(&mut line, second, 1).expect_err("refused");
-        assert!(error.contains("sequences rise"), "{error}");
+        for sequence in [1, 2] {
+            push(&mut line, sequence, 1).expect("taken");
+            let (number, _) = line.take(Hand::Main).expect("a command");
+            line.answering(number);
+            line.done(number);
+        }
+        let error = push(&mut line, wrong, 1).expect_err("refused");
+        assert!(error.contains("where 3 belongs"), "{error}");
     }
+    let mut line = Line::new(Some(FEW));
+    push(&mut line, 2, 1).expect_err("the first is 1");
 }
 
 #[test]
 fn more_than_the_credits_is_refused_and_an_answer_gives_credit_back() {
-    let mut line = Line::new(Some(FEW));
-    for sequence in 1..=3 {
-        push(&mut line, sequence, 30).expect("within credits");
-    }
-    let (number, _) = line.take(Hand::Main).expect("a command");
+    let ready = || {
+        let mut line = Line::new(Some(FEW));
+        for sequence in 1..=3 {
+            push(&mut line, sequence, 30).expect("within credits");
+        }
+        let (number, _) = line.take(Hand::Main).expect("a command");
+        (line, number)
+    };
     // Being carried out is not being answered.
+    let (mut line, _) = ready();
     let error = push(&mut line, 4, 0).expect_err("a command too many");
     assert!(error.contains("4 commands"), "{error}");
+    let (mut line, number) = ready();
     line.answering(number);
-    push(&mut line, 5, 40).expect("the first was answered");
-    line.done(number);
-    let (number, _) = line.take(Hand::Main).expect("a command");
-    line.answering(number);
-    let error = push(&mut line, 6, 31).expect_err("a byte too many");
+    let error = push(&mut line, 4, 41).expect_err("a byte too many");
     assert!(error.contains("101 bytes"), "{error}");
-    push(&mut line, 7, 30).expect("all of them");
+    let (mut line, number) = ready();
+    line.answering(number);
+    push(&mut line, 4, 40).expect("all of them");
+    line.done(number);
+    assert_eq!(
+        line.take(Hand::Main)
+            .map(|(_, command)| command.header.sequence),
+        Some(Sequence(2))
+    );
 }
 
 // --- any order that the line allows ------------------------------------------------------------------------
