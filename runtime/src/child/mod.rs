@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use echelon_wire::callable::{CallableKind, Digest, Hashid};
+use echelon_wire::callable::{CallableKind, Digest};
 use echelon_wire::codec::Reader;
 use echelon_wire::task::{Carrier, TaskPayload};
 
@@ -26,7 +26,7 @@ use crate::mailbox::{Bell, ChildSide, MailboxError, RecordHead};
 use crate::process::{watch_parent, ProcessError};
 use crate::tensor::{Lease, Tag, TaskView, Tensor};
 use crate::trace::now_ns;
-use crate::worker::{LevelPlan, RegisterOptions, RunEnd, Worker, WorkerBuilder};
+use crate::worker::{CallableHandle, LevelPlan, RegisterOptions, RunEnd, Worker, WorkerBuilder};
 use records::{parts, Answer, Done, Install, Parts, Remove};
 use regions::RegionTable;
 
@@ -83,6 +83,8 @@ pub struct Child {
     host: Arc<dyn CallableHost>,
     callables: HashMap<Digest, Arc<dyn HostedCallable>>,
     level: Level,
+    /// What the parent registered for the workers below; what this level registered itself is not the parent's to remove.
+    of_parent: HashMap<Digest, CallableHandle>,
     incoming: Parts,
     /// Tasks that have ended while views of their arguments live on, by ticket (design §15.6).
     retained: Vec<(u64, Lease)>,
@@ -105,12 +107,15 @@ impl Child {
         let socket: Arc<OwnedFd> = Arc::new(args.socket);
         watch_parent(&socket)?;
         let regions = RegionTable::new(&args.regions, socket);
+        let mut of_parent = HashMap::new();
         let level = match args.plan {
             None => Level::Leaf,
-            Some(json) => Level::Orchestration(start_inner(
-                &json,
-                inner.inherited_regions(regions.inherited()),
-            )?),
+            Some(json) => {
+                let builder = inner.inherited_regions(regions.inherited());
+                let (worker, handles) = start_inner(&json, builder)?;
+                of_parent = handles;
+                Level::Orchestration(worker)
+            }
         };
         let mut child = Self {
             side,
@@ -118,6 +123,7 @@ impl Child {
             host,
             callables: HashMap::new(),
             level,
+            of_parent,
             incoming: Parts::default(),
             retained: Vec::new(),
         };
@@ -246,11 +252,15 @@ impl Child {
             return Ok(());
         }
         let worker = self.inner().ok_or("a leaf has no inner workers")?;
+        if self.of_parent.contains_key(&install.digest) {
+            return Ok(());
+        }
         let callable = Callable::from_payload(install.kind, install.name, install.payload)?;
-        worker
+        let handle = worker
             .register(callable, RegisterOptions::default())
-            .map(drop)
-            .map_err(|error| error.to_string())
+            .map_err(|error| error.to_string())?;
+        self.of_parent.insert(install.digest, handle);
+        Ok(())
     }
 
     fn remove(&mut self, remove: &Remove) -> Result<(), String> {
@@ -259,13 +269,14 @@ impl Child {
             return Ok(());
         }
         let worker = self.inner().ok_or("a leaf has no inner workers")?;
-        match worker.find_handle(&Hashid(remove.digest).to_string()) {
-            Ok(handle) => worker
-                .unregister(&handle)
-                .map_err(|error| error.to_string()),
-            // Not there is what was asked for.
-            Err(_) => Ok(()),
+        // Not there is what was asked for. Kept until it is gone everywhere below.
+        if let Some(handle) = self.of_parent.get(&remove.digest) {
+            worker
+                .unregister(handle)
+                .map_err(|error| error.to_string())?;
+            self.of_parent.remove(&remove.digest);
         }
+        Ok(())
     }
 
     fn task(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), ChildError> {
@@ -377,14 +388,29 @@ fn injected(point: &str) -> Result<(), ChildError> {
     crate::failpoint::hit(point).map_err(|injected| ChildError::Inner(injected.to_string()))
 }
 
-fn start_inner(json: &[u8], builder: WorkerBuilder) -> Result<Worker, ChildError> {
+/// The runtime below, with the handles of what the parent registered for it.
+fn start_inner(
+    json: &[u8],
+    builder: WorkerBuilder,
+) -> Result<(Worker, HashMap<Digest, CallableHandle>), ChildError> {
     let inner = |error: Error| ChildError::Inner(error.to_string());
-    let plan: LevelPlan =
+    let mut plan: LevelPlan =
         serde_json::from_slice(json).map_err(|error| ChildError::Inner(error.to_string()))?;
+    let entries = std::mem::take(&mut plan.inner);
     let worker = plan.into_worker(builder.inner()).map_err(inner)?;
+    let mut of_parent = HashMap::new();
+    for entry in entries {
+        let callable = entry.callable().map_err(inner)?;
+        let digest = callable.digest;
+        if of_parent.contains_key(&digest) {
+            continue;
+        }
+        let handle = worker.register(callable, entry.options).map_err(inner)?;
+        of_parent.insert(digest, handle);
+    }
     injected("child.inner")?;
     worker.init().map_err(inner)?;
-    Ok(worker)
+    Ok((worker, of_parent))
 }
 
 impl Callable {

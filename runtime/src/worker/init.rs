@@ -38,7 +38,7 @@ impl Worker {
         };
         let deadline = self.startup_deadline();
         let started = self
-            .check_reachable(&children, &registrations)
+            .check_runnable(&children, &registrations)
             .and_then(|()| self.start(&children, &registrations, deadline));
         let result = started.and_then(|live| self.publish(live, deadline));
         let result = match result {
@@ -53,34 +53,6 @@ impl Worker {
         }
         self.0.changed.notify_all();
         result
-    }
-
-    /// Refuses callables that no worker of this level could ever run, before anything is started (R-024).
-    fn check_reachable(
-        &self,
-        children: &[Child],
-        registrations: &[Registration],
-    ) -> Result<(), Error> {
-        let has_subs = self.0.settings.sub_workers + self.0.settings.threads > 0;
-        let reaches = |registration: &&Registration| {
-            let mut ids = children.iter().zip(0..);
-            (has_subs && registration.for_subs())
-                || ids.any(|(child, id)| registration.includes(id, child))
-        };
-        let unmet: Vec<&str> = registrations
-            .iter()
-            .filter(|registration| !reaches(registration))
-            .map(|registration| registration.handle.name())
-            .collect();
-        if unmet.is_empty() {
-            return Ok(());
-        }
-        Err(Error::Registration {
-            callable: unmet.join(", "),
-            message: "this Worker has no worker of the kind that could run it: functions go to sub workers and local children, \
-                      RemoteCallables to remote workers; add one, or leave the callable out"
-                .into(),
-        })
     }
 
     /// READY, unless it has become too late meanwhile: then everything is rolled back (R-006).
@@ -340,7 +312,7 @@ impl Worker {
             let mut entry = registration.plan()?;
             // For the child it is a callable of its own workers.
             entry.options = super::RegisterOptions::default();
-            plan.callables.push(entry);
+            plan.inner.push(entry);
         }
         let json =
             serde_json::to_vec(&plan).map_err(|error| startup(&format!("worker {id}"), error))?;

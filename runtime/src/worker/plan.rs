@@ -56,8 +56,10 @@ pub struct LevelPlan {
     pub chips: Option<ChipDevices>,
     /// Its other children in the order of their ids, which follow those of the devices.
     pub children: Vec<Child>,
-    /// Callables.
+    /// Callables that it registered itself.
     pub callables: Vec<InnerPlan>,
+    /// Callables that its parent registers for its workers, and may unregister again.
+    pub inner: Vec<InnerPlan>,
 }
 
 impl Worker {
@@ -86,6 +88,7 @@ impl Worker {
             chips: s.chips.clone(),
             children,
             callables,
+            inner: Vec::new(),
         };
         life.state = WorkerState::Given;
         Ok(plan)
@@ -143,7 +146,7 @@ impl InnerPlan {
         }
     }
 
-    fn callable(&self) -> Result<Callable, Error> {
+    pub(crate) fn callable(&self) -> Result<Callable, Error> {
         if !self.serialized && !self.chip {
             let target = ImportTarget::parse(&self.payload)
                 .map_err(|error| Error::argument("target", error.to_string()))?;

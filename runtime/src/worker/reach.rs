@@ -129,6 +129,91 @@ impl Worker {
     }
 }
 
+impl Worker {
+    /// Refuses callables that no worker could ever run, before anything is started (R-024).
+    pub(super) fn check_runnable(
+        &self,
+        children: &[Child],
+        registrations: &[Registration],
+    ) -> Result<(), Error> {
+        let subs = self.0.settings.sub_workers + self.0.settings.threads > 0;
+        // What a level below gets is decided above it, where it may be registered for several of different kinds.
+        let unmet = registrations.iter().filter(|_| !self.0.settings.inner);
+        let unmet = unmet.filter_map(|r| Some((r.handle.name(), r.unmet(subs, children)?)));
+        let unmet: Vec<(&str, String)> = unmet.collect();
+        if unmet.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = unmet.iter().map(|(name, _)| *name).collect();
+        let reasons = unmet.iter().map(|(name, why)| format!("{name}: {why}"));
+        Err(Error::Registration {
+            callable: names.join(", "),
+            message: reasons.collect::<Vec<_>>().join("; "),
+        })
+    }
+}
+
+impl Registration {
+    /// Why no worker can run it, whatever happens; `None` when one can.
+    fn unmet(&self, subs: bool, children: &[Child]) -> Option<String> {
+        let children = || children.iter().zip(0..);
+        let mut included = children().filter(|(child, id)| self.includes(*id, child));
+        if self.options.inner {
+            let without = |(child, _): &(&Child, i32)| !child.has_workers_below();
+            return match &self.options.workers {
+                // Who is named is meant.
+                Some(_) => included.find(without).map(|(_, id)| {
+                    format!("inner=True, and worker {id} has no workers of its own; give it num_sub_workers")
+                }),
+                None if included.any(|at| !without(&at)) => None,
+                None => Some(format!(
+                    "inner=True, and no {} worker has workers of its own; give one num_sub_workers",
+                    self.options.scope.word()
+                )),
+            };
+        }
+        if included.next().is_some() || (subs && self.for_subs()) {
+            return None;
+        }
+        Some(match (&self.options.workers, self.options.scope) {
+            (Some(_), _) => "workers=[] names none; name some, or leave it out".to_owned(),
+            (None, RegisterScope::Local) => {
+                "it is for sub workers and local children, and there are none; give num_sub_workers, or name remote \
+                 workers in register(…, workers=[…])"
+                    .to_owned()
+            }
+            (None, RegisterScope::Remote) => {
+                "it is for remote workers, and there are none; add one with add_remote_worker, or register the function \
+                 itself for local workers"
+                    .to_owned()
+            }
+        })
+    }
+}
+
+impl RegisterScope {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Remote => "remote",
+        }
+    }
+}
+
+impl Child {
+    /// True when an inner callable has somewhere to run.
+    fn has_workers_below(&self) -> bool {
+        match self {
+            Self::Local(plan) => {
+                let local = |child: &Self| matches!(child, Self::Local(_));
+                plan.sub_workers > 0 || plan.chips.is_some() || plan.children.iter().any(local)
+            }
+            Self::Remote(spec) => spec.num_sub_workers > 0 || !spec.device_ids.is_empty(),
+            Self::Chip { .. } => false,
+        }
+    }
+}
+
 impl Core {
     /// The endpoints that a registration goes to, now. Places that only the next run fills again are among them.
     pub(super) fn registration_targets(

@@ -5,10 +5,12 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use echelon_runtime::{Error, RemoteWorkerSpec, Worker, WorkerState};
+use echelon_runtime::{
+    ChildProgram, Error, RegisterOptions, RegisterScope, RemoteWorkerSpec, Worker, WorkerState,
+};
 use echelon_wire::bootstrap::{json_len, Manifest};
 
-use crate::bed::{bounded, start, Switch};
+use crate::bed::{bounded, import, start, Switch};
 
 /// Far beyond the tests' patience: whoever waits for it hangs.
 const LONG: Duration = Duration::from_secs(3_600);
@@ -172,17 +174,88 @@ fn r_021_a_close_without_time_says_that_init_still_rolls_back() {
     w.close().unwrap();
 }
 
+/// Names and reasons of what fails the start because nobody can run it; `None` when the start goes on, to a program that cannot be
+/// started: whoever tries says so.
+fn unmet(
+    specs: &[RemoteWorkerSpec],
+    subs: u32,
+    asked: &[(&str, RegisterOptions)],
+) -> Option<(String, String)> {
+    let builder = Worker::builder()
+        .memory_limit(Some(1 << 20))
+        .startup_timeout(Duration::from_millis(50))
+        .child_program(ChildProgram::Custom {
+            program: "/nonexistent/program".into(),
+            args: Vec::new(),
+        })
+        .sub_workers(subs);
+    let w = builder.build().unwrap();
+    for spec in specs {
+        w.add_remote_worker(spec.clone()).unwrap();
+    }
+    for (name, options) in asked {
+        w.register(import(name), options.clone()).unwrap();
+    }
+    match w.init() {
+        Err(Error::Registration { callable, message }) => Some((callable, message)),
+        Err(Error::Startup { .. } | Error::Process(_)) => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// a callable that no worker could ever run fails the start before anything is started, with every one that is unmet.
 #[test]
-fn r_024_a_callable_that_nobody_could_run_fails_the_start_before_anything_is_started() {
+fn r_024_what_nobody_can_run_fails_the_start_before_there_is_a_process() {
     let (daemon, spec) = silent();
-    let w = worker(LONG, &[spec]);
-    w.register(crate::bed::import("m:leaf"), Default::default())
-        .unwrap();
-    let starting = w.clone();
-    let error = bounded("init", move || starting.init()).unwrap_err();
-    assert!(matches!(error, Error::Registration { .. }), "{error}");
-    assert!(error.to_string().contains("m:leaf"), "{error}");
-    daemon.set_nonblocking(true).unwrap();
-    assert!(daemon.accept().is_err(), "nobody was asked for anything");
-    w.close().unwrap();
+    let with_subs = RemoteWorkerSpec {
+        num_sub_workers: 1,
+        ..spec.clone()
+    };
+    let local = RegisterOptions::default;
+    let remote = || RegisterOptions {
+        scope: RegisterScope::Remote,
+        ..local()
+    };
+    let inner = |options: RegisterOptions| RegisterOptions {
+        inner: true,
+        ..options
+    };
+    let on = |ids: &[i32]| RegisterOptions {
+        workers: Some(ids.to_vec()),
+        ..local()
+    };
+    let none: &[RemoteWorkerSpec] = &[];
+    let one = std::slice::from_ref(&spec);
+    let able = std::slice::from_ref(&with_subs);
+    // Nobody: every one of them is named.
+    let (names, message) = unmet(none, 0, &[("m:a", local()), ("m:b", remote())]).unwrap();
+    assert_eq!(names, "m:a, m:b");
+    assert!(
+        message.contains("num_sub_workers") && message.contains("add_remote_worker"),
+        "{message}"
+    );
+    for (specs, subs, options, reason) in [
+        (one, 0, local(), "local"),
+        (none, 1, remote(), "remote"),
+        (one, 1, inner(local()), "inner=True"),
+        (one, 1, inner(remote()), "inner=True"),
+        (one, 1, inner(on(&[0])), "worker 0"),
+        (able, 1, on(&[]), "workers=[]"),
+    ] {
+        let (name, message) = unmet(specs, subs, &[("m:a", options.clone())]).unwrap();
+        assert_eq!(name, "m:a");
+        assert!(message.contains(reason), "{options:?}: {message}");
+    }
+    drop(daemon);
+    // Somebody: the start goes on, to what cannot be started here.
+    for (specs, subs, options) in [
+        (none, 1, local()),
+        (one, 1, local()),
+        (one, 0, remote()),
+        (one, 0, on(&[0])),
+        (able, 0, inner(on(&[0]))),
+        (able, 0, inner(remote())),
+    ] {
+        assert_eq!(unmet(specs, subs, &[("m:a", options)]), None);
+    }
 }
