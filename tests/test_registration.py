@@ -91,7 +91,7 @@ def test_an_inner_registration_while_a_task_runs_takes_effect_after_it(kind: str
     """The level below is one thread: what it is asked meanwhile it does next."""
     go, begun = tmp_path / "go", tmp_path / "begun"
     with below(kind) as worker:
-        wait = worker.register(target("orch_wait_for_file"), workers=[0])
+        wait = worker.register(target("orch_begin_and_wait"), workers=[0])
         forward = worker.register(target("orch_forward"), workers=[0])
         paths = [np.frombuffer(str(path).encode(), np.uint8) for path in (begun, go)]
         registered: list[ec.CallableHandle] = []

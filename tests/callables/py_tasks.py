@@ -198,7 +198,7 @@ def orch_forever(orch, args, config):
     orch.submit_sub(ec.session.get_inner_handle("py_tasks:forever"), args)
 
 
-def orch_wait_for_file(orch, args, config):
+def orch_begin_and_wait(orch, args, config):
     """Orchestration callable: creates the file that tensor 0 names and waits for the one that tensor 1 names."""
     begun, go = (bytes(args.tensor(at).numpy()).decode() for at in (0, 1))
     with open(begun, "x"):
