@@ -57,7 +57,8 @@ impl Worker {
 
     /// READY, unless it has become too late meanwhile: then everything is rolled back.
     fn publish(&self, live: Live, deadline: Instant) -> Result<(), Error> {
-        let outcome = hit("init.commit");
+        // With the level, because the workers of children and sessions come by here too.
+        let outcome = hit_at("init.commit", self.0.settings.level);
         let refused = {
             let mut life = self.0.life.lock();
             // Asked with the lock held, the last moment at which it can still be refused.
