@@ -175,8 +175,11 @@ def test_decisions_are_numbered_without_gaps() -> None:
     assert not odd, f"a record is named NNNN-title.md: {odd}"
     numbers = [int(name[:4]) for name in records]
     assert numbers == list(range(1, len(numbers) + 1)), f"gaps or repeats in {numbers}"
+    index = (ROOT / "docs/decisions/README.md").read_text()
     for name in records:
+        assert f"| [{name[:4]}]({name}) |" in index, f"{name} is not in the index"
         text = (ROOT / "docs/decisions" / name).read_text()
+        assert text.startswith(f"# {name[:4]}: "), f"{name} begins with another number"
         for heading in ("## Context", "## Decision", "## Consequences"):
             assert heading in text, f"{name} lacks {heading!r}"
 
