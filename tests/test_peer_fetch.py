@@ -300,7 +300,8 @@ def test_a_thousand_fetches_leave_descriptors_flat(hosts: Hosts) -> None:
 
 
 def test_an_owner_that_is_killed_during_a_fetch_fails_the_task_alone(hosts: Hosts) -> None:
-    add = hosts.register("orch_add")
+    """R-085: and as infrastructure: the callable did nothing wrong, and was not even called."""
+    add, copy, spoil = (hosts.register(f"orch_{name}") for name in ("add", "copy", "spoil"))
     hosts.start()
     buffer, own = hosts.buffer(MIB), hosts.worker.remote_malloc(hosts.importer, 16)
     window = hosts.window(buffer)
@@ -330,8 +331,33 @@ def test_an_owner_that_is_killed_during_a_fetch_fails_the_task_alone(hosts: Host
     (error,) = failures
     text = str(error)
     assert "worker 0" in text and "buffer 1" in text and "import" in text, text
+    assert type(error) is ec.EndpointLost, error
+    (failure,) = error.failures
+    assert (failure.outcome, failure.worker_id) == ("endpoint_lost", hosts.importer)
+    # It is tried again where that does no harm, a few times (R-086).
+    with pytest.raises(ec.EndpointLost, match="buffer 1") as caught:
+        args = ec.TaskArgs.of((ref(window, 16), INPUT), (ref(own), OUTPUT))
+        hosts.worker.run(
+            lambda orch, a, c: orch.submit_next_level(copy, args, worker=hosts.importer, idempotent=True)
+        )
+    assert caught.value.failures[0].attempts > 1
+    # What user code raises there is still user code's.
+    with pytest.raises(ec.TaskError, match="after writing"):
+        hosts.run(spoil, (ref(own), INOUT))
     hosts.run(add, (ref(own), INOUT), value=5)
-    assert hosts.content(own).tolist() == [5] * 16
+    assert hosts.content(own).tolist() == [(255 + 5) % 256] * 16
+
+
+def test_r_085_the_loss_of_a_process_below_a_session_is_not_user_code_s(hosts: Hosts) -> None:
+    kill, spoil = hosts.register("orch_dying_sub"), hosts.register("orch_spoil")
+    hosts.register("die", inner=True)
+    hosts.start()
+    own = hosts.worker.remote_malloc(hosts.importer, 16)
+    with pytest.raises(ec.EndpointLost, match="signal 9") as caught:
+        hosts.run(kill)
+    assert [failure.outcome for failure in caught.value.failures] == ["endpoint_lost"]
+    with pytest.raises(ec.TaskError, match="after writing"):
+        hosts.run(spoil, (ref(own), INOUT))
 
 
 def test_r_239_an_importer_that_is_killed_during_a_write_back_harms_nobody(

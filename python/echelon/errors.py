@@ -168,7 +168,8 @@ class TaskError(RunError):
 
 
 class EndpointLost(RunError):
-    """A worker process or a session was lost: killed, crashed, unreachable.
+    """A worker process or a session was lost: killed, crashed, unreachable; or what a task needed was out of its
+    worker's reach, e.g. a window on a buffer whose owner is gone. It was not user code that raised.
 
     Raised by a run with :attr:`failures`, and by calls on a worker that is gone, without them.
     """

@@ -6,7 +6,8 @@
 pub enum FailureKind {
     /// User code raised.
     Failed,
-    /// The worker was lost while the task was there, or no eligible worker was left.
+    /// Infrastructure: the worker was lost while the task was there, no eligible worker was left, or what the task needs was out of
+    /// the worker's reach.
     EndpointLost,
     /// It was never started: a task that it reads from did not complete.
     Skipped,

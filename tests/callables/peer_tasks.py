@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 WAIT_S = 100.0
@@ -56,6 +57,18 @@ def orch_to_sub(orch, args, config):
     inner = ec.TaskArgs()
     inner.add_tensor(args.tensor(0), ec.TensorArgType.INOUT)
     orch.submit_sub(ec.session.get_inner_handle("peer_tasks:add_one"), inner)
+
+
+def orch_dying_sub(orch, args, config):
+    """Has a sub worker end in the middle of its task."""
+    import echelon as ec
+
+    orch.submit_sub(ec.session.get_inner_handle("peer_tasks:die"), ec.TaskArgs())
+
+
+def die(args):
+    """Leaf: ends its process."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def add_one(args):

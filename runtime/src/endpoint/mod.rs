@@ -218,11 +218,34 @@ pub enum ControlFailure {
     Lost(String),
 }
 
-/// What a task raised.
+/// Why a task did not complete at an endpoint that goes on.
 #[derive(Clone, Debug, Default)]
 pub struct TaskFailure {
     /// The text that came back, traceback included, at most 4,096 bytes.
     pub message: String,
+    /// Not the callable's doing: what the task needs there was gone, or it was not carried out. The task ends as lost, not as
+    /// failed, and is tried again if it is idempotent.
+    pub infrastructure: bool,
+}
+
+impl TaskFailure {
+    /// The callable raised, or its arguments were wrong.
+    #[must_use]
+    pub fn raised(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            infrastructure: false,
+        }
+    }
+
+    /// Something else than the callable was at fault.
+    #[must_use]
+    pub fn infrastructure(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            infrastructure: true,
+        }
+    }
 }
 
 /// What became of a task.

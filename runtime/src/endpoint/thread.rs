@@ -137,10 +137,11 @@ fn perform(job: Job) -> EndpointEvent {
     let start_ns = now_ns();
     let failure = match catch_unwind(AssertUnwindSafe(|| (job.function)(job.view))) {
         Ok(Ok(())) => None,
-        Ok(Err(message)) => Some(TaskFailure { message }),
-        Err(panic) => Some(TaskFailure {
-            message: format!("panicked: {}", panic_text(&*panic)),
-        }),
+        Ok(Err(message)) => Some(TaskFailure::raised(message)),
+        Err(panic) => Some(TaskFailure::raised(format!(
+            "panicked: {}",
+            panic_text(&*panic)
+        ))),
     };
     let report = TaskReport {
         failure,

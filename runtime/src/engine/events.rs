@@ -67,7 +67,12 @@ impl Core {
         };
         self.flights.remove(&ticket);
         self.leave_queue(endpoint, ticket);
+        let lost = report.failure.as_ref().filter(|f| f.infrastructure);
+        let lost = lost.map(|failure| failure.message.clone());
         let result = self.settle_member(task, member, endpoint, report);
+        if let Some(reason) = lost {
+            return self.lose_member((task, member), endpoint, &reason);
+        }
         self.feed(Event::MemberDone {
             task,
             member,
@@ -111,7 +116,9 @@ impl Core {
         let run = self.runs.get(&record.run);
         let frozen = run.is_none_or(|run| run.interrupted);
         let mut result = MemberResult::Completed;
-        if let Some(failure) = report.failure {
+        if report.failure.as_ref().is_some_and(|f| f.infrastructure) {
+            result = MemberResult::Lost;
+        } else if let Some(failure) = report.failure {
             record.fail(FailureKind::Failed, Some(slot), failure.message);
             result = MemberResult::Failed;
         } else if let Err(message) = copy_back(record, member, frozen) {
@@ -131,7 +138,8 @@ impl Core {
             *run.per_worker.entry(slot.info.name.clone()).or_default() += 1;
             let outcome = match result {
                 MemberResult::Completed => "completed",
-                _ => "failed",
+                MemberResult::Failed => "failed",
+                MemberResult::Lost => "lost",
             };
             let mut event = member_event(record, slot, member, outcome);
             event.start_ns = report.start_ns.unwrap_or(event.ready_ns);
@@ -300,20 +308,11 @@ impl Core {
         reason: Option<&str>,
         unsent: bool,
     ) {
-        let mut hold = false;
         if let Some(reason) = reason {
             self.trace_lost(task, member, endpoint);
-            hold = self.try_again(task, member, endpoint, reason);
-            if !hold {
-                self.mark_lost(task, endpoint, reason);
-                return self.feed(Event::MemberDone {
-                    task,
-                    member,
-                    endpoint,
-                    result: MemberResult::Lost,
-                });
-            }
-        } else if let Some(record) = self.records.get_mut(&task) {
+            return self.lose_member((task, member), endpoint, reason);
+        }
+        if let Some(record) = self.records.get_mut(&task) {
             record.steps.note(member, StepKind::Returned(endpoint));
             if let (Work::Call { members, .. }, false) = (&mut record.work, unsent) {
                 if let Some(member) = members.get_mut(member as usize) {
@@ -325,7 +324,26 @@ impl Core {
             task,
             member,
             endpoint,
-            hold,
+            hold: false,
+        });
+    }
+
+    /// What a member did is not known, or it could not be done where it was: it is lost, unless another attempt is to be made.
+    fn lose_member(&mut self, (task, member): (TaskId, u32), endpoint: EndpointId, reason: &str) {
+        if self.try_again(task, member, endpoint, reason) {
+            return self.feed(Event::MemberReturned {
+                task,
+                member,
+                endpoint,
+                hold: true,
+            });
+        }
+        self.mark_lost(task, endpoint, reason);
+        self.feed(Event::MemberDone {
+            task,
+            member,
+            endpoint,
+            result: MemberResult::Lost,
         });
     }
 

@@ -161,7 +161,8 @@ fn hint(kind: FailureKind, slot: Option<&EndpointSlot>) -> &'static str {
              idempotent=True lets Echelon do that"
         }
         (FailureKind::EndpointLost, _) => {
-            "look at its log, then submit the work again to another worker; worker.reopen(worker_id) starts a lost session anew"
+            "look at its log and at what the message names, then submit the work again, idempotent=True lets Echelon do that; a lost session is started anew by \
+             worker.reopen(worker_id)"
         }
         (FailureKind::Skipped, _) => "mend what its cause names, then submit both again",
         (FailureKind::Cancelled, _) => "it was not begun: submit it again in a new run",

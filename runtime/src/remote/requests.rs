@@ -45,7 +45,7 @@ impl Expected {
         match self {
             Self::Task => {
                 let report = TaskReport {
-                    failure: Some(TaskFailure { message }),
+                    failure: Some(TaskFailure::raised(message)),
                     ..TaskReport::default()
                 };
                 EndpointEvent::Done { ticket, report }

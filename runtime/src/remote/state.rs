@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use echelon_wire::codec::Decode;
 use echelon_wire::error::{DecodeError, EncodeError};
 use echelon_wire::frame::{
-    Completion, ControlReply as ReplyFrame, Credits, Features, Frame, FrameHeader, FrameType,
-    TimedCompletion,
+    Completion, ControlReply as ReplyFrame, Credits, FailureKind, Features, Frame, FrameHeader,
+    FrameType, TimedCompletion,
 };
 use echelon_wire::id::{Sequence, SessionId, WorkerId};
 use echelon_wire::order::Scope;
@@ -266,9 +266,10 @@ impl LaneState {
             FrameType::Completion => {
                 let done = Completion::decode(frame.payload)?;
                 done.expect(request.sequence)?;
-                let failure = failure_of(done.error_code, &done.error_message);
+                let failed = done.error_code != 0;
                 let report = TaskReport {
-                    failure,
+                    failure: failed
+                        .then(|| TaskFailure::raised(text::of_peer(&done.error_message))),
                     start_ns: None,
                     end_ns: None,
                 };
@@ -282,9 +283,8 @@ impl LaneState {
                 if done.sequence != request.sequence {
                     return Err(out_of_order(done.sequence, request.sequence));
                 }
-                let failure = failure_of(done.error_code, &done.error_message);
                 let report = TaskReport {
-                    failure,
+                    failure: failure_of(done.failure_kind, &done.error_message),
                     start_ns: Some(done.start_ns),
                     end_ns: Some(done.end_ns),
                 };
@@ -358,10 +358,21 @@ fn out_of_order(got: Sequence, asked: Sequence) -> LaneError {
     LaneError::Answer(format!("it has sequence {got}, and {asked} is awaited"))
 }
 
-fn failure_of(error_code: i32, message: &str) -> Option<TaskFailure> {
-    (error_code != 0).then(|| TaskFailure {
-        message: text::of_peer(message),
-    })
+/// What a session says of a task, whose fault included. One that it skipped or cancelled was not carried out, whatever the callable
+/// does: for the parent, whose graph knows no reason for that, it is as lost as one whose data was out of reach.
+fn failure_of(kind: FailureKind, message: &str) -> Option<TaskFailure> {
+    let message = text::of_peer(message);
+    match kind {
+        FailureKind::None => None,
+        FailureKind::Task => Some(TaskFailure::raised(message)),
+        FailureKind::Endpoint => Some(TaskFailure::infrastructure(message)),
+        FailureKind::Skipped => Some(TaskFailure::infrastructure(format!(
+            "its session skipped it: {message}"
+        ))),
+        FailureKind::Cancelled => Some(TaskFailure::infrastructure(format!(
+            "its session cancelled it: {message}"
+        ))),
+    }
 }
 
 #[cfg(test)]

@@ -48,6 +48,8 @@ pub enum TaskVerdict {
     Done,
     /// It fails at once with this text.
     Fail(String),
+    /// It fails at once with this text, and not by its callable's doing.
+    FailByInfrastructure(String),
     /// `submit` refuses it with this text.
     Refuse(String),
     /// The endpoint is lost for this reason: `submit` says so, and the loss is reported as an event.
@@ -257,11 +259,11 @@ fn unsupported(name: &str, what: &'static str) -> ControlFailure {
     }
 }
 
-fn done(ticket: Ticket, failure: Option<String>) -> EndpointEvent {
+fn done(ticket: Ticket, failure: Option<TaskFailure>) -> EndpointEvent {
     EndpointEvent::Done {
         ticket,
         report: TaskReport {
-            failure: failure.map(|message| TaskFailure { message }),
+            failure,
             ..TaskReport::default()
         },
     }
@@ -309,7 +311,14 @@ impl Endpoint for FakeEndpoint {
         };
         match verdict {
             TaskVerdict::Done => state.events.push_back(done(ticket, None)),
-            TaskVerdict::Fail(message) => state.events.push_back(done(ticket, Some(message))),
+            TaskVerdict::Fail(message) => {
+                let failure = TaskFailure::raised(message);
+                state.events.push_back(done(ticket, Some(failure)));
+            }
+            TaskVerdict::FailByInfrastructure(message) => {
+                let failure = TaskFailure::infrastructure(message);
+                state.events.push_back(done(ticket, Some(failure)));
+            }
             _ => {
                 state.held.insert(ticket, task);
             }

@@ -162,6 +162,76 @@ fn r_086_what_is_not_idempotent_or_raised_is_not_tried_again() {
     assert_eq!(bed.subs[0].submitted().len(), 1);
 }
 
+/// what was not the callable's doing ends as lost, that task only: its worker goes on, and what reads from it is skipped.
+#[test]
+fn r_085_a_task_that_its_worker_could_not_carry_out_is_lost_alone() {
+    let bed = Bed::new(0, 1);
+    let task = bed.remote_task();
+    bed.remotes[0].on_task(|task| match task.scalars.as_slice() {
+        [1] => TaskVerdict::FailByInfrastructure("the owner, worker 7, is gone".into()),
+        [2] => TaskVerdict::Fail("ValueError".into()),
+        _ => TaskVerdict::Done,
+    });
+    let work = move |o: &Orchestrator| {
+        for scalar in 0..4 {
+            let mut args = TaskArgs::new();
+            args.add_scalar(scalar)?;
+            submit(o, &task, args)?;
+        }
+        Ok(())
+    };
+    let error = run(&bed, work).unwrap_err();
+    assert_eq!(error.kind(), FailureKind::EndpointLost);
+    let seen: Vec<_> = error
+        .failures
+        .iter()
+        .map(|failure| (failure.sequence, failure.kind, failure.worker.as_str()))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (2, FailureKind::EndpointLost, "remote0"),
+            (3, FailureKind::Failed, "remote0")
+        ]
+    );
+    assert!(error.to_string().contains("worker 7"), "{error}");
+    assert_eq!(bed.remotes[0].submitted().len(), 4, "the worker goes on");
+}
+
+#[test]
+fn r_086_a_task_that_its_worker_could_not_carry_out_is_tried_again_there() {
+    for bad in [1, usize::MAX] {
+        let bed = Bed::with(0, 1, 1, Worker::builder().max_attempts(2));
+        let task = bed.remote_task();
+        let begun = AtomicUsize::new(0);
+        bed.remotes[0].on_task(move |_| {
+            if begun.fetch_add(1, Ordering::SeqCst) < bad {
+                return TaskVerdict::FailByInfrastructure("out of reach".into());
+            }
+            TaskVerdict::Done
+        });
+        let ended = run(&bed, move |o| {
+            submit(&o.with(IDEMPOTENT)?, &task, TaskArgs::new()).map(drop)
+        });
+        assert_eq!(bed.remotes[0].submitted().len(), 2);
+        match ended {
+            Ok(report) => {
+                assert_eq!((report.counts["completed"], report.retried), (1, 1));
+                let seen: Vec<_> = report.timeline.iter().map(|e| e.outcome.as_str()).collect();
+                assert_eq!(seen, ["lost", "completed"]);
+            }
+            Err(error) => {
+                assert_eq!(bad, usize::MAX, "{error}");
+                let failure = &error.failures[0];
+                assert_eq!(
+                    (failure.kind, failure.attempts),
+                    (FailureKind::EndpointLost, 2)
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn r_086_another_worker_takes_over() {
     let bed = Bed::new(0, 2);

@@ -94,7 +94,7 @@ impl Session {
                 .write_back(&self.memory.peers)
                 .map_err(Failure::of_peer),
             Ok(Err(RunEnd::Function(text))) => Err(text.into()),
-            Ok(Err(RunEnd::Engine(error))) => Err(error.to_string().into()),
+            Ok(Err(RunEnd::Engine(error))) => Err(Failure::of_run(&error)),
             Err(panic) => {
                 let text = panic_text(panic.as_ref());
                 Err(format!("the callable panicked: {text}").into())
@@ -115,6 +115,27 @@ impl Failure {
         Self {
             kind: FailureKind::Endpoint,
             text,
+        }
+    }
+}
+
+impl Failure {
+    /// The inner run did not complete: the kind of its root is that of the task, at every storey.
+    fn of_run(error: &Error) -> Self {
+        use echelon_runtime::FailureKind as Ended;
+        let kind = match error {
+            Error::Run(run) => match run.kind() {
+                Ended::Failed => FailureKind::Task,
+                Ended::EndpointLost => FailureKind::Endpoint,
+                Ended::Skipped => FailureKind::Skipped,
+                Ended::Cancelled => FailureKind::Cancelled,
+            },
+            Error::EndpointLost { .. } => FailureKind::Endpoint,
+            _ => FailureKind::Task,
+        };
+        Self {
+            kind,
+            text: error.to_string(),
         }
     }
 }

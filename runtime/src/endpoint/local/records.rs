@@ -165,9 +165,7 @@ impl LocalEndpoint {
             records::DONE => {
                 let done = Done::decode(&self.payload).map_err(text)?;
                 self.outbox.task_done(head.ticket);
-                let failure = done.failure.map(|message| TaskFailure {
-                    message: message.to_owned(),
-                });
+                let failure = done.failure.map(TaskFailure::raised);
                 if !done.retained {
                     self.leases.remove(&head.ticket);
                 }

@@ -268,6 +268,37 @@ fn a_timed_completion_reports_times_where_it_was_accepted() {
     assert_eq!(report.failure.unwrap().message, "boom");
 }
 
+/// only what the callable did is its fault.
+#[test]
+fn r_085_a_timed_completion_says_whose_fault_it_is() {
+    for (kind, infrastructure) in [
+        (FailureKind::Task, false),
+        (FailureKind::Endpoint, true),
+        (FailureKind::Skipped, true),
+        (FailureKind::Cancelled, true),
+    ] {
+        let done = TimedCompletion {
+            sequence: Sequence(1),
+            error_code: 1,
+            failure_kind: kind,
+            start_ns: 5,
+            end_ns: 9,
+            error_message: "boom".into(),
+            result: Vec::new().into(),
+        };
+        let mut lane = lane(1, Features::TIMED_COMPLETION);
+        lane.enqueue(task(1, Vec::new()), Instant::now());
+        let payload = done.to_bytes().unwrap();
+        answer(&mut lane, FrameType::TimedCompletion, 1, &payload).unwrap();
+        let Some(EndpointEvent::Done { report, .. }) = lane.events.pop_front() else {
+            panic!("no completion");
+        };
+        let failure = report.failure.unwrap();
+        assert_eq!(failure.infrastructure, infrastructure, "{kind:?}");
+        assert!(failure.message.ends_with("boom"), "{}", failure.message);
+    }
+}
+
 proptest! {
     /// whatever is asked for and however the socket cuts the bytes, each request is sent once, in order, with
     /// sequences that count from 1, never more in flight than allowed, and is answered once.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use echelon_wire::callable::Digest;
 
 use super::{done, ControlVerdict, FakeHandle, FakeTask, TaskVerdict, PATIENCE};
+use crate::endpoint::TaskFailure;
 use crate::endpoint::{ControlRequest, EndpointEvent, Ticket};
 use crate::memory::HostMemory;
 
@@ -129,7 +130,9 @@ impl FakeHandle {
     fn finish(&self, ticket: Ticket, failure: Option<String>) {
         let mut state = self.0.state.lock();
         state.held.remove(&ticket);
-        state.events.push_back(done(ticket, failure));
+        state
+            .events
+            .push_back(done(ticket, failure.map(TaskFailure::raised)));
         self.0.announce(state);
     }
 
