@@ -80,7 +80,8 @@ def test_errors_are_one_tree():
 )
 def test_what_the_runtime_hands_out_cannot_be_made(cls):
     """R-110: no public constructor, neither by calling nor by the allocator, and no subclass."""
-    with pytest.raises(TypeError):
+    # Not only for want of arguments: one that takes some would be refused here in other words.
+    with pytest.raises(TypeError, match="cannot create"):
         cls()
     with pytest.raises(TypeError):
         object.__new__(cls)

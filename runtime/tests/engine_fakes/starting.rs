@@ -91,6 +91,24 @@ fn r_001_r_002_many_slow_daemons_share_one_budget() {
     }
 }
 
+/// One after the other, each with a budget of its own, the second would not be asked before the first has used up an hour.
+#[test]
+fn r_001_no_session_waits_for_another_to_be_asked_for() {
+    let (daemons, specs): (Vec<_>, Vec<_>) = (0..3).map(|_| silent()).unzip();
+    let w = worker(LONG, &specs);
+    let starting = start({
+        let w = w.clone();
+        move || w.init()
+    });
+    let asked = bounded("the request for every session", move || {
+        daemons.iter().map(manifest_of).collect::<Vec<_>>()
+    });
+    bounded("close", move || w.close()).unwrap();
+    let error = starting.join("init").unwrap_err();
+    assert!(error.to_string().contains("close()"), "{error}");
+    drop(asked);
+}
+
 #[test]
 fn the_first_failure_calls_the_other_starts_off_and_is_the_error() {
     let (_daemon, spec) = silent();

@@ -67,6 +67,15 @@ pub(crate) fn refused(args: &[&str]) -> (Option<i32>, String) {
     )
 }
 
+/// The daemon's next reply; `None` when the connection ends without one.
+pub(crate) fn reply(stream: &mut TcpStream) -> Option<DaemonReply> {
+    let mut prefix = [0; 4];
+    stream.read_exact(&mut prefix).ok()?;
+    let mut json = vec![0; json_len(prefix).unwrap()];
+    stream.read_exact(&mut json).ok()?;
+    Some(DaemonReply::from_json(&json).unwrap())
+}
+
 /// A running daemon whose runners are this program in `mode`.
 pub(crate) struct Daemon {
     child: Child,
@@ -154,11 +163,7 @@ impl Daemon {
         // A daemon that has refused already may have closed.
         let _ = stream.write_all(bytes);
         let _ = stream.shutdown(std::net::Shutdown::Write);
-        let mut prefix = [0; 4];
-        stream.read_exact(&mut prefix).ok()?;
-        let mut json = vec![0; json_len(prefix).unwrap()];
-        stream.read_exact(&mut json).ok()?;
-        Some(DaemonReply::from_json(&json).unwrap())
+        reply(&mut stream)
     }
 
     pub(crate) fn ask(&self, manifest: &Manifest) -> DaemonReply {
@@ -169,11 +174,8 @@ impl Daemon {
     pub(crate) fn ask_holding(&self, manifest: &Manifest) -> (TcpStream, DaemonReply) {
         let mut stream = self.connect();
         stream.write_all(&frame_json(manifest).unwrap()).unwrap();
-        let mut prefix = [0; 4];
-        stream.read_exact(&mut prefix).unwrap();
-        let mut json = vec![0; json_len(prefix).unwrap()];
-        stream.read_exact(&mut json).unwrap();
-        (stream, DaemonReply::from_json(&json).unwrap())
+        let reply = reply(&mut stream).unwrap();
+        (stream, reply)
     }
 
     /// The text of a refusal.

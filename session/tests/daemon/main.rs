@@ -30,6 +30,19 @@ fn session(mode: &str, args: Vec<String>) -> i32 {
         }
         None => mode,
     };
+    // `starts:PATH` starts a process in its own group, notes its number at PATH and is silent.
+    let mode = match mode.strip_prefix("starts:") {
+        Some(path) => {
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            let mut child = command.args(["session", "silent"]).spawn().unwrap();
+            let unfinished = format!("{path}.part");
+            std::fs::write(&unfinished, child.id().to_string()).unwrap();
+            std::fs::rename(unfinished, path).unwrap();
+            child.wait().unwrap();
+            "silent"
+        }
+        None => mode,
+    };
     match mode {
         "serve" => {
             let host = NativeHost::new()

@@ -7,7 +7,7 @@ use echelon_wire::bootstrap::{frame_json, DaemonReply, Manifest};
 use echelon_wire::limits::MAX_JSON_BYTES;
 use rustix::net::sockopt::set_socket_linger;
 
-use crate::bed::{eventually, manifest, refused, Case, Daemon};
+use crate::bed::{eventually, manifest, refused, reply, Case, Daemon};
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -17,6 +17,14 @@ pub(crate) const CASES: &[Case] = &[
     (
         "garbage_gets_a_bounded_refusal_or_none_r_034",
         garbage_gets_a_bounded_refusal_or_none_r_034,
+    ),
+    (
+        "a_length_out_of_range_is_refused_before_anything_else_comes_r_034",
+        a_length_out_of_range_is_refused_before_anything_else_comes_r_034,
+    ),
+    (
+        "connections_that_do_not_go_on_are_refused_in_the_end_r_035",
+        connections_that_do_not_go_on_are_refused_in_the_end_r_035,
     ),
     (
         "silent_peers_delay_nobody_r_035_r_237",
@@ -89,6 +97,38 @@ fn garbage_gets_a_bounded_refusal_or_none_r_034() {
     }
     assert!(daemon.children().is_empty());
     assert_eq!(daemon.session().task("m:noop"), "");
+}
+
+/// The connections stay open: a daemon that waited for what was announced would say something else, or nothing.
+fn a_length_out_of_range_is_refused_before_anything_else_comes_r_034() {
+    let daemon = Daemon::start("serve", &[]);
+    for length in [0, MAX_JSON_BYTES + 1, u32::MAX] {
+        let mut stream = daemon.connect();
+        stream.write_all(&length.to_le_bytes()).unwrap();
+        let text = format!("{:?}", reply(&mut stream).unwrap());
+        assert!(
+            text.contains(&format!("announces {length} bytes")),
+            "{text}"
+        );
+    }
+}
+
+/// Peers that send nothing, or a part of a request and then nothing, are told so and let go by the daemon, not by themselves.
+fn connections_that_do_not_go_on_are_refused_in_the_end_r_035() {
+    let daemon = Daemon::start("serve", &[]);
+    let silent: Vec<_> = [b"".as_slice(), b"\x64", b"\x64\0\0\0", b"\x64\0\0\0{"]
+        .map(|bytes| {
+            let mut stream = daemon.connect();
+            stream.write_all(bytes).unwrap();
+            stream
+        })
+        .into();
+    for mut stream in silent {
+        let text = format!("{:?}", reply(&mut stream).unwrap());
+        assert!(text.contains("did not arrive within"), "{text}");
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "still open");
+    }
+    assert!(daemon.children().is_empty());
 }
 
 fn silent_peers_delay_nobody_r_035_r_237() {

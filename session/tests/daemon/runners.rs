@@ -19,6 +19,10 @@ pub(crate) const CASES: &[Case] = &[
         a_runner_that_is_never_ready_is_killed_in_time_r_011,
     ),
     (
+        "what_a_runner_that_is_never_ready_has_started_ends_with_it_r_011",
+        what_a_runner_that_is_never_ready_has_started_ends_with_it_r_011,
+    ),
+    (
         "a_runner_that_exits_early_is_named_with_its_last_words_r_012",
         a_runner_that_exits_early_is_named_with_its_last_words_r_012,
     ),
@@ -91,6 +95,25 @@ fn a_runner_that_is_never_ready_is_killed_in_time_r_011() {
         ..manifest()
     });
     assert!(text.contains("not ready within 200ms"), "{text}");
+    assert!(daemon.children().is_empty());
+}
+
+fn what_a_runner_that_is_never_ready_has_started_ends_with_it_r_011() {
+    let noted = std::env::temp_dir().join(format!("echelon-group-{}", std::process::id()));
+    let daemon = Daemon::start(&format!("starts:{}", noted.display()), &[]);
+    // How long it takes to start a process is not known: the bound grows until the runner comes to it.
+    let child = [0.5, 2.0, 8.0].into_iter().find_map(|session_timeout_s| {
+        let text = daemon.refusal(&Manifest {
+            session_timeout_s,
+            ..manifest()
+        });
+        assert!(text.contains("not ready within"), "{text}");
+        std::fs::read_to_string(&noted).ok()
+    });
+    let child = child.expect("the runner has started a process");
+    std::fs::remove_file(&noted).unwrap();
+    let child: u32 = child.parse().unwrap();
+    eventually("the end of what it has started", || !exists(child));
     assert!(daemon.children().is_empty());
 }
 

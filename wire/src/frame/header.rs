@@ -290,7 +290,7 @@ mod tests {
             .expect("encodes")
     }
 
-    /// The order in which a wrong header is refused: each step repairs the first fault.
+    /// the order in which a wrong header is refused: each step repairs the first fault.
     #[test]
     fn checks_have_the_order_of_the_contract() {
         let mut bytes = header();
@@ -324,6 +324,7 @@ mod tests {
         assert!(FrameHeader::decode(&bytes).is_ok());
     }
 
+    /// and refuses one over the limit, whatever else the header says.
     #[test]
     fn a_stream_reader_learns_the_length_first() {
         let mut bytes = header();
