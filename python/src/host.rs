@@ -1,4 +1,4 @@
-//! Python callables in the process that runs them: a local child or a session.
+//! Python callables in the process that runs them: a child or a session.
 
 use std::sync::Arc;
 

@@ -72,7 +72,7 @@ impl PyOrchestrator {
     ///     args: its arguments; a snapshot is taken.
     ///     config: a `CallConfig`; the default one when absent.
     ///     worker: id of the worker, or -1 for any eligible one.
-    ///     timeout_s: longest time from its begin in seconds, more than 0 and at most 30 days. When it passes, the local child
+    ///     timeout_s: longest time from its begin in seconds, more than 0 and at most 30 days. When it passes, the child
     ///         that runs it is killed, or the session fails, and the task ends as lost.
     ///     idempotent: it may be carried out more than once: after the loss of its worker it is tried again elsewhere, at most
     ///         `max_attempts` times in all. What its code raises is never tried again. ValueError with an INOUT or NO_DEP

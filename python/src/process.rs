@@ -1,4 +1,4 @@
-//! The main functions of the processes that Echelon starts: local children, sessions, the daemon.
+//! The main functions of the processes that Echelon starts: children, sessions, the daemon.
 
 use std::ffi::OsString;
 use std::sync::Arc;

@@ -91,7 +91,7 @@ pub enum RegisterStep {
 /// A request that is not a task.
 #[derive(Clone)]
 pub enum ControlRequest {
-    /// One step of registering a callable. A local child installs at `Prepare` and takes the other steps as no-ops.
+    /// One step of registering a callable. A child installs at `Prepare` and takes the other steps as no-ops.
     Register {
         /// Which step.
         step: RegisterStep,
@@ -164,7 +164,7 @@ pub enum ControlRequest {
         /// The importer's id of the import.
         import: ImportId,
     },
-    /// Drop the mapping of a region in a local child.
+    /// Drop the mapping of a region in a child.
     DropRegion {
         /// Region id.
         region: u64,
@@ -332,7 +332,7 @@ pub trait Endpoint: Send {
     /// The next event, `None` when there is none now. Never blocks.
     fn poll_event(&mut self) -> Option<EndpointEvent>;
 
-    /// Ends the running work by force: kills a local child. It takes nothing from now on and becomes lost. Only what cannot be
+    /// Ends the running work by force: kills a child. It takes nothing from now on and becomes lost. Only what cannot be
     /// ended by force, a thread of this process, goes on.
     fn kill(&mut self, reason: &str);
 

@@ -87,7 +87,7 @@ pub(crate) struct Core {
     /// `close()` has taken the endpoints: nothing is submitted any more.
     pub(crate) closed: bool,
     /// What a thread is registering or removing now.
-    leased: HashSet<Key>,
+    turns: HashSet<Key>,
     /// Calls that are planned and not yet submitted, by number of the plan: they may call what they were planned with.
     planned: HashMap<u64, Digest>,
     next_plan: u64,
@@ -123,7 +123,7 @@ impl Engine {
             last_loss: None,
             torn: false,
             closed: false,
-            leased: HashSet::new(),
+            turns: HashSet::new(),
             planned: HashMap::new(),
             next_plan: 0,
             actions: Vec::new(),

@@ -35,7 +35,7 @@ pub(crate) enum EndpointRole {
         /// The device.
         device: i64,
     },
-    /// A local child with a runtime of its own.
+    /// A local child.
     LocalNextLevel {
         /// Its stable NEXT_LEVEL id.
         worker: i32,

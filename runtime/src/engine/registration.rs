@@ -14,14 +14,14 @@ use crate::graph::EndpointId;
 use crate::registration::{Answer, Doubt, Key, PairState, Step, Transaction};
 
 /// The right to change what is registered under a key, held by one thread at a time.
-pub(crate) struct Lease<'a> {
+pub(crate) struct Turn<'a> {
     engine: &'a Engine,
     key: Key,
 }
 
-impl Drop for Lease<'_> {
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.engine.core.lock().leased.remove(&self.key);
+        self.engine.core.lock().turns.remove(&self.key);
         self.engine.wake();
     }
 }
@@ -31,13 +31,13 @@ impl Engine {
     ///
     /// # Errors
     /// `Interrupted`, `Lifecycle` when the worker closes.
-    pub(crate) fn lease(&self, key: Key) -> Result<Lease<'_>, Error> {
+    pub(crate) fn take_turn(&self, key: Key) -> Result<Turn<'_>, Error> {
         let taken = self.wait_until(None, |core| match core.check_open("register with") {
-            Ok(()) => core.leased.insert(key).then_some(Ok(())),
+            Ok(()) => core.turns.insert(key).then_some(Ok(())),
             Err(closing) => Some(Err(closing)),
         });
         taken.map_err(WaitEnd::into_error)??;
-        Ok(Lease { engine: self, key })
+        Ok(Turn { engine: self, key })
     }
 
     /// Registers at the workers that `targets` names, all or nothing, and again at those that it names afterwards: a worker that

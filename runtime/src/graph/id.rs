@@ -26,7 +26,7 @@ impl fmt::Display for TaskId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RunId(pub u64);
 
-/// One place that executes tasks (a local child, a worker thread, a remote session); the scheduler knows no transport.
+/// One place that executes tasks (a child, a worker thread, a session); the scheduler knows no transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EndpointId(pub u32);
 

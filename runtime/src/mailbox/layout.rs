@@ -15,9 +15,9 @@ pub const BELL_MAGIC: u64 = u64::from_le_bytes(*b"ECHBELL\x01");
 pub const HEADER_BYTES: u64 = 4096;
 /// Size of a bell segment.
 pub const BELL_BYTES: u64 = 4096;
-/// Size of the task ring of a local child.
+/// Size of the task ring of a child.
 pub const TASK_RING_BYTES: u64 = 1 << 20;
-/// Size of the completion ring of a local child.
+/// Size of the completion ring of a child.
 pub const COMPLETION_RING_BYTES: u64 = 256 << 10;
 /// The largest ring.
 pub const RING_BYTES_MAX: u64 = 1 << 30;

@@ -13,7 +13,7 @@ const COMMIT_STEP: u64 = 1 << 20;
 /// The size of an arena is a multiple of this many bytes.
 const PAGE: u64 = 4096;
 
-/// An allocator over one [`SharedRegion`] that all local children of a `Worker` inherit (design §15.1).
+/// An allocator over one [`SharedRegion`] that all children of a `Worker` inherit (design §15.1).
 ///
 /// The region is as large as the limit, but a page costs nothing until a block first covers it; it is then allocated with
 /// `fallocate`, so running out is [`MemoryError::Exhausted`] or [`MemoryError::NoSpace`] and never a SIGBUS.

@@ -22,7 +22,7 @@ use crate::worker::{Worker, WorkerBuilder};
 pub enum Role {
     /// Runs sub callables.
     Sub,
-    /// A local child with a runtime of its own; takes the next NEXT_LEVEL id.
+    /// A local child; takes the next NEXT_LEVEL id.
     LocalNextLevel,
     /// A remote session; takes the next NEXT_LEVEL id.
     RemoteNextLevel,

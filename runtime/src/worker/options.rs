@@ -11,7 +11,7 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How a task is to be carried out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TaskOptions {
-    /// Longest time from its begin, more than 0 and at most 30 days. When it passes, the local child that runs it is killed, or
+    /// Longest time from its begin, more than 0 and at most 30 days. When it passes, the child that runs it is killed, or
     /// the session fails (design §15.15), and the task ends as `EndpointLost`.
     pub timeout: Option<Duration>,
     /// It may be carried out more than once: after the loss of its worker it is tried again elsewhere, at most `max_attempts`

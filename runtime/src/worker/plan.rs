@@ -1,4 +1,4 @@
-//! What a local child with a runtime of its own is told at start: the plan of its level, as JSON through an inherited descriptor.
+//! What a local child is told at start: the plan of its level, as JSON through an inherited descriptor.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -44,7 +44,7 @@ impl Worker {
         }
         let engine = self.engine("register a callable with")?;
         let key = registration.key();
-        let _lease = engine.lease(key)?;
+        let _turn = engine.take_turn(key)?;
         engine.wait_for_places()?;
         let targets = |core: &Core| core.registration_targets(&registration);
         // Entered in the list under the lock that made it callable: a worker that comes up finds it there, or is found here.
@@ -75,7 +75,7 @@ impl Worker {
             .engine("unregister a callable from")
             .inspect_err(|_| handle.stay())?;
         let key = Key::new(&handle.callable, handle.inner);
-        let _lease = engine.lease(key).inspect_err(|_| handle.stay())?;
+        let _turn = engine.take_turn(key).inspect_err(|_| handle.stay())?;
         // Another thread may have done it meanwhile.
         if handle.is_gone() {
             return handle.leave();
@@ -194,7 +194,7 @@ impl Worker {
         key: Key,
         deadline: Option<Instant>,
     ) -> Result<Vec<Error>, Error> {
-        let _lease = engine.lease(key)?;
+        let _turn = engine.take_turn(key)?;
         let wanted = {
             let core = engine.core.lock();
             let life = self.0.life.lock();

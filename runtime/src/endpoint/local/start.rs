@@ -19,7 +19,7 @@ use crate::memory::SharedRegion;
 use crate::process::{region_socket_pair, ChildSpec, ExitInfo, Keeper};
 use crate::worker::ChildProgram;
 
-/// What a local child is started with.
+/// What a child is started with.
 #[derive(Clone)]
 pub struct LocalSpec {
     /// Name in messages.
@@ -113,7 +113,7 @@ impl LocalEndpoint {
 /// The plan in a file without a name, ready to be read from its start.
 fn plan_file(json: &[u8]) -> Result<OwnedFd, Error> {
     let region_error = |error: std::io::Error| Error::Startup {
-        worker: "a local child".into(),
+        worker: "a child".into(),
         message: error.to_string(),
     };
     let fd = rustix::fs::memfd_create("echelon-plan", rustix::fs::MemfdFlags::CLOEXEC)
