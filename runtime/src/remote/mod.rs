@@ -15,6 +15,7 @@ mod handshake;
 mod health;
 mod lane;
 mod reader;
+mod replies;
 mod requests;
 mod spec;
 mod staging;

@@ -1,175 +1,28 @@
-//! Controls into CONTROL frames, and replies back (slr3-v1 §5). Pure, but for the one copy of a payload out of pinned memory.
+//! Controls into CONTROL frames (slr3-v1 §5). Pure, but for the one copy of a payload out of pinned memory.
 
 use echelon_wire::buffer::AccessFlags;
 use echelon_wire::callable::{encode_serialized, RegistryTarget};
-use echelon_wire::codec::{Decode, Encode, Writer};
+use echelon_wire::codec::{Encode, Writer};
 use echelon_wire::error::EncodeError;
-use echelon_wire::frame::control::buffer::{AllocCommand, AllocResult, CopyHeader, FreeCommand};
+use echelon_wire::frame::control::buffer::{AllocCommand, CopyHeader, FreeCommand};
 use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand};
-use echelon_wire::frame::control::stage::StageToken;
 use echelon_wire::frame::control::transfer::{
-    ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport,
+    ExportRequest, ExportResult, ImportRequest, ReleaseImport,
 };
 use echelon_wire::frame::{Control, ControlName, Features, FrameType};
 use echelon_wire::id::{ImportId, WorkerId};
 use echelon_wire::limits::{MAX_COPY_FROM_BYTES, MAX_COPY_TO_BYTES};
 use echelon_wire::order::Scope;
 
+use super::replies::{exported, ReplyKind, Window};
 use super::transport::Side;
 use crate::callable::{Callable, CallableSource};
-use crate::endpoint::{
-    BufferKey, ControlFailure, ControlReply, ControlRequest, EndpointEvent, RegisterStep,
-    TaskFailure, TaskReport, Ticket,
-};
+use crate::endpoint::{BufferKey, ControlFailure, ControlRequest, RegisterStep};
 use crate::memory::HostMemory;
 
 /// What to do when a session takes import paths only.
 const SERIALIZED_HINT: &str = "start its daemon with --allow-serialized, or put the function into a module that can be imported \
      there and register RemoteCallable(\"module:qualname\")";
-
-/// What is to come back for a request.
-pub(crate) enum Expected {
-    /// A completion.
-    Task,
-    /// A reply with this name.
-    Control { name: ControlName, reply: ReplyKind },
-}
-
-impl Expected {
-    pub(crate) fn is_control(&self) -> bool {
-        matches!(self, Self::Control { .. })
-    }
-
-    /// The event of a request that was never sent.
-    pub(crate) fn refused(&self, ticket: Ticket, message: String) -> EndpointEvent {
-        match self {
-            Self::Task => {
-                let report = TaskReport {
-                    failure: Some(TaskFailure::raised(message)),
-                    ..TaskReport::default()
-                };
-                EndpointEvent::Done { ticket, report }
-            }
-            Self::Control { .. } => EndpointEvent::ControlDone {
-                ticket,
-                result: Err(ControlFailure::Refused(message)),
-            },
-        }
-    }
-}
-
-/// How the bytes of a successful reply are read.
-pub(crate) enum ReplyKind {
-    Empty,
-    Allocated { nbytes: u64 },
-    Copied { into: HostMemory },
-    Exported { asked: Window, side: Side },
-    Imported { asked: Window },
-    Trace,
-    Staged,
-}
-
-/// A range of a buffer in its owner: what an export or import must describe (R-234).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Window {
-    pub(crate) owner: WorkerId,
-    pub(crate) buffer: BufferKey,
-    pub(crate) offset: u64,
-    pub(crate) nbytes: u64,
-    pub(crate) access: AccessFlags,
-}
-
-impl Window {
-    fn expect(self, made: Self) -> Result<(), String> {
-        if self == made {
-            return Ok(());
-        }
-        Err(format!("it describes {made:?}, and {self:?} was asked for"))
-    }
-}
-
-impl ReplyKind {
-    /// Reads and checks a result: whatever the parent relies on must be what it asked for (slr3-v1 §5).
-    pub(crate) fn decode(self, worker: WorkerId, result: &[u8]) -> Result<ControlReply, String> {
-        let text = |error: echelon_wire::error::DecodeError| error.to_string();
-        match self {
-            Self::Empty if result.is_empty() => Ok(ControlReply::Done),
-            Self::Empty => Err(format!(
-                "{} bytes of result where none belong",
-                result.len()
-            )),
-            Self::Allocated { nbytes } => {
-                let made = AllocResult::decode(result).map_err(text)?;
-                made.expect(worker, nbytes).map_err(text)?;
-                Ok(ControlReply::Allocated {
-                    buffer: BufferKey {
-                        buffer: made.buffer_id,
-                        generation: made.generation,
-                    },
-                    remote_addr: made.remote_addr,
-                    rkey: made.rkey_or_token,
-                })
-            }
-            Self::Copied { into } if into.len() == result.len() => {
-                into.copy_in(0, result).map_err(|error| error.to_string())?;
-                Ok(ControlReply::Done)
-            }
-            Self::Copied { into } => Err(format!(
-                "{} bytes came and {} were asked for",
-                result.len(),
-                into.len()
-            )),
-            Self::Exported { asked, side } => {
-                let made = ExportResult::decode(result).map_err(text)?;
-                asked.expect(exported(&made))?;
-                let kept = side.exported(made.into_owned())?;
-                Ok(ControlReply::Exported(Box::new(kept)))
-            }
-            Self::Imported { asked } => {
-                let made = ImportResult::decode(result).map_err(text)?;
-                if made.importer_worker_id != worker {
-                    return Err(format!(
-                        "the import names worker {}",
-                        made.importer_worker_id
-                    ));
-                }
-                asked.expect(imported(&made))?;
-                Ok(ControlReply::Imported(Box::new(made.into_owned())))
-            }
-            Self::Trace => Ok(ControlReply::Trace(result.to_vec())),
-            Self::Staged => {
-                let staged = StageToken::decode(result).map_err(text)?;
-                Ok(ControlReply::Staged(staged.token.into_owned()))
-            }
-        }
-    }
-}
-
-fn exported(made: &ExportResult<'_>) -> Window {
-    Window {
-        owner: made.owner_worker_id,
-        buffer: BufferKey {
-            buffer: made.buffer_id,
-            generation: made.generation,
-        },
-        offset: made.offset,
-        nbytes: made.nbytes,
-        access: made.access_flags,
-    }
-}
-
-fn imported(made: &ImportResult<'_>) -> Window {
-    Window {
-        owner: made.owner_worker_id,
-        buffer: BufferKey {
-            buffer: made.buffer_id,
-            generation: made.generation,
-        },
-        offset: made.offset,
-        nbytes: made.nbytes,
-        access: made.access_flags,
-    }
-}
 
 /// A control as it is sent.
 pub(crate) struct Outgoing {

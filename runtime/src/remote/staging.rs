@@ -14,7 +14,8 @@ use echelon_wire::frame::control::stage::{StageAppend, StageBegin, StageToken};
 use echelon_wire::frame::{ControlName, Features};
 use echelon_wire::limits::{MAX_PAYLOAD_BYTES, MAX_STAGE_PART_BYTES};
 
-use super::requests::{control, encode_prepare, Outgoing, ReplyKind};
+use super::replies::ReplyKind;
+use super::requests::{control, encode_prepare, Outgoing};
 use crate::callable::Callable;
 use crate::chip::ChipCode;
 use crate::endpoint::{ControlFailure, ControlReply, ControlRequest, RegisterStep};

@@ -23,7 +23,8 @@ use echelon_wire::id::{Sequence, SessionId, WorkerId};
 use echelon_wire::order::Scope;
 use smallvec::SmallVec;
 
-use super::requests::{Expected, Outgoing};
+use super::replies::Expected;
+use super::requests::Outgoing;
 use crate::endpoint::{ControlFailure, EndpointEvent, TaskFailure, TaskReport, Ticket};
 use crate::text;
 use flights::{Flight, Flights};

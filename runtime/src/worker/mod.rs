@@ -8,6 +8,7 @@ mod callable_handle;
 mod chips;
 mod close;
 mod init;
+mod locals;
 mod options;
 mod orchestrator;
 mod over;

@@ -9,7 +9,7 @@ use echelon_wire::order::Scope;
 
 use super::{LaneError, Request};
 use crate::endpoint::Ticket;
-use crate::remote::requests::Expected;
+use crate::remote::replies::Expected;
 
 /// Most requests in flight, whatever a session allows: their scopes are compared with each other.
 const IN_FLIGHT_MAX: u32 = 64;

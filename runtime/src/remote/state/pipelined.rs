@@ -13,7 +13,7 @@ use echelon_wire::tensor::{DataType, TensorMeta};
 
 use super::tests::{answer, completion, drain, lane_with, reply, task, ticket_of, TIMEOUT};
 use super::*;
-use crate::remote::requests::ReplyKind;
+use crate::remote::replies::ReplyKind;
 
 const MANY: Credits = Credits {
     max_commands: 8,

@@ -6,7 +6,7 @@ use echelon_wire::frame::{decode_frame, ControlName, FailureKind};
 use proptest::prelude::*;
 
 use super::*;
-use crate::remote::requests::ReplyKind;
+use crate::remote::replies::ReplyKind;
 
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 const PREPARE: ControlName = ControlName::PrepareCallable;
