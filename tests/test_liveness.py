@@ -226,6 +226,22 @@ def test_a_stopped_runner_is_lost_and_ends_when_it_wakes_r046(site, tmp_path):
     running.check_the_rest()
 
 
+def test_close_returns_when_nothing_is_left_below_the_session_r240(daemon):
+    """A sub worker that is stopped keeps its session busy ending it; the parent waits for that."""
+    with contextlib.closing(ec.Worker(close_timeout_s=60)) as worker:
+        spec = ec.RemoteWorkerSpec(endpoint=daemon.endpoint, platform="cpu", num_sub_workers=1)
+        remote = worker.add_remote_worker(spec)
+        worker.init()
+        session = worker.workers()[0]["pid"]
+        (sub,) = procfs.descendants(session)
+        os.kill(sub.pid, signal.SIGSTOP)
+        worker.remote_export(worker.remote_malloc(remote, 1 << 20))
+        worker.close()
+        left = [process for process in procfs.all_processes() if process.key == sub.key]
+        segments = [name for name in os.listdir("/dev/shm") if name.startswith("psm_")]
+    assert left == [] and segments == []
+
+
 def test_an_idle_session_is_a_healthy_one_r010(site):
     """Three session timeouts without a command, counted in HEALTH frames that both sides exchanged."""
     assert site.run_noop(site.watched)["completed"] == 1

@@ -159,6 +159,8 @@ struct Started {
     ports: SessionPorts,
     manifest: Manifest,
     features: Features,
+    /// The command lane after SHUTDOWN: its end tells the parent that nothing of the session is left.
+    lane: Option<std::net::TcpStream>,
     /// When the parent must have connected both lanes, if it has a deadline for its whole start.
     start_by: Option<Instant>,
     _signals: Signals,
@@ -229,6 +231,7 @@ fn start(
         ports,
         manifest,
         features,
+        lane: None,
         start_by,
         _signals: signals,
         orphan,
@@ -289,6 +292,7 @@ impl Started {
         if let Err(error) = self.session.close() {
             tracing::error!(%error, "the inner worker did not close");
         }
+        drop(self.lane);
         // Last: what closing prints must find a reader too.
         drop(self.orphan);
         drop(watchdog);
@@ -337,6 +341,10 @@ impl Started {
         let answers = Answers::new(to_write, lane.session, lane.worker, limit);
         // Before the reader is dropped: it is joined, and only the end of the session wakes it when the parent is silent.
         self.session.serve(&commands, &answers, features);
+        // Any other end is seen at once: nobody waits for what is left of it.
+        if self.lifeline.verdict() == Some(Verdict::Shutdown) {
+            self.lane = Some(stream);
+        }
     }
 
     /// The session speaks first (contract §2).
