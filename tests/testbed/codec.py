@@ -128,6 +128,21 @@ class Part:
         return encode(self.kind, fields[self.name])
 
 
+@dataclass(frozen=True)
+class Counted:
+    """Bytes to the end, as many as a number in the part before them says."""
+
+    name: str
+    part: str
+    count: str
+
+    def read(self, cursor: Cursor, into: Fields) -> None:
+        into[f"{self.name}_hex"] = cursor.take(into[self.part][self.count]).hex()
+
+    def write(self, fields: Fields) -> bytes:
+        return bytes.fromhex(fields[f"{self.name}_hex"])
+
+
 class Tensor:
     """44 bytes; words beyond the rank are ignored."""
 
@@ -273,6 +288,24 @@ TABLE: dict[str, list[Any]] = {
         Text("error_message", 4096),
         Blob("result", MIB),
     ],
+    "peer_range": [
+        Blob("ticket", size=32),
+        *_numbers(buffer_id="Q", generation="Q", offset="Q", nbytes="I"),
+        RESERVED,
+    ],
+    "peer_write": [Part("range", "peer_range"), Counted("data", "range", "nbytes")],
+    "peer_refused": [Number("reason", "I"), Text("message", 1024)],
+    "tcp_descriptor": [
+        Number("session_id", "Q"),
+        Blob("ticket", size=32),
+        Text("host", 255),
+        Number("port", "I"),
+        Text("segment", 255),
+        RESERVED,
+    ],
+    "stage_begin": [Number("blob_size", "Q"), Blob("blob_sha256", size=32)],
+    "stage_token": [Blob("token", 1024)],
+    "stage_append": [Blob("token", 1024), Number("offset", "Q"), Blob("part", 16 * MIB - 4096)],
     "serialized": [Fixed("head", b"SPYC\1\1\0\0"), Sized("payload", "Q", None)],
     "frame": [
         Fixed("magic", b"SLR3\1\0\0\0"),
@@ -281,6 +314,7 @@ TABLE: dict[str, list[Any]] = {
     ],
 }
 
+TABLE["hello_pipelined"] = TABLE["hello"] + _numbers(max_commands="I", max_bytes="Q", max_frame_bytes="I")
 for _kind in ("task", "remote_task_args"):
     TABLE |= {f"{_kind}_{carrier}": TABLE[_kind] for carrier in ("extended", "tagged", "mailbox")}
 for _kind in ("control", "control_reply", "frame"):

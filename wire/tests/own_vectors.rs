@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::layouts::{control_kinds, control_names, frame_types, payload_kinds};
 use common::{assert_fields, list, recode, text, unhex, KINDS};
 use serde_json::Value;
 
@@ -39,6 +40,20 @@ fn every_kind_has_a_vector() {
             vectors.iter().any(|vector| vector["kind"] == kind),
             "{kind} has none"
         );
+    }
+}
+
+/// what a frame or a control carries has a kind, so that both codecs are held to it.
+#[test]
+fn r_073_whatever_travels_has_a_kind() {
+    let (frames, controls) = (frame_types(), control_names());
+    assert!(
+        frames.len() >= 13 && controls.len() >= 20,
+        "none was missed"
+    );
+    let carried = frames.into_iter().flat_map(payload_kinds);
+    for kind in carried.chain(controls.into_iter().flat_map(control_kinds)) {
+        assert!(KINDS.contains(kind), "{kind} is not in KINDS");
     }
 }
 

@@ -44,6 +44,19 @@ proptest! {
         survives(kind, &bytes);
     }
 
+    /// whatever a receiver would not notice is 0, so that memory which was never written cannot travel in it.
+    #[test]
+    fn r_075_bytes_without_a_meaning_are_zero(sample in any_sample(), places in vec((any::<Index>(), 1..=u8::MAX), 16)) {
+        let Sample { kind, fields, bytes } = sample;
+        for (at, flip) in places.into_iter().filter(|_| !bytes.is_empty()) {
+            let at = at.index(bytes.len());
+            let mut changed = bytes.clone();
+            changed[at] ^= flip;
+            let unnoticed = recode(kind, &changed).is_ok_and(|other| other.fields == fields);
+            prop_assert!(!unnoticed || bytes[at] == 0, "{kind}: byte {at} is {}", bytes[at]);
+        }
+    }
+
     /// a cut anywhere; only data that runs to the end of its message can be cut unnoticed.
     #[test]
     fn r_067_a_cut_is_refused(sample in any_sample(), at in any::<Index>()) {

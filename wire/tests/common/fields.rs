@@ -3,11 +3,13 @@
 use echelon_wire::frame::control::buffer::{AllocResult, CopyHeader, CopyTo, FreeCommand};
 use echelon_wire::frame::control::chip::{ChipBlob, ChipCallablePayload};
 use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand};
+use echelon_wire::frame::control::stage::{StageAppend, StageBegin, StageToken};
 use echelon_wire::frame::control::transfer::{
-    ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport,
+    ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport, TcpDescriptor,
 };
+use echelon_wire::frame::peer::{PeerRange, PeerRefused};
 use echelon_wire::{
-    CallConfig, Completion, Control, ControlReply, Hello, RemoteTensorDesc, TaskArgsWire,
+    CallConfig, Completion, Control, ControlReply, Credits, Hello, RemoteTensorDesc, TaskArgsWire,
     TaskPayload, TensorMeta, TimedCompletion,
 };
 use serde_json::{json, Value};
@@ -31,6 +33,52 @@ pub(crate) fn hello(m: &Hello<'_>) -> Value {
         "feature_flags": m.feature_flags,
         "ready_state": m.ready_state as u32,
     })
+}
+
+pub(crate) fn hello_pipelined(m: &Hello<'_>, credits: Option<&Credits>) -> Value {
+    let mut fields = hello(m);
+    if let Some(credits) = credits {
+        fields["max_commands"] = credits.max_commands.into();
+        fields["max_bytes"] = credits.max_bytes.into();
+        fields["max_frame_bytes"] = credits.max_frame_bytes.into();
+    }
+    fields
+}
+
+pub(crate) fn peer_range(m: &PeerRange) -> Value {
+    json!({
+        "ticket_hex": hex(&m.ticket.0),
+        "buffer_id": m.buffer_id.0,
+        "generation": m.generation.0,
+        "offset": m.offset,
+        "nbytes": m.nbytes,
+    })
+}
+
+pub(crate) fn peer_refused(m: &PeerRefused<'_>) -> Value {
+    json!({ "reason": m.reason.code(), "message": m.message })
+}
+
+pub(crate) fn tcp_descriptor(m: &TcpDescriptor<'_>) -> Value {
+    json!({
+        "session_id": m.session_id.0,
+        "ticket_hex": hex(&m.ticket.0),
+        "host": m.host,
+        "port": m.port,
+        "segment": m.segment,
+    })
+}
+
+pub(crate) fn stage_begin(m: &StageBegin) -> Value {
+    json!({ "blob_size": m.blob_size, "blob_sha256_hex": hex(&m.blob_sha256) })
+}
+
+pub(crate) fn stage_token(m: &StageToken<'_>) -> Value {
+    json!({ "token_hex": hex(&m.token) })
+}
+
+pub(crate) fn stage_append(m: &StageAppend<'_>) -> Value {
+    json!({ "token_hex": hex(&m.token), "offset": m.offset, "part_hex": hex(&m.part) })
 }
 
 pub(crate) fn call_config(m: &CallConfig) -> Value {

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod fields;
+pub(crate) mod layouts;
 pub(crate) mod samples;
 
 use std::path::PathBuf;
@@ -14,19 +15,22 @@ use echelon_wire::frame::control::buffer::{
 };
 use echelon_wire::frame::control::chip::ChipCallablePayload;
 use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand};
+use echelon_wire::frame::control::stage::{StageAppend, StageBegin, StageToken};
 use echelon_wire::frame::control::transfer::{
-    ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport,
+    ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport, TcpDescriptor,
 };
+use echelon_wire::frame::peer::{PeerRange, PeerRefused};
 use echelon_wire::{
     callable, frame, CallConfig, Carrier, Completion, Control, ControlReply, Decode, DecodeError,
-    Encode, Features, Hello, RemoteTensorDesc, TaskArgsWire, TaskPayload, TensorMeta,
+    Encode, Features, Hello, Reader, RemoteTensorDesc, TaskArgsWire, TaskPayload, TensorMeta,
     TimedCompletion, Writer,
 };
 use serde_json::{json, Map, Value};
 
 /// All kinds that [`recode`] knows.
-pub(crate) const KINDS: [&str; 34] = [
+pub(crate) const KINDS: [&str; 42] = [
     "hello",
+    "hello_pipelined",
     "call_config",
     "tensor",
     "remote_tensor_desc",
@@ -60,10 +64,19 @@ pub(crate) const KINDS: [&str; 34] = [
     "serialized",
     "frame",
     "frame_extended",
+    "peer_range",
+    "peer_write",
+    "peer_refused",
+    "tcp_descriptor",
+    "stage_begin",
+    "stage_token",
+    "stage_append",
 ];
 
 /// Features under which the extension kinds are decoded.
-pub(crate) const EXTENDED: Features = Features::TIMED_COMPLETION;
+pub(crate) const EXTENDED: Features = Features::TIMED_COMPLETION
+    .union(Features::PEER_FETCH)
+    .union(Features::STAGED_BLOBS);
 /// TASK frames of a session with `float64`.
 pub(crate) const WITH_FLOAT64: Carrier = Carrier::Wire(Features::FLOAT64);
 /// TASK frames of a session with `float64` and `task_tags`.
@@ -203,6 +216,14 @@ fn assert_field(name: &str, key: &str, expected: &Value, got: &Map<String, Value
 pub(crate) fn recode(kind: &str, bytes: &[u8]) -> Result<Recoded, DecodeError> {
     Ok(match kind {
         "hello" => both(Hello::decode(bytes)?, fields::hello),
+        "hello_pipelined" => hello_pipelined_of(bytes)?,
+        "peer_range" => both(PeerRange::decode(bytes)?, fields::peer_range),
+        "peer_write" => peer_write_of(bytes)?,
+        "peer_refused" => both(PeerRefused::decode(bytes)?, fields::peer_refused),
+        "tcp_descriptor" => both(TcpDescriptor::decode(bytes)?, fields::tcp_descriptor),
+        "stage_begin" => both(StageBegin::decode(bytes)?, fields::stage_begin),
+        "stage_token" => both(StageToken::decode(bytes)?, fields::stage_token),
+        "stage_append" => both(StageAppend::decode(bytes)?, fields::stage_append),
         "call_config" => both(CallConfig::decode(bytes)?, fields::call_config),
         "tensor" => both(TensorMeta::decode(bytes)?, fields::tensor),
         "remote_tensor_desc" => both(RemoteTensorDesc::decode(bytes)?, fields::desc),
@@ -252,6 +273,33 @@ fn both<T: Encode>(message: T, fields: impl Fn(&T) -> Value) -> Recoded {
         fields: fields(&message),
         bytes,
     }
+}
+
+fn hello_pipelined_of(bytes: &[u8]) -> Result<Recoded, DecodeError> {
+    let (hello, credits) = Hello::decode_with(bytes, Features::PIPELINING)?;
+    let mut writer = Writer::new();
+    hello
+        .encode_with(credits.as_ref(), &mut writer)
+        .expect("what was decoded can be encoded");
+    Ok(Recoded {
+        fields: fields::hello_pipelined(&hello, credits.as_ref()),
+        bytes: writer.into_bytes(),
+    })
+}
+
+/// The head says how many bytes follow it.
+fn peer_write_of(bytes: &[u8]) -> Result<Recoded, DecodeError> {
+    let mut reader = Reader::new(bytes);
+    let range = PeerRange::read(&mut reader)?;
+    let data = reader.take("PEER_WRITE.data", range.nbytes as usize)?;
+    reader.finish("PEER_WRITE")?;
+    let mut written = range.to_bytes().expect("what was decoded can be encoded");
+    written.extend(data);
+    assert_eq!(written.len(), range.write_payload_bytes());
+    Ok(Recoded {
+        fields: json!({"range": fields::peer_range(&range), "data_hex": hex(data)}),
+        bytes: written,
+    })
 }
 
 fn args_of(bytes: &[u8], carrier: Carrier) -> Result<Recoded, DecodeError> {

@@ -20,16 +20,15 @@ use serde_json::json;
 
 use super::{access, digest, id, number, sample, some_bytes, some_text, window, worker, Sample};
 use crate::common::fields;
+use crate::common::layouts::control_names;
 
 fn names() -> impl Strategy<Value = ControlName> {
-    let mut names = ControlName::V1.to_vec();
-    names.push(ControlName::CollectTrace);
-    select(names)
+    select(control_names())
 }
 
 pub(super) fn controls() -> BoxedStrategy<Sample> {
     let control = (names(), 1..=u32::MAX, some_bytes()).prop_map(|(name, version, command)| {
-        let kind = if name == ControlName::CollectTrace {
+        let kind = if name.code() >= 64 {
             "control_extended"
         } else {
             "control"
@@ -53,7 +52,7 @@ pub(super) fn controls() -> BoxedStrategy<Sample> {
         some_bytes(),
     )
         .prop_map(|(sequence, name, version, error_code, text, result)| {
-            let extended = name == ControlName::CollectTrace;
+            let extended = name.code() >= 64;
             let kind = if extended {
                 "control_reply_extended"
             } else {

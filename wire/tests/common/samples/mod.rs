@@ -1,13 +1,14 @@
 //! Random valid messages of every kind, with their fields and our encoding.
 
 mod controls;
+mod extensions;
 
 use echelon_wire::callable::encode_serialized;
 use echelon_wire::{
     encode_frame, AccessFlags, AddressSpace, BufferId, CallConfig, Carrier, Completion, DataType,
-    Digest, Encode, FailureKind, FrameType, Generation, Hello, ReadyState, RemoteTensorDesc,
-    Sequence, SessionId, TaskArgsWire, TaskPayload, TensorFlags, TensorMeta, TimedCompletion,
-    WorkerId, Writer,
+    Digest, Encode, FailureKind, Generation, Hello, ReadyState, RemoteTensorDesc, Sequence,
+    SessionId, TaskArgsWire, TaskPayload, TensorFlags, TensorMeta, TimedCompletion, WorkerId,
+    Writer,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -15,6 +16,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{json, Value};
 
+use super::layouts::frame_types;
 use super::{fields, hex, TAGGED, WITH_FLOAT64};
 
 /// A valid message.
@@ -44,6 +46,7 @@ pub(crate) fn any_sample() -> BoxedStrategy<Sample> {
         controls::controls(),
         controls::buffers(),
         controls::transfers(),
+        extensions::extensions(),
         frames(),
     ]
     .boxed()
@@ -297,19 +300,10 @@ fn payloads() -> BoxedStrategy<Sample> {
 }
 
 fn frames() -> BoxedStrategy<Sample> {
-    let types = select(vec![
-        FrameType::Hello,
-        FrameType::Task,
-        FrameType::Control,
-        FrameType::ControlReply,
-        FrameType::Completion,
-        FrameType::Health,
-        FrameType::Shutdown,
-        FrameType::TimedCompletion,
-    ]);
+    let types = select(frame_types());
     (types, any::<u64>(), any::<i32>(), number(), some_bytes())
         .prop_map(|(frame_type, session, worker, sequence, payload)| {
-            let extended = frame_type == FrameType::TimedCompletion;
+            let extended = frame_type.code() >= 64;
             let bytes = encode_frame(
                 frame_type,
                 SessionId(session),
