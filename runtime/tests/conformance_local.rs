@@ -1,5 +1,5 @@
 //! The conformance suite over real child processes: this program is its own child.
-#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)] // A failed unwrap is a failed test.
+#![allow(clippy::unwrap_used, missing_docs)] // A failed unwrap is a failed test.
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -11,10 +11,9 @@ use echelon_runtime::endpoint::{ControlRequest, Endpoint};
 use echelon_runtime::mailbox::Bell;
 use echelon_runtime::process::Keeper;
 use echelon_runtime::testing::conformance::{Fixture, FAILURE_TEXT, PROPERTIES};
-use echelon_runtime::{
-    Callable, CallableHost, ChildProgram, HostedCallable, Orchestrator, TaskView, Worker,
-};
-use echelon_wire::callable::{CallableKind, ImportTarget};
+use echelon_runtime::testing::harness;
+use echelon_runtime::{CallableHost, ChildProgram, HostedCallable, Orchestrator, TaskView, Worker};
+use echelon_wire::callable::CallableKind;
 
 /// What this program can call when it is a child.
 struct Host;
@@ -49,10 +48,6 @@ impl HostedCallable for Hosted {
 
 struct Children(Arc<Keeper>);
 
-fn import(target: &str) -> Callable {
-    Callable::import(ImportTarget::parse(target).unwrap())
-}
-
 impl Fixture for Children {
     fn start(&self) -> (Box<dyn Endpoint>, Arc<Bell>) {
         let bell = Bell::create().unwrap();
@@ -72,28 +67,12 @@ impl Fixture for Children {
         (Box::new(endpoint), bell)
     }
 
-    fn completing(&self) -> Callable {
-        import("m:completes")
-    }
-
-    fn failing(&self) -> Callable {
-        import("m:fails")
-    }
-
-    fn endless(&self) -> Option<Callable> {
-        Some(import("m:endless"))
-    }
-
-    fn unpreparable(&self) -> Option<Callable> {
-        Some(import("m:missing"))
-    }
-
     fn unsupported(&self) -> ControlRequest {
         ControlRequest::Alloc { nbytes: 1 }
     }
 }
 
-/// A small harness: the usual one would read the child's arguments as its own. Speaks what cargo and nextest ask for.
+/// A harness of ours: the usual one would read the child's arguments as its own.
 fn main() {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     if args.first().is_some_and(|first| first == "child") {
@@ -102,30 +81,12 @@ fn main() {
         child.serve().unwrap();
         return;
     }
-    let has = |flag: &str| args.iter().any(|arg| arg == flag);
-    if has("--list") {
-        for (name, _) in PROPERTIES.iter().filter(|_| !has("--ignored")) {
-            println!("{name}: test");
-        }
-        return;
-    }
-    let wanted: Vec<_> = args
-        .iter()
-        .map(|arg| arg.to_string_lossy())
-        .filter(|arg| !arg.starts_with('-'))
-        .collect();
-    let mut passed = 0;
-    for (name, property) in PROPERTIES {
-        if wanted.is_empty() || wanted.iter().any(|part| name.contains(&**part)) {
-            let keeper = Arc::new(Keeper::start().unwrap());
-            property(&Children(Arc::clone(&keeper)));
-            let bound = Instant::now() + Duration::from_secs(20);
-            keeper.stop(bound).unwrap();
-            let left = rustix::process::wait(rustix::process::WaitOptions::NOHANG);
-            assert!(left.is_err(), "{name} left a child: {left:?}");
-            println!("test {name} ... ok");
-            passed += 1;
-        }
-    }
-    println!("test result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+    harness::run(PROPERTIES, |name, property| {
+        let keeper = Arc::new(Keeper::start().unwrap());
+        property(&Children(Arc::clone(&keeper)));
+        let bound = Instant::now() + Duration::from_secs(20);
+        keeper.stop(bound).unwrap();
+        let left = rustix::process::wait(rustix::process::WaitOptions::NOHANG);
+        assert!(left.is_err(), "{name} left a child: {left:?}");
+    });
 }

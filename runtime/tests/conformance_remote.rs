@@ -15,9 +15,9 @@ use echelon_runtime::endpoint::{ControlRequest, Endpoint};
 use echelon_runtime::mailbox::Bell;
 use echelon_runtime::remote::RemoteEndpoint;
 use echelon_runtime::testing::conformance::{check, Fixture, FAILURE_TEXT};
-use echelon_runtime::{Callable, RemoteWorkerSpec};
+use echelon_runtime::RemoteWorkerSpec;
 use echelon_wire::bootstrap::{json_len, DaemonReply, Manifest, SessionPorts};
-use echelon_wire::callable::{Digest, ImportTarget};
+use echelon_wire::callable::Digest;
 use echelon_wire::codec::{Decode, Encode};
 use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand};
 use echelon_wire::frame::health::health_frame;
@@ -194,10 +194,6 @@ impl Drop for Sessions {
     }
 }
 
-fn import(target: &str) -> Callable {
-    Callable::import(ImportTarget::parse(target).unwrap())
-}
-
 impl Fixture for Sessions {
     fn start(&self) -> (Box<dyn Endpoint>, Arc<Bell>) {
         let daemon = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -214,22 +210,6 @@ impl Fixture for Sessions {
         let until = Until::new(Instant::now() + TIMEOUT);
         let endpoint = RemoteEndpoint::start(&spec, manifest, TIMEOUT, ring, &until).unwrap();
         (Box::new(endpoint), bell)
-    }
-
-    fn completing(&self) -> Callable {
-        import("m:completes")
-    }
-
-    fn failing(&self) -> Callable {
-        import("m:fails")
-    }
-
-    fn endless(&self) -> Option<Callable> {
-        Some(import("m:endless"))
-    }
-
-    fn unpreparable(&self) -> Option<Callable> {
-        Some(import("m:missing"))
     }
 
     fn unsupported(&self) -> ControlRequest {

@@ -9,11 +9,6 @@ use echelon_runtime::mailbox::Bell;
 use echelon_runtime::testing::conformance::{check, Fixture, FAILURE_TEXT};
 use echelon_runtime::testing::fake::{FakeWorld, TaskVerdict};
 use echelon_runtime::Callable;
-use echelon_wire::callable::ImportTarget;
-
-fn import(target: &str) -> Callable {
-    Callable::import(ImportTarget::parse(target).unwrap())
-}
 
 struct Fakes {
     remote: bool,
@@ -35,16 +30,8 @@ impl Fixture for Fakes {
         (endpoint, bell)
     }
 
-    fn completing(&self) -> Callable {
-        import("m:completes")
-    }
-
-    fn failing(&self) -> Callable {
-        import("m:fails")
-    }
-
-    fn endless(&self) -> Option<Callable> {
-        Some(import("m:endless"))
+    fn unpreparable(&self) -> Option<Callable> {
+        None
     }
 
     fn unsupported(&self) -> ControlRequest {

@@ -15,10 +15,10 @@ use echelon_runtime::endpoint::{ControlRequest, Endpoint};
 use echelon_runtime::mailbox::Bell;
 use echelon_runtime::remote::RemoteEndpoint;
 use echelon_runtime::testing::conformance::{Fixture, FAILURE_TEXT, PROPERTIES};
-use echelon_runtime::{Callable, RemoteWorkerSpec, Worker};
+use echelon_runtime::testing::harness;
+use echelon_runtime::{RemoteWorkerSpec, Worker};
 use echelon_session::NativeHost;
 use echelon_wire::bootstrap::{json_len, DaemonReply, ReadyLine};
-use echelon_wire::callable::ImportTarget;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -84,10 +84,6 @@ impl Drop for Sessions {
     }
 }
 
-fn import(target: &str) -> Callable {
-    Callable::import(ImportTarget::parse(target).unwrap())
-}
-
 impl Fixture for Sessions {
     fn start(&self) -> (Box<dyn Endpoint>, Arc<Bell>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -106,54 +102,16 @@ impl Fixture for Sessions {
         (Box::new(endpoint), bell)
     }
 
-    fn completing(&self) -> Callable {
-        import("m:completes")
-    }
-
-    fn failing(&self) -> Callable {
-        import("m:fails")
-    }
-
-    fn endless(&self) -> Option<Callable> {
-        Some(import("m:endless"))
-    }
-
-    fn unpreparable(&self) -> Option<Callable> {
-        Some(import("m:missing"))
-    }
-
     fn unsupported(&self) -> ControlRequest {
         ControlRequest::DropRegion { region: 1 }
     }
 }
 
-/// A small harness: the usual one would read the session's arguments as its own. Speaks what cargo and nextest ask for.
+/// A harness of ours: the usual one would read the session's arguments as its own.
 fn main() {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     if args.first().is_some_and(|first| first == "session") {
         std::process::exit(session());
     }
-    let has = |flag: &str| args.iter().any(|arg| arg == flag);
-    if has("--list") {
-        for (name, _) in PROPERTIES.iter().filter(|_| !has("--ignored")) {
-            println!("{name}: test");
-        }
-        return;
-    }
-    let wanted: Vec<_> = args
-        .iter()
-        .map(|arg| arg.to_string_lossy())
-        .filter(|arg| !arg.starts_with('-'))
-        .collect();
-    let mut passed = 0;
-    for (name, property) in PROPERTIES {
-        if wanted.is_empty() || wanted.iter().any(|part| name.contains(&**part)) {
-            let sessions = Sessions::default();
-            property(&sessions);
-            drop(sessions);
-            println!("test {name} ... ok");
-            passed += 1;
-        }
-    }
-    println!("test result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+    harness::run(PROPERTIES, |_, property| property(&Sessions::default()));
 }

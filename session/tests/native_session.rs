@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use echelon_runtime::memory::HostMemory;
+use echelon_runtime::testing::harness;
 use echelon_runtime::{
     Callable, CallableHandle, Error, FailureKind, RegisterOptions, RegisterScope, RemoteBuffer,
     RemoteWorkerSpec, Tag, TaskArgs, Worker,
@@ -211,27 +212,11 @@ const CASES: [Case; 4] = [
     ),
 ];
 
-/// A small harness: the usual one would read the session's arguments as its own. Speaks what cargo and nextest ask for.
+/// A harness of ours: the usual one would read the session's arguments as its own.
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|first| first == "session") {
         std::process::exit(example::serve(args.into_iter().skip(1)));
     }
-    let has = |flag: &str| args.iter().any(|arg| arg == flag);
-    if has("--list") {
-        for (name, _) in CASES.iter().filter(|_| !has("--ignored")) {
-            println!("{name}: test");
-        }
-        return;
-    }
-    let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-    let mut passed = 0;
-    for (name, case) in CASES {
-        if wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())) {
-            case();
-            println!("test {name} ... ok");
-            passed += 1;
-        }
-    }
-    println!("test result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+    harness::run(CASES.iter().copied(), |_, case| case());
 }

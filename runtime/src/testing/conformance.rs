@@ -9,6 +9,8 @@ mod work;
 
 use std::sync::Arc;
 
+use echelon_wire::callable::ImportTarget;
+
 use crate::callable::Callable;
 use crate::endpoint::{ControlRequest, Endpoint};
 use crate::mailbox::Bell;
@@ -21,22 +23,38 @@ pub trait Fixture {
     /// A fresh endpoint, which rings the bell.
     fn start(&self) -> (Box<dyn Endpoint>, Arc<Bell>);
 
-    /// A callable that completes.
-    fn completing(&self) -> Callable;
+    /// A callable that completes: `m:completes`, unless the fixture has another.
+    fn completing(&self) -> Callable {
+        import("m:completes")
+    }
 
-    /// A callable that fails with [`FAILURE_TEXT`].
-    fn failing(&self) -> Callable;
+    /// A callable that fails with [`FAILURE_TEXT`]: `m:fails`.
+    fn failing(&self) -> Callable {
+        import("m:fails")
+    }
 
-    /// A callable that never ends by itself; `None` when what runs it cannot be ended by force (a thread).
-    fn endless(&self) -> Option<Callable>;
+    /// A callable that never ends by itself: `m:endless`; `None` when what runs it cannot be ended by force (a thread).
+    fn endless(&self) -> Option<Callable> {
+        Some(import("m:endless"))
+    }
 
-    /// A callable that cannot be prepared there, as a module that does not import; `None` when there is none.
+    /// A callable that cannot be prepared there, as a module that does not import: `m:missing`; `None` when there is none.
     fn unpreparable(&self) -> Option<Callable> {
-        None
+        Some(import("m:missing"))
     }
 
     /// A control that this kind of endpoint cannot do.
     fn unsupported(&self) -> ControlRequest;
+}
+
+/// A callable by its import path.
+///
+/// # Panics
+/// When it is none.
+#[must_use]
+pub fn import(target: &str) -> Callable {
+    let target = ImportTarget::parse(target);
+    target.map_or_else(|error| panic!("{error}"), Callable::import)
 }
 
 /// A property over a fixture.

@@ -5,6 +5,7 @@
 
 pub mod conformance;
 pub mod fake;
+pub mod harness;
 
 use std::sync::Arc;
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use echelon_runtime::child::{Child, ChildArgs};
 use echelon_runtime::memory::HostMemory;
+use echelon_runtime::testing::harness;
 use echelon_runtime::{
     Callable, ChildProgram, Error, FailureKind, RegisterOptions, Tag, TaskArgs, Worker,
 };
@@ -336,7 +337,7 @@ const TESTS: [Test; 12] = [
     ),
 ];
 
-/// A small harness: the usual one would read the child's arguments as its own. Speaks what cargo and nextest ask for.
+/// A harness of ours: the usual one would read the child's arguments as its own.
 fn main() {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     if args.first().is_some_and(|first| first == "child") {
@@ -354,33 +355,11 @@ fn main() {
     if args.first().is_some_and(|first| first == "parent") {
         return parent_to_be_killed();
     }
-    let has = |flag: &str| args.iter().any(|arg| arg == flag);
-    if has("--list") {
-        for (name, _) in TESTS.iter().filter(|_| !has("--ignored")) {
-            println!("{name}: test");
-        }
-        return;
-    }
-    let wanted: Vec<&OsString> = args
-        .iter()
-        .filter(|arg| !arg.to_string_lossy().starts_with('-'))
-        .collect();
-    let mut passed = 0;
-    for (name, test) in TESTS {
-        if !wanted.is_empty()
-            && !wanted
-                .iter()
-                .any(|part| name.contains(&*part.to_string_lossy()))
-        {
-            continue;
-        }
+    harness::run(TESTS.iter().copied(), |name, test| {
         let before = open_fds();
         test();
         assert_eq!(open_fds(), before, "{name} left descriptors open");
         let children = rustix::process::wait(rustix::process::WaitOptions::NOHANG);
         assert!(children.is_err(), "{name} left a child: {children:?}");
-        println!("test {name} ... ok");
-        passed += 1;
-    }
-    println!("test result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+    });
 }

@@ -15,6 +15,7 @@ mod tags;
 use std::io::Write as _;
 use std::sync::Arc;
 
+use echelon_runtime::testing::harness;
 use echelon_runtime::Worker;
 use echelon_session::NativeHost;
 
@@ -78,7 +79,7 @@ fn session(mode: &str, args: Vec<String>) -> i32 {
     }
 }
 
-/// A small harness: the usual one would read the daemon's arguments as its own. Speaks what cargo and nextest ask for.
+/// A harness of ours: the usual one would read the daemon's arguments as its own.
 fn main() {
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {
@@ -89,29 +90,10 @@ fn main() {
         }
         _ => {}
     }
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let has = |flag: &str| args.iter().any(|arg| arg == flag);
-    let cases = || {
-        neighbours::CASES
-            .iter()
-            .chain(runners::CASES)
-            .chain(tags::CASES)
-            .chain(lanes::CASES)
-    };
-    if has("--list") {
-        for (name, _) in cases().filter(|_| !has("--ignored")) {
-            println!("{name}: test");
-        }
-        return;
-    }
-    let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-    let mut passed = 0;
-    for (name, case) in cases() {
-        if wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())) {
-            case();
-            println!("test {name} ... ok");
-            passed += 1;
-        }
-    }
-    println!("test result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+    let cases = neighbours::CASES
+        .iter()
+        .chain(runners::CASES)
+        .chain(tags::CASES)
+        .chain(lanes::CASES);
+    harness::run(cases.copied(), |_, case| case());
 }
