@@ -130,9 +130,6 @@ pub const MAX_SEGMENT_NAME_BYTES: u32 = 255;
 /// Pause between two HEALTH frames of a session; a health timeout has to be longer.
 pub const HEALTH_PERIOD: Duration = Duration::from_millis(200);
 
-/// First frame type and first control name that belong to negotiated extensions; v1 rejects all of them.
-pub const EXTENSION_CODE_MIN: u32 = 64;
-
 const _: () = assert!(MAX_COPY_TO_BYTES == 16_777_168);
 const _: () = assert!(MAX_COPY_FROM_BYTES == 16_777_188);
 const _: () = assert!(MAX_PEER_CHUNK_BYTES < MAX_PAYLOAD_BYTES - PEER_HEAD_BYTES as u32);

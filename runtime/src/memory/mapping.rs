@@ -66,18 +66,4 @@ impl Mapping {
     pub fn as_ptr(&self) -> *mut u8 {
         self.raw.as_mut_ptr()
     }
-
-    /// Touches the pages of a range so that later accesses do not fault. An error is no harm: the pages then fault.
-    pub fn prefault(&self, offset: usize, len: usize) {
-        if self.writable {
-            // Kernels before 5.14 do not know the advice; the pages then fault one by one.
-            let _ = self
-                .raw
-                .advise_range(memmap2::Advice::PopulateWrite, offset, len);
-        } else {
-            let _ = self
-                .raw
-                .advise_range(memmap2::Advice::PopulateRead, offset, len);
-        }
-    }
 }

@@ -2,18 +2,7 @@
 
 pub use crate::task::{Carrier, TaskArgsWire, TaskPayload};
 
-use crate::callable::Digest;
-use crate::codec::Reader;
-use crate::error::DecodeError;
 use crate::id::{Sequence, WorkerId};
-
-/// Digest of the callable of a TASK payload, without looking at the rest: enough to name a task that cannot be decoded.
-///
-/// # Errors
-/// [`DecodeError::Truncated`] when the payload has fewer than 32 bytes.
-pub fn peek_digest(payload: &[u8]) -> Result<Digest, DecodeError> {
-    Ok(Digest(Reader::new(payload).array("TASK.callable_digest")?))
-}
 
 /// How the message of a failed task begins. `payload` is that of the TASK frame, however broken; its first 32 bytes, or
 /// what there is of them, stand for the callable.
