@@ -14,6 +14,7 @@ import pytest
 from testbed import wire
 from testbed.proxy import ByFrame, DaemonProxy, SessionProxy
 from testbed.v1_session import Behaviour, V1Daemon
+from testbed.wait import eventually
 
 Graph = Callable[[ec.Orchestrator, object, object], None]
 
@@ -157,6 +158,25 @@ def test_a_range_exported_by_one_session_is_used_by_another(daemon: V1Daemon) ->
         assert back == b"\x01" * 20 + b"\x02" * 8 + b"\x01" * 36
         worker.remote_release_import(window)
         worker.remote_free(buffer)
+
+
+def test_a_release_that_was_carried_out_and_refused_ends_when_it_is_repeated_r112(daemon: V1Daemon) -> None:
+    """Version 1 answers the repeated RELEASE_IMPORT with an error, and the owner's buffer is freed all the same."""
+    with v1_worker(daemon, count=2) as (worker, [owner, importer]):
+        worker.init()
+        first, second = sorted(daemon.sessions, key=lambda session: session.worker_id)
+        buffer = worker.remote_malloc(worker=owner, nbytes=64)
+        window = worker.remote_import(worker.remote_export(buffer), worker=importer)
+        second.spoils.append("RELEASE_IMPORT")
+        with pytest.raises(ec.RemoteError, match="refused all the same"):
+            worker.remote_release_import(window)
+        worker.remote_free(buffer)
+        assert "FREE_REMOTE_BUFFER" not in first.controls, "the window may be in use"
+        for _ in range(3):
+            # Each flushes what is owed; the second finds nothing.
+            worker.remote_free(worker.remote_malloc(worker=importer, nbytes=8))
+        assert second.controls.count("RELEASE_IMPORT") == 2
+        eventually(lambda: "FREE_REMOTE_BUFFER" in first.controls, 30)
 
 
 def test_bool_is_refused_at_submit_towards_v1(daemon: V1Daemon) -> None:

@@ -52,6 +52,8 @@ struct BufferState {
     pins: u64,
     /// The free or release control was handed to the lane.
     sent: bool,
+    /// It was refused before.
+    refused: bool,
 }
 
 #[derive(Debug)]
@@ -301,7 +303,14 @@ impl RemoteBuffer {
 
     /// The control failed: the release is due again at the next flush.
     pub(crate) fn release_failed(&self) {
-        self.0.state.lock().sent = false;
+        let mut state = self.0.state.lock();
+        state.sent = false;
+        state.refused = true;
+    }
+
+    /// Whether a release was refused before: then it may have been carried out all the same.
+    pub(crate) fn release_was_refused(&self) -> bool {
+        self.0.state.lock().refused
     }
 }
 

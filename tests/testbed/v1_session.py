@@ -44,6 +44,8 @@ class V1Session:
         self.tasks: list[str] = []
         self.controls: list[str] = []
         self.ended_by = ""
+        self.spoils: list[str] = []
+        """Controls whose next answer is an error although they are carried out."""
         self._behaviours = behaviours
         self._violations = violations
         self._state = State(self.worker_id)
@@ -190,6 +192,9 @@ class V1Session:
         error, result = "", b""
         try:
             result = CONTROLS[name](self._state, wire.Cursor(command))
+            if name in self.spoils:
+                self.spoils.remove(name)
+                raise RuntimeError("carried out, and refused all the same")
         except wire.ProtocolError:
             raise
         except Exception as failure:

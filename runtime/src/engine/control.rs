@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use echelon_wire::limits::MAX_PAYLOAD_BYTES;
 
+use super::finish::knows_no_import;
 use super::record::{ControlCell, Flight, Undo};
 use super::{Core, Engine, WaitEnd};
 use crate::buffer::RemoteBuffer;
@@ -199,6 +200,7 @@ impl Core {
             endpoint,
             request,
             pin,
+            refused: false,
         });
     }
 
@@ -217,10 +219,16 @@ impl Core {
     }
 
     /// What was refused is tried again with the other releases.
-    pub(super) fn undo_done(&mut self, undo: Undo, result: &Result<ControlReply, ControlFailure>) {
+    pub(super) fn undo_done(
+        &mut self,
+        mut undo: Undo,
+        result: &Result<ControlReply, ControlFailure>,
+    ) {
         match result {
             Ok(_) | Err(ControlFailure::Lost(_)) => self.unpin_if(undo.pin),
+            Err(failure) if undo.refused && knows_no_import(failure) => self.unpin_if(undo.pin),
             Err(failure) => {
+                undo.refused = true;
                 tracing::warn!(%failure, "undoing an interrupted call was refused; it is tried again");
                 self.pending_undos.push(undo);
             }

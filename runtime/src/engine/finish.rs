@@ -8,6 +8,8 @@ use crate::error::{FailureKind, RunError};
 use crate::graph::{EndpointId, Outcome, RunId, TaskId};
 use crate::trace::TraceEvent;
 
+use echelon_wire::frame::control::transfer::ReleaseImport;
+
 /// Events a run keeps for its report.
 const MAX_RUN_EVENTS: usize = 1 << 17;
 
@@ -127,6 +129,9 @@ impl Core {
         match &result {
             // With a session that is gone, its buffers are gone; only the owner of an import is still to be let go.
             Ok(_) | Err(ControlFailure::Lost(_)) => self.released(buffer),
+            Err(failure) if buffer.release_was_refused() && knows_no_import(failure) => {
+                self.released(buffer);
+            }
             Err(failure) => {
                 tracing::warn!(%failure, "a release was refused; it is tried again");
                 buffer.release_failed();
@@ -151,6 +156,12 @@ impl Core {
             self.unpin(owner.clone());
         }
     }
+}
+
+/// A session of version 1 that carried a release out and refused it all the same answers so to the repeated one: there is nothing left
+/// to release.
+pub(super) fn knows_no_import(failure: &ControlFailure) -> bool {
+    matches!(failure, ControlFailure::Refused(text) if text.contains(ReleaseImport::UNKNOWN))
 }
 
 /// The control that ends a buffer or an import, and the endpoint it goes to.

@@ -211,6 +211,8 @@ pub(crate) struct Undo {
     pub(crate) request: ControlRequest,
     /// Pinned until it has worked: the owner of an import.
     pub(crate) pin: Option<RemoteBuffer>,
+    /// It was refused before.
+    pub(crate) refused: bool,
 }
 
 impl Flight {

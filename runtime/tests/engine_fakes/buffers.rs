@@ -257,6 +257,52 @@ fn r_112_a_refused_free_is_an_error_once_and_is_retried_until_it_works() {
     assert_eq!(frees(&session.controls()), 5);
 }
 
+/// A session of version 1 remembers no import that it let go.
+#[test]
+fn r_112_an_import_that_is_unknown_when_its_release_is_repeated_is_released() {
+    const UNKNOWN: &str = "KeyError: 'RELEASE_IMPORT names unknown import'";
+    for answers in [
+        vec![ControlVerdict::CarryAndRefuse("busy".into())],
+        // The first answer may mean anything, and is an error.
+        vec![ControlVerdict::CarryAndRefuse(UNKNOWN.into())],
+        vec![
+            ControlVerdict::Refuse("busy".into()),
+            ControlVerdict::CarryAndRefuse("busy".into()),
+        ],
+    ] {
+        let bed = Bed::new(0, 2);
+        let w = &bed.worker;
+        let owner = bed.malloc(0, 8);
+        let export = w.remote_export(&owner, 0, None, AccessFlags::READ).unwrap();
+        let import = w.remote_import(&export, 1, None).unwrap();
+        let tries = answers.len() + 1;
+        let mut left = answers.into_iter();
+        bed.remotes[1].on_control(move |control| match control {
+            ControlRequest::ReleaseImport { .. } => {
+                let last = || ControlVerdict::Refuse(UNKNOWN.into());
+                left.next().unwrap_or_else(last)
+            }
+            _ => ControlVerdict::Carry,
+        });
+        w.remote_release_import(&import).unwrap_err();
+        w.remote_free(&owner).unwrap();
+        for done in 1..tries {
+            let held = frees(&bed.remotes[0].controls());
+            assert_eq!(held, 0, "the owner is held while it is not known");
+            w.run_simple(|_| Ok(())).unwrap();
+            bed.remotes[1].wait_for("the next try", |_, c| releases(c) == done + 1);
+        }
+        bed.remotes[0].wait_for("the free", |_, controls| frees(controls) == 1);
+        w.run_simple(|_| Ok(())).unwrap();
+        assert_eq!(
+            releases(&bed.remotes[1].controls()),
+            tries,
+            "no further try"
+        );
+        w.close().unwrap();
+    }
+}
+
 #[test]
 fn r_112_what_is_owed_at_close_is_tried_once_more() {
     let bed = Bed::new(0, 1);

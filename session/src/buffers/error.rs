@@ -1,6 +1,7 @@
 //! Why a buffer command is refused. Texts end with the words of the contract's recorded cases.
 
 use echelon_runtime::memory::MemoryError;
+use echelon_wire::frame::control::transfer::ReleaseImport;
 use echelon_wire::frame::control::ControlName;
 use echelon_wire::id::WorkerId;
 use echelon_wire::limits::MAX_COPY_FROM_BYTES;
@@ -116,7 +117,10 @@ pub enum BufferError {
     #[error("IMPORT_BUFFER transport_descriptor is not a segment name of profile sim")]
     Descriptor,
     /// No such import.
-    #[error("import {import} was released or never made: RELEASE_IMPORT names unknown import")]
+    #[error(
+        "import {import} was released or never made: {}",
+        ReleaseImport::UNKNOWN
+    )]
     UnknownImport {
         /// Import id.
         import: u64,

@@ -246,6 +246,9 @@ pub struct ReleaseImport {
 }
 
 impl ReleaseImport {
+    /// In the error of a session that does not know the import. Who repeats a release learns from it that the first one worked.
+    pub const UNKNOWN: &'static str = "RELEASE_IMPORT names unknown import";
+
     fn check(&self) -> Result<(), RuleViolation> {
         must_not_be_negative("RELEASE_IMPORT.importer_worker_id", self.importer_worker_id)?;
         must_not_be_negative("RELEASE_IMPORT.owner_worker_id", self.owner_worker_id)?;
