@@ -83,6 +83,12 @@ def callables_path() -> Path:
 
 
 @pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch, callables_path: Path) -> None:
+    """This process, and those that it starts, can import the modules of tests/callables."""
+    monkeypatch.syspath_prepend(str(callables_path))
+
+
+@pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     """A real `echelon-worker` on a loopback port, with tests/callables on its PYTHONPATH."""
     with Daemon(tmp_path, pythonpath=[CALLABLES]) as running:

@@ -12,22 +12,16 @@ import warnings
 import echelon as ec
 import numpy as np
 import pytest
+from testbed.local import run_one
 
 INPUT, INOUT = ec.TensorArgType.INPUT, ec.TensorArgType.INOUT
 
 
 @pytest.fixture
-def tasks(monkeypatch, callables_path):
-    monkeypatch.syspath_prepend(str(callables_path))
+def tasks(importable):
     import bad_tasks
 
     return bad_tasks
-
-
-def run_one(worker, handle, *tensors, scalars=()):
-    return worker.run(
-        lambda orch, args, config: orch.submit_sub(handle, ec.TaskArgs.of(*tensors, scalars=scalars))
-    )
 
 
 def test_r_238_a_very_long_error_keeps_its_type_and_its_traceback(tasks):

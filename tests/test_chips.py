@@ -87,8 +87,7 @@ def test_registered_after_init_and_unregistered_again(two):
         submit(two, scale, (x, INPUT), (y, OUTPUT), scalars=[3])
 
 
-def test_chips_come_before_the_children_that_were_added(callables_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(callables_path))
+def test_chips_come_before_the_children_that_were_added(importable):
     import chip_tasks
 
     parent = ec.Worker(level=4, device_ids=[4], startup_timeout_s=100)

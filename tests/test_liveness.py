@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import echelon as ec
-import numpy as np
 import pytest
 from testbed import procfs, residual
 from testbed.daemon import Daemon
+from testbed.local import path_bytes
 from testbed.proxy import DaemonProxy, SessionProxy
 from testbed.wait import eventually
 
@@ -66,10 +66,6 @@ def site(daemon: Daemon) -> Iterator[Site]:
     worker = ec.Worker(remote_session_timeout_s=TIMEOUT_S, close_timeout_s=10)
     with DaemonProxy((daemon.host, daemon.port)) as proxy, contextlib.closing(worker):
         yield Site(daemon, proxy, worker)
-
-
-def path_bytes(path: Path) -> np.ndarray:
-    return np.frombuffer(str(path).encode(), np.uint8)
 
 
 def ended(processes: list[procfs.Process]) -> None:

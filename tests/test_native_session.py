@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,40 +9,19 @@ from pathlib import Path
 import echelon as ec
 import numpy as np
 import pytest
+from testbed import examples
 from testbed.daemon import Daemon
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILD_S = 400.0
-"""How long cargo may take when nothing is built yet, in seconds."""
-
-AS_JSON = ["--message-format", "json-render-diagnostics"]
 INOUT = ec.TensorArgType.INOUT
 
-pytestmark = pytest.mark.hard_timeout(BUILD_S + 60)
+pytestmark = pytest.mark.hard_timeout(examples.BUILD_S + 60)
 
 
 @pytest.fixture(scope="module")
 def runner() -> Path:
-    """The example's binary, in cargo's usual target folder; built when it is not there or not up to date."""
-    cargo = shutil.which("cargo")
-    if cargo is None:
-        pytest.skip("no cargo on the PATH: the native session runner cannot be built")
-    built = subprocess.run(
-        [cargo, "build", "--locked", "-p", "echelon-session", "--example", "native_session", *AS_JSON],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=BUILD_S,
-    )
-    assert built.returncode == 0, built.stderr
-    messages = [json.loads(line) for line in built.stdout.splitlines() if line.startswith("{")]
-    programs = [
-        message["executable"]
-        for message in messages
-        if message["reason"] == "compiler-artifact" and message["target"]["name"] == "native_session"
-    ]
-    return Path(programs[-1])
+    """The example's binary."""
+    return examples.build("echelon-session", "native_session")
 
 
 @pytest.fixture

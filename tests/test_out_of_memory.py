@@ -45,8 +45,7 @@ def pid_of(worker: ec.Worker, name: str) -> int:
 
 @pytest.mark.needs_root
 @needs_groups
-def test_a_sub_worker_out_of_memory_is_named_r047(group, callables_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(callables_path))
+def test_a_sub_worker_out_of_memory_is_named_r047(group, importable):
     worker = ec.Worker(level=4, num_sub_workers=1)
     devour = worker.register(importlib.import_module("topology_tasks").devour)
     with worker:

@@ -7,18 +7,15 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import echelon as ec
 import numpy as np
 import pytest
+from testbed.local import path_bytes, run_one
 
 INPUT, INOUT = ec.TensorArgType.INPUT, ec.TensorArgType.INOUT
 
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch, callables_path):
-    monkeypatch.syspath_prepend(str(callables_path))
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 @pytest.fixture
@@ -26,16 +23,6 @@ def tasks(importable):
     import py_tasks
 
     return py_tasks
-
-
-def path_bytes(path: Path) -> np.ndarray:
-    return np.frombuffer(str(path).encode(), np.uint8)
-
-
-def run_one(worker, handle, *tensors, scalars=()):
-    return worker.run(
-        lambda orch, args, config: orch.submit_sub(handle, ec.TaskArgs.of(*tensors, scalars=scalars))
-    )
 
 
 def test_lambdas_closures_and_nested_functions_are_serialized():

@@ -15,8 +15,7 @@ INPUT, OUTPUT, INOUT = ec.TensorArgType.INPUT, ec.TensorArgType.OUTPUT, ec.Tenso
 
 
 @pytest.fixture
-def tasks(monkeypatch, callables_path):
-    monkeypatch.syspath_prepend(str(callables_path))
+def tasks(importable):
     import py_tasks
 
     return py_tasks

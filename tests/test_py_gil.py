@@ -9,23 +9,15 @@ import subprocess
 import sys
 import threading
 import weakref
-from pathlib import Path
 
 import echelon as ec
-import numpy as np
 import pytest
+from testbed.local import path_bytes
 from testbed.wait import eventually
 
 INPUT = ec.TensorArgType.INPUT
 
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch, callables_path):
-    monkeypatch.syspath_prepend(str(callables_path))
-
-
-def path_bytes(path: Path) -> np.ndarray:
-    return np.frombuffer(str(path).encode(), np.uint8)
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 def test_other_threads_run_while_one_waits(tmp_path):

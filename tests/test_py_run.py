@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import echelon as ec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testbed.local import run_one
 
 INPUT, OUTPUT, INOUT = ec.TensorArgType.INPUT, ec.TensorArgType.OUTPUT, ec.TensorArgType.INOUT
 EXISTING, NO_DEP = ec.TensorArgType.OUTPUT_EXISTING, ec.TensorArgType.NO_DEP
 
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch, callables_path):
-    monkeypatch.syspath_prepend(str(callables_path))
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 @pytest.fixture
@@ -25,16 +22,6 @@ def tasks(importable):
     import py_tasks
 
     return py_tasks
-
-
-def path_bytes(path: Path) -> np.ndarray:
-    return np.frombuffer(str(path).encode(), np.uint8)
-
-
-def run_one(worker, handle, *tensors, scalars=()):
-    return worker.run(
-        lambda orch, args, config: orch.submit_sub(handle, ec.TaskArgs.of(*tensors, scalars=scalars))
-    )
 
 
 def test_a_numpy_array_goes_in_and_out(tasks):

@@ -15,10 +15,7 @@ from testbed.wait import eventually
 INOUT, INPUT = ec.TensorArgType.INOUT, ec.TensorArgType.INPUT
 KINDS = ["session", "child"]
 
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch, callables_path: Path) -> None:
-    monkeypatch.syspath_prepend(str(callables_path))
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from pathlib import Path
 
 import echelon as ec
 import numpy as np
@@ -17,10 +16,7 @@ INPUT, INOUT = ec.TensorArgType.INPUT, ec.TensorArgType.INOUT
 F64 = ec.DataType.FLOAT64
 COUNT = 5
 
-
-@pytest.fixture(autouse=True)
-def _importable(callables_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(callables_path))
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 def remote(daemon, **settings) -> ec.RemoteWorkerSpec:

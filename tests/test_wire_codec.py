@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from testbed import codec, vectors
+from testbed import codec, examples, vectors
 from testbed.wire import ProtocolError
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILD_S = 400.0
-"""How long cargo may take when nothing is built yet, in seconds."""
-
 SAMPLES = 3000
 """Random messages that are compared, over all kinds."""
 
@@ -84,27 +80,8 @@ def test_lengths_and_fixed_words_are_refused_by_both_r073():
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    """Our codec behind a pipe, `wire/examples/recode.rs`; built when it is not there or not up to date."""
-    cargo = shutil.which("cargo")
-    if cargo is None:
-        pytest.skip("no cargo on the PATH: our codec cannot be built by itself")
-    command = [cargo, "build", "--locked", "-p", "echelon-wire", "--example", "recode"]
-    built = subprocess.run(
-        [*command, "--message-format", "json-render-diagnostics"],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=BUILD_S,
-    )
-    assert built.returncode == 0, built.stderr
-    messages = [json.loads(line) for line in built.stdout.splitlines() if line.startswith("{")]
-    programs = [
-        message["executable"]
-        for message in messages
-        if message["reason"] == "compiler-artifact" and message["target"]["name"] == "recode"
-    ]
-    return Path(programs[-1])
+    """Our codec behind a pipe, `wire/examples/recode.rs`."""
+    return examples.build("echelon-wire", "recode")
 
 
 def ask(program: Path, lines: list[str]) -> list[dict[str, Any]]:
@@ -116,7 +93,7 @@ def ask(program: Path, lines: list[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ended.stdout.split("\n") if line]
 
 
-@pytest.mark.hard_timeout(BUILD_S + 60)
+@pytest.mark.hard_timeout(examples.BUILD_S + 60)
 def test_both_codecs_agree_on_random_messages_of_every_kind_r073(program):
     samples = ask(program, [f"samples {SAMPLES}"])
     assert len(samples) == SAMPLES
@@ -127,7 +104,7 @@ def test_both_codecs_agree_on_random_messages_of_every_kind_r073(program):
         assert codec.encode(kind, sample["fields"]) == data, kind
 
 
-@pytest.mark.hard_timeout(BUILD_S + 60)
+@pytest.mark.hard_timeout(examples.BUILD_S + 60)
 def test_what_ours_accepts_means_the_same_to_both_r073(program):
     """One byte is changed: ours may refuse it, but what it accepts has to be what the other codec reads there."""
     chance = random.Random(73)

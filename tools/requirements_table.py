@@ -198,8 +198,8 @@ HEAD = """\
 
 Written by `tools/requirements_table.py` from the tests and from `tools/requirements.toml`; a test fails while this page is
 out of date. A test proves a requirement when it names it, in its name or in its doc comment. That a requirement has a row
-says that something of it is tested, not that every case of it is. Whether the tests notice when what they protect is gone was tried
-for a sample of P0s: `docs/guards.md`.
+says that something of it is tested, not that every case of it is. Whether the tests notice when what they protect is gone
+was tried for a sample of P0s: `docs/guards.md`.
 """
 
 UNTESTED = """\
