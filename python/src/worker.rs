@@ -33,6 +33,7 @@ use crate::{buffer, convert, error, gil};
 ///     interrupt_grace_s: seconds that running tasks have after Ctrl-C before their process is killed; default 5.
 ///     memory_limit: bytes of shared memory for tensors, at least 1 MiB; default half of what the machine has free.
 ///     max_tasks: unfinished tasks before a submit blocks, 1 to 1,048,576; default 16,384.
+///     max_attempts: how often a task that is submitted as idempotent may be begun in all, 1 to 100; default 3.
 ///
 /// Children import with the `sys.path` that this process has when the Worker is made.
 ///
@@ -93,8 +94,8 @@ impl PyWorker {
         Ok(Self(Life::new(worker)))
     }
 
-    /// Adds a local child with a runtime of its own; returns its worker id. Ids count both kinds of `add_*` in order of the
-    /// calls, from 0. The child is taken over and cannot be used directly any more.
+    /// Adds a local child, a process that is a Worker itself; returns its worker id. Ids count both kinds of `add_*` in order of
+    /// the calls, after those of the devices. The child is taken over and cannot be used directly any more.
     ///
     /// Raises LifecycleError when either worker is inited, ValueError when the child's level is not below this one's.
     fn add_worker(&self, py: Python<'_>, child: &Self) -> PyResult<i32> {

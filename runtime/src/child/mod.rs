@@ -62,7 +62,7 @@ pub enum ChildError {
         /// What is wrong.
         message: String,
     },
-    /// The plan of a child with a runtime of its own, or that runtime.
+    /// The plan of a local child, or its runtime.
     #[error("the inner runtime did not start: {0}")]
     Inner(String),
     /// The parent does not take completions any more.

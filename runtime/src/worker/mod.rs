@@ -90,7 +90,7 @@ pub enum Child {
         /// All of them.
         devices: Arc<ChipDevices>,
     },
-    /// A process of this host with a runtime of its own.
+    /// A process of this host that is a `Worker` itself.
     Local(LevelPlan),
     /// A session on a daemon.
     Remote(RemoteWorkerSpec),
@@ -203,7 +203,7 @@ impl Worker {
         self.0.settings.level
     }
 
-    /// Adds a local child of level 3 or more with a runtime of its own; `child` must not be inited and is taken over.
+    /// Adds a local child of level 3 or more; `child` must not be inited and is taken over.
     /// Returns its stable NEXT_LEVEL id.
     ///
     /// # Errors

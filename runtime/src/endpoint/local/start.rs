@@ -32,7 +32,7 @@ pub struct LocalSpec {
     pub env: Vec<(OsString, OsString)>,
     /// Regions that the child inherits.
     pub regions: Vec<Arc<SharedRegion>>,
-    /// The plan of a child with a runtime of its own, as JSON of `LevelPlan`.
+    /// The plan of a local child, as JSON of `LevelPlan`.
     pub plan: Option<Vec<u8>>,
     /// When it must have said READY.
     pub ready_by: Instant,
