@@ -169,14 +169,14 @@ impl Worker {
             engine.core.lock().add_endpoint(endpoint, role);
         }
         started?;
-        hit("init.driver")?;
+        hit_at("init.driver", self.0.settings.level)?;
         live.driver = Some(
             Driver::start(Arc::clone(&engine))
                 .map_err(|error| startup("the driver thread", error))?,
         );
         Self::register_all(&engine, children, registrations, deadline)?;
         // A worker without callables has not been spoken to yet: ask every local one, so that READY means ready.
-        hit("init.confirm")?;
+        hit_at("init.confirm", self.0.settings.level)?;
         engine.confirm_locals(deadline)?;
         // Only now: a child that ends before it was ready fails the start, with its own cause.
         let mut core = engine.core.lock();
