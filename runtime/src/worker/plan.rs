@@ -6,6 +6,7 @@ use std::time::Duration;
 use echelon_wire::callable::{CallableKind, ImportTarget};
 use serde::{Deserialize, Serialize};
 
+use super::builder::Settings;
 use super::reach::Registration;
 use super::{Child, RegisterOptions, Worker, WorkerState};
 use crate::callable::{Callable, CallableSource};
@@ -38,6 +39,8 @@ pub struct LevelPlan {
     pub sub_workers: u32,
     /// Unfinished tasks before a submit blocks.
     pub max_tasks: u32,
+    /// Times that an idempotent task is begun at most.
+    pub max_attempts: u32,
     /// Bytes of shared memory.
     pub memory_limit: u64,
     /// Bound of its `init()` in seconds.
@@ -74,18 +77,46 @@ impl Worker {
             .iter()
             .map(Registration::plan)
             .collect::<Result<_, _>>()?;
-        let s = &self.0.settings;
+        // Every field by its name: a new setting has to say here whether it goes along.
+        let Settings {
+            level,
+            sub_workers,
+            threads,
+            remote_session_timeout,
+            startup_timeout,
+            close_timeout,
+            interrupt_grace,
+            memory_limit,
+            max_tasks,
+            max_attempts,
+            chips,
+            // The deadline of each start, and what the child's process knows by itself.
+            start_by: _,
+            child_program: _,
+            chip_program: _,
+            child_env: _,
+            inherited_regions: _,
+            name_prefix: _,
+            inner: _,
+        } = &self.0.settings;
+        if *threads > 0 {
+            return Err(Error::argument(
+                "threads",
+                format!("{threads} worker threads run closures of this process; a worker that is added to another has none"),
+            ));
+        }
         let plan = LevelPlan {
-            level: s.level,
-            sub_workers: s.sub_workers,
-            max_tasks: s.max_tasks,
-            memory_limit: s.memory_limit,
-            startup_timeout_s: s.startup_timeout.as_secs_f64(),
+            level: *level,
+            sub_workers: *sub_workers,
+            max_tasks: *max_tasks,
+            max_attempts: *max_attempts,
+            memory_limit: *memory_limit,
+            startup_timeout_s: startup_timeout.as_secs_f64(),
             start_by_ns: 0,
-            close_timeout_s: s.close_timeout.as_secs_f64(),
-            remote_session_timeout_s: s.remote_session_timeout.as_secs_f64(),
-            interrupt_grace_s: s.interrupt_grace.as_secs_f64(),
-            chips: s.chips.clone(),
+            close_timeout_s: close_timeout.as_secs_f64(),
+            remote_session_timeout_s: remote_session_timeout.as_secs_f64(),
+            interrupt_grace_s: interrupt_grace.as_secs_f64(),
+            chips: chips.clone(),
             children,
             callables,
             inner: Vec::new(),
@@ -108,6 +139,7 @@ impl LevelPlan {
             .level(self.level)
             .sub_workers(self.sub_workers)
             .max_tasks(self.max_tasks)
+            .max_attempts(self.max_attempts)
             .memory_limit(Some(self.memory_limit))
             .startup_timeout(Duration::from_secs_f64(self.startup_timeout_s))
             .start_by((self.start_by_ns != 0).then(|| from_monotonic_ns(self.start_by_ns)))
@@ -191,5 +223,45 @@ impl Callable {
                 format!("{} is a closure of this process and cannot run in another; register an import path", self.name),
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ChildProgram;
+    use super::*;
+
+    #[test]
+    fn every_setting_goes_along_with_a_plan() {
+        let seconds = Duration::from_secs;
+        let of_the_process = Worker::builder().child_program(ChildProgram::Custom {
+            program: "/bin/true".into(),
+            args: Vec::new(),
+        });
+        let given = of_the_process
+            .clone()
+            .level(7)
+            .sub_workers(5)
+            .max_tasks(77)
+            .max_attempts(9)
+            .memory_limit(Some(3 << 20))
+            .startup_timeout(seconds(11))
+            .close_timeout(seconds(12))
+            .remote_session_timeout(seconds(13))
+            .interrupt_grace(seconds(14));
+        let given = given.build().unwrap();
+        let json = serde_json::to_vec(&given.give_away().unwrap()).unwrap();
+        let plan: LevelPlan = serde_json::from_slice(&json).unwrap();
+        let made = plan.into_worker(of_the_process).unwrap();
+        let text = |worker: &Worker| format!("{:?}", worker.0.settings);
+        assert_eq!(text(&made), text(&given));
+    }
+
+    #[test]
+    fn threads_cannot_go_along_and_are_not_left_out_in_silence() {
+        let given = Worker::builder().threads(2).build().unwrap();
+        let error = given.give_away().unwrap_err().to_string();
+        assert!(error.contains("2 worker threads"), "{error}");
+        assert_eq!(given.state(), WorkerState::New);
     }
 }
