@@ -176,9 +176,12 @@ impl Session {
         }
     }
 
-    /// Reads until the parent has closed.
+    /// Reads until the parent has closed. It has to: a session that it gave up is told so by the end of the lane, at once.
     pub(crate) fn drain(&mut self) {
-        let _ = std::io::copy(&mut self.command, &mut std::io::sink());
+        use std::io::ErrorKind::{TimedOut, WouldBlock};
+        let ended = std::io::copy(&mut self.command, &mut std::io::sink());
+        let is_late = matches!(&ended, Err(error) if matches!(error.kind(), TimedOut | WouldBlock));
+        assert!(!is_late, "the parent did not close the command lane");
     }
 }
 
