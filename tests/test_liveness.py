@@ -160,6 +160,44 @@ def test_a_network_that_drops_everything_is_noticed_by_both_sides_r056_r057(ways
         assert "the parent answered no HEALTH frame for 2s" in site.daemon.stderr
 
 
+SWALLOWED_S = 20.0
+"""Ten session timeouts, and less than the 30 s that sent bytes may stay unacknowledged at most."""
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [["to_upstream", "to_client"], ["to_upstream"], ["to_client"]],
+    ids=["command lane", "command lane to the session", "command lane to the parent"],
+)
+def test_a_network_that_swallows_the_command_lane_alone_is_noticed_r057(ways, site):
+    """HEALTH and its answers go on, so only the bytes that nobody acknowledges tell: the task's, or its completion's."""
+    assert site.run_noop(site.watched)["completed"] == 1
+    tree = site.tree()
+    for way in ways:
+        getattr(site.lanes.command, way).drop()
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            site.run_noop(site.watched)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(SWALLOWED_S)
+    noticed = not thread.is_alive()
+    if not noticed:
+        site.worker.close()
+    thread.join(PATIENCE_S)
+    assert noticed, "nobody noticed"
+    assert [type(error) for error in raised] == [ec.EndpointLost], raised
+    ended(tree)
+    with pytest.raises((ec.EndpointLost, ec.NotEligibleError)):
+        site.run_noop(site.watched)
+    assert site.run_noop(site.other)["completed"] == 1
+
+
 PARENT = """
 import sys
 import echelon as ec

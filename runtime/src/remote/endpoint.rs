@@ -30,6 +30,9 @@ use crate::endpoint::{
 use crate::failpoint::hit_at;
 use crate::memory::HostMemory;
 
+/// Longest time that sent bytes may stay unacknowledged before the connection is taken for dead, whatever the session timeout.
+const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(30);
+
 /// How long the threads of a lane that was shut down may take to end.
 const JOIN_WITHIN: Duration = Duration::from_secs(2);
 
@@ -63,7 +66,8 @@ impl RemoteEndpoint {
         ring: Ring,
         until: &Until,
     ) -> Result<Self, StartError> {
-        let connected = establish(spec, &manifest, timeout, until)?;
+        let unacknowledged = timeout.min(UNACKNOWLEDGED_LIMIT);
+        let connected = establish(spec, &manifest, unacknowledged, until)?;
         let name = format!("remote{}", manifest.worker_id);
         let (session, worker) = (manifest.session(), manifest.worker());
         let config = LaneConfig {

@@ -198,7 +198,7 @@ impl HealthThread {
         let thread = std::thread::Builder::new()
             .name(format!("echelon-{name}-h"))
             .spawn(move || {
-                let reason = watch(&*of_thread, &mut monitor, &clock);
+                let reason = watch(&*of_thread, &mut monitor, &clock, &lane);
                 if !stopped.load(Ordering::Acquire) {
                     lane.lose(&clock.explain(reason, Instant::now()));
                 }
@@ -241,11 +241,20 @@ impl Drop for HealthThread {
 }
 
 /// Reads until the monitor's verdict is a failure, and returns it.
-fn watch(channel: &dyn Channel, monitor: &mut HealthMonitor, clock: &StallClock) -> String {
+fn watch(
+    channel: &dyn Channel,
+    monitor: &mut HealthMonitor,
+    clock: &StallClock,
+    lane: &Lane,
+) -> String {
     let mut bytes = [0; 1024];
     loop {
         let now = Instant::now();
         clock.ran(now);
+        if lane.is_lost() {
+            // The end of the command lane may never reach the session; our silence does, and its verdict becomes ours.
+            monitor.stop_answering();
+        }
         match channel.try_read(&mut bytes) {
             Ok(Step::Moved(count)) => monitor.on_bytes(&bytes[..count], now),
             Ok(Step::Ended) => {

@@ -155,6 +155,11 @@ impl Lane {
         (self.ring)();
     }
 
+    /// True once it has ended, for whatever reason.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.inner.lock().lost.is_some()
+    }
+
     /// Says SHUTDOWN, then that nothing more comes.
     pub(crate) fn begin_close(&self) {
         let mut inner = self.inner.lock();

@@ -17,7 +17,7 @@ use rustix::event::PollFlags;
 
 use super::echo::EchoMonitor;
 use super::lifeline::{Lifeline, Verdict, Woken};
-use super::listen::{accept, write_all};
+use super::listen::{accept, limit_unacknowledged, write_all};
 
 /// Pause after accept failed, for want of descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -80,8 +80,9 @@ fn serve(listener: &TcpListener, pulse: Pulse, lifeline: &Lifeline) {
                     }
                     (None, None) => {}
                 }
-                if let Err(error) = beat(&stream, pulse, &mut sequence, monitor.as_mut(), lifeline)
-                {
+                let served = limit_unacknowledged(&stream, pulse.write_limit)
+                    .and_then(|()| beat(&stream, pulse, &mut sequence, monitor.as_mut(), lifeline));
+                if let Err(error) = served {
                     tracing::info!(%error, "the health lane was lost; waiting for another");
                 }
                 accept_by = monitor.as_ref().map(EchoMonitor::due);

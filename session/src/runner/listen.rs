@@ -13,7 +13,7 @@ use super::lifeline::{Lifeline, Woken};
 
 /// Peers that may wait to be accepted, each lane (contract §2).
 const BACKLOG: i32 = 1;
-/// How long sent bytes may stay unacknowledged before the connection is taken for dead.
+/// Longest time that sent bytes may stay unacknowledged before the connection is taken for dead.
 const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(30);
 /// Silence after which the kernel probes an idle connection.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
@@ -86,6 +86,21 @@ pub(crate) fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
     Ok(())
+}
+
+/// For a lane to the parent: sent bytes may stay unacknowledged no longer than the session may be silent. A network that swallows
+/// one lane alone is noticed by this only, because the other one goes on.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn limit_unacknowledged(
+    stream: &TcpStream,
+    session_timeout: Duration,
+) -> std::io::Result<()> {
+    let limit = session_timeout.min(UNACKNOWLEDGED_LIMIT);
+    // 0 would mean the system's default.
+    let millis = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).max(1);
+    Ok(sockopt::set_tcp_user_timeout(stream, millis)?)
 }
 
 fn is_passing(error: &std::io::Error) -> bool {
@@ -176,6 +191,23 @@ mod tests {
             let accepted = accepted.expect("it woke").expect("its second word");
             assert!(accepted.expect("accepts").is_none());
         });
+    }
+
+    #[test]
+    fn sent_bytes_wait_no_longer_than_a_session_may_be_silent_r_057() {
+        let lifeline = Lifeline::new().expect("pipe");
+        let listener = listener(Ipv4Addr::LOCALHOST).expect("listens");
+        let _peer = TcpStream::connect(listener.local_addr().expect("address")).expect("connects");
+        let accepted = accept(&listener, &lifeline, None).expect("accepts");
+        let stream = accepted.expect("a peer");
+        for (timeout, millis) in [
+            (Duration::from_secs(2), 2000),
+            (Duration::from_secs(30 * 24 * 3600), 30_000),
+            (Duration::from_micros(10), 1),
+        ] {
+            limit_unacknowledged(&stream, timeout).expect("set");
+            assert_eq!(sockopt::tcp_user_timeout(&stream), Ok(millis));
+        }
     }
 
     #[test]

@@ -318,7 +318,10 @@ impl Started {
             frame_limit: limit,
         };
         let commands = Arc::new(Commands::new(credits, Arc::clone(&self.lifeline)));
-        let twins = || Ok::<_, std::io::Error>((stream.try_clone()?, stream.try_clone()?));
+        let twins = || {
+            listen::limit_unacknowledged(&stream, limit)?;
+            Ok::<_, std::io::Error>((stream.try_clone()?, stream.try_clone()?))
+        };
         let passed = hit("session.reader").map_err(std::io::Error::from);
         let reader = passed
             .and_then(|()| twins())
