@@ -17,7 +17,10 @@ from testbed.startup import (
     served_fixture,  # noqa: F401
 )
 
-POINTS = failpoints.listed(ROOT)
+OF_RUNS = ("engine.", "submit.")
+"""Points of a worker that runs, not of a start; the tests of the engine arm them."""
+
+POINTS = [name for name in failpoints.listed(ROOT) if not name.startswith(OF_RUNS)]
 
 ELSEWHERE = {"init.thread": "worker threads exist in native programs only: runtime/tests/failpoints.rs"}
 """Points that no Python program comes by, each with where it is tested."""
