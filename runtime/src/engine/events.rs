@@ -216,7 +216,7 @@ impl Core {
         let Some(slot) = self.slot_mut(endpoint).filter(|slot| slot.lost.is_none()) else {
             return;
         };
-        // A place that is filled again keeps what belongs there.
+        // A position that is filled again keeps what belongs there.
         if slot.succession.is_some() {
             slot.pairs.pass_on();
         } else {
@@ -235,9 +235,9 @@ impl Core {
             .into_iter()
             .filter_map(|ticket| Some((ticket, self.flights.remove(&ticket)?)))
             .collect();
-        let why = self.give_up_place(endpoint, reason);
+        let why = self.give_up_position(endpoint, reason);
         if let Some(why) = &why {
-            self.close_place(endpoint, why);
+            self.close_position(endpoint, why);
         }
         let mut copies = Vec::new();
         for (ticket, flight) in flights {
@@ -271,8 +271,8 @@ impl Core {
         self.resume_copies(endpoint);
     }
 
-    /// Nothing follows at this place: nothing is sent there any more.
-    fn close_place(&mut self, endpoint: EndpointId, why: &str) {
+    /// Nothing follows at this position: nothing is sent there any more.
+    fn close_position(&mut self, endpoint: EndpointId, why: &str) {
         let Some(slot) = self.slot_mut(endpoint) else {
             return;
         };

@@ -78,7 +78,7 @@ pub(crate) struct EndpointSlot {
     pub(crate) copies_waiting: VecDeque<TaskId>,
     /// Members that were sent there, in order: the first is the one that runs.
     pub(crate) queue: VecDeque<Ticket>,
-    /// How a fresh endpoint takes this place, where that can be.
+    /// How a fresh endpoint takes this position, where that can be.
     pub(crate) succession: Option<Succession>,
 }
 
@@ -99,7 +99,7 @@ impl EndpointSlot {
         }
     }
 
-    /// Why a callable could not be installed on the fresh endpoint of this place.
+    /// Why a callable could not be installed on the fresh endpoint of this position.
     pub(super) fn refused(&self, digest: &Digest) -> Option<&String> {
         self.succession.as_ref()?.refused.get(digest)
     }

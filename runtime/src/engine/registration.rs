@@ -60,7 +60,7 @@ impl Engine {
                 let mut core = self.core.lock();
                 core.check_open("register with")?;
                 let mut targets = targets(&core)?;
-                // A place that only the next run fills again gets it then.
+                // A position that only the next run fills again gets it then.
                 let later = core.take_given_up(&mut targets);
                 let states = targets.into_iter().map(|id| (id, core.pair(id, &key)));
                 let states: Vec<(EndpointId, PairState)> = states.collect();
@@ -209,7 +209,7 @@ impl Core {
         slot.pairs.state(key)
     }
 
-    /// Takes out the places that are empty until the next run.
+    /// Takes out the positions that are empty until the next run.
     fn take_given_up(&self, targets: &mut Vec<EndpointId>) -> Vec<EndpointId> {
         let given_up = |id: &EndpointId| {
             let slot = self.slot(*id);

@@ -1,6 +1,6 @@
 //! A fresh endpoint in the place of one that ended: within the run, outside the lock, and not for ever (decision 0011).
 //!
-//! The place keeps its id; the scheduler holds back what can run nowhere else until the fresh endpoint has every callable that
+//! The position keeps its id; the scheduler holds back what can run nowhere else until the fresh endpoint has every callable that
 //! the old one had. Starting a process blocks, so the driver thread does it; installing is carried out by whoever drives.
 
 use std::collections::{HashMap, HashSet};
@@ -16,18 +16,18 @@ use crate::endpoint::{
 use crate::error::Error;
 use crate::graph::{EndpointId, Event};
 
-/// Ends in a row, without a task that was answered in between, after which a place stays empty until the next run.
+/// Ends in a row, without a task that was answered in between, after which a position stays empty until the next run.
 pub(crate) const MAX_ENDS_IN_A_ROW: u32 = 3;
 
 /// Starts a fresh endpoint. May block; called without the engine's lock.
 pub(crate) type Recipe = Arc<dyn Fn() -> Result<Box<dyn Endpoint>, Error> + Send + Sync>;
 
-/// What follows an end at one place.
+/// What follows an end at one position.
 pub(crate) struct Succession {
     recipe: Recipe,
     /// Ends since the last answered task, apart from those that we brought about.
     ends: u32,
-    /// The next end is our doing and says nothing against the place.
+    /// The next end is our doing and says nothing against the position.
     pub(super) expected: bool,
     /// Nothing is sent there: a fresh endpoint is on its way.
     pub(super) down: bool,
@@ -49,7 +49,7 @@ impl Succession {
         }
     }
 
-    /// A task was answered there: the place is worth another start.
+    /// A task was answered there: the position is worth another start.
     pub(super) fn proved(&mut self) {
         self.ends = 0;
     }
@@ -80,14 +80,14 @@ impl Errands {
 }
 
 impl Core {
-    /// From now on a fresh endpoint takes this place whenever the one there ends.
+    /// From now on a fresh endpoint takes this position whenever the one there ends.
     pub(crate) fn give_successors(&mut self, endpoint: EndpointId, recipe: Recipe) {
         if let Some(slot) = self.slot_mut(endpoint) {
             slot.succession = Some(Succession::new(recipe));
         }
     }
 
-    /// Ends what runs at a place by force; a fresh endpoint follows where that can be.
+    /// Ends what runs at a position by force; a fresh endpoint follows where that can be.
     pub(crate) fn kill(&mut self, endpoint: EndpointId, reason: &str) {
         if let Some(slot) = self.slot_mut(endpoint) {
             if let Some(succession) = &mut slot.succession {
@@ -115,7 +115,11 @@ impl Core {
     }
 
     /// An endpoint has ended for `reason`. `None` when a fresh one follows; else why none does.
-    pub(super) fn give_up_place(&mut self, endpoint: EndpointId, reason: &str) -> Option<String> {
+    pub(super) fn give_up_position(
+        &mut self,
+        endpoint: EndpointId,
+        reason: &str,
+    ) -> Option<String> {
         let closed = self.closed;
         let Some(slot) = self.slot_mut(endpoint) else {
             return Some(reason.to_owned());
@@ -135,7 +139,7 @@ impl Core {
         ))
     }
 
-    /// The place takes nothing until the driver thread has started a fresh endpoint for it.
+    /// The position takes nothing until the driver thread has started a fresh endpoint for it.
     fn order_start(&mut self, endpoint: EndpointId) {
         if let Some(succession) = self.slot_mut(endpoint).and_then(|s| s.succession.as_mut()) {
             succession.down = true;
@@ -156,7 +160,7 @@ impl Core {
         match started {
             Ok(fresh) if self.closed => Some(fresh),
             Ok(fresh) => {
-                self.put_in_place(endpoint, fresh);
+                self.put_in_position(endpoint, fresh);
                 None
             }
             Err(error) => {
@@ -172,8 +176,8 @@ impl Core {
         }
     }
 
-    /// Puts a fresh endpoint into a place that is down and gives it the callables that the old one had.
-    pub(crate) fn put_in_place(&mut self, endpoint: EndpointId, fresh: Box<dyn Endpoint>) {
+    /// Puts a fresh endpoint into a position that is down and gives it the callables that the old one had.
+    pub(crate) fn put_in_position(&mut self, endpoint: EndpointId, fresh: Box<dyn Endpoint>) {
         let Some(slot) = self.slot_mut(endpoint) else {
             return;
         };
@@ -243,8 +247,8 @@ impl Core {
         self.feed(Event::EndpointAdded { endpoint, capacity });
     }
 
-    /// No place is empty for a while: each is up, or lost.
-    pub(crate) fn all_in_place(&self) -> bool {
+    /// No position is empty for a while: each is up, or lost.
+    pub(crate) fn all_positions_settled(&self) -> bool {
         let down = |slot: &super::EndpointSlot| slot.succession.as_ref().is_some_and(|s| s.down);
         !self.endpoints.iter().any(down)
     }
@@ -268,8 +272,8 @@ impl Engine {
 
     /// Waits until no fresh endpoint is on its way: what is registered then goes to each that there is. Bounded by the time
     /// that a start may take.
-    pub(crate) fn wait_for_places(&self) -> Result<(), Error> {
-        self.wait_until(None, |core| core.all_in_place().then_some(()))
+    pub(crate) fn wait_for_positions(&self) -> Result<(), Error> {
+        self.wait_until(None, |core| core.all_positions_settled().then_some(()))
             .map_err(WaitEnd::into_error)
     }
 

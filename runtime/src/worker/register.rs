@@ -45,7 +45,7 @@ impl Worker {
         let engine = self.engine("register a callable with")?;
         let key = registration.key();
         let _turn = engine.take_turn(key)?;
-        engine.wait_for_places()?;
+        engine.wait_for_positions()?;
         let targets = |core: &Core| core.registration_targets(&registration);
         // Entered in the list under the lock that made it callable: a worker that comes up finds it there, or is found here.
         let enter = || self.0.life.lock().registrations.push(registration.clone());
