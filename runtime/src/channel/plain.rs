@@ -248,6 +248,14 @@ mod tests {
         assert!(failed, "the peer's end was never reported");
     }
 
+    /// Without it a network that drops everything would be noticed by the health lane alone.
+    #[test]
+    fn r_056_the_kernel_knows_how_long_data_may_stay_unacknowledged() {
+        let (channel, _peer) = pair();
+        let millis = sockopt::tcp_user_timeout(&channel.socket).expect("a TCP socket");
+        assert_eq!(millis, 10_000);
+    }
+
     #[test]
     fn half_close_reaches_the_peer_while_reading_goes_on() {
         let (channel, mut peer) = pair();

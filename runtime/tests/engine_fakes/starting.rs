@@ -109,6 +109,7 @@ fn r_001_no_session_waits_for_another_to_be_asked_for() {
     drop(asked);
 }
 
+/// nobody waits for the rest of a start that has failed.
 #[test]
 fn the_first_failure_calls_the_other_starts_off_and_is_the_error() {
     let (_daemon, spec) = silent();

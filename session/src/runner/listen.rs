@@ -193,6 +193,27 @@ mod tests {
         });
     }
 
+    /// A parent of version 1 answers no HEALTH frame: when its network drops everything, the kernel is all that notices.
+    #[test]
+    fn the_kernel_watches_every_connection_of_a_session_r_056() {
+        let lifeline = Lifeline::new().expect("pipe");
+        let listener = listener(Ipv4Addr::LOCALHOST).expect("listens");
+        let _peer = TcpStream::connect(listener.local_addr().expect("address")).expect("connects");
+        let stream = accept(&listener, &lifeline, None)
+            .expect("accepts")
+            .expect("a peer");
+        let millis = sockopt::tcp_user_timeout(&stream).expect("a TCP socket");
+        assert_eq!(u128::from(millis), UNACKNOWLEDGED_LIMIT.as_millis());
+        assert!(sockopt::socket_keepalive(&stream).expect("a socket"));
+        let idle = sockopt::tcp_keepidle(&stream).expect("a TCP socket");
+        let interval = sockopt::tcp_keepintvl(&stream).expect("a TCP socket");
+        let probes = sockopt::tcp_keepcnt(&stream).expect("a TCP socket");
+        assert_eq!(
+            (idle, interval, probes),
+            (KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES)
+        );
+    }
+
     #[test]
     fn sent_bytes_wait_no_longer_than_a_session_may_be_silent_r_057() {
         let lifeline = Lifeline::new().expect("pipe");
