@@ -132,6 +132,30 @@ pub(crate) fn exporter<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, P
     Ok(object.clone())
 }
 
+/// A part of `host` from its first byte on, all of it without `nbytes`, and the offset in the buffer that it is for.
+pub(crate) fn host_range(
+    host: &Bound<'_, PyAny>,
+    nbytes: Option<&Bound<'_, PyAny>>,
+    offset: Option<&Bound<'_, PyAny>>,
+) -> PyResult<(HostMemory, u64)> {
+    let offset = offset.map_or(Ok(0), |value| convert::byte_count("offset", value))?;
+    let memory = pin("host", &exporter(host)?)?.memory;
+    let Some(nbytes) = nbytes else {
+        return Ok((memory, offset));
+    };
+    let nbytes = convert::byte_count("nbytes", nbytes)?;
+    let length = memory.len();
+    let part = usize::try_from(nbytes)
+        .ok()
+        .and_then(|nbytes| memory.slice(0, nbytes).ok());
+    let part = part.ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "nbytes is {nbytes}, and host has {length} bytes; pass fewer"
+        ))
+    })?;
+    Ok((part, offset))
+}
+
 fn has_buffer(object: &Bound<'_, PyAny>) -> bool {
     // SAFETY: `object` is a live object and the GIL is held.
     unsafe { ffi::PyObject_CheckBuffer(object.as_ptr()) != 0 }

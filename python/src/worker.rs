@@ -2,7 +2,7 @@
 
 use echelon_runtime::worker::{RegisterOptions, RunEnd, WorkerState};
 use echelon_runtime::ChipDevices;
-use pyo3::exceptions::{PyException, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -284,7 +284,7 @@ impl PyWorker {
         offset: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let worker = self.0.get(py)?;
-        let (memory, offset) = host_range(host, nbytes, offset)?;
+        let (memory, offset) = buffer::host_range(host, nbytes, offset)?;
         gil::blocking(py, || worker.remote_copy_to(&handle.0, &memory, offset))
     }
 
@@ -307,7 +307,7 @@ impl PyWorker {
         offset: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let worker = self.0.get(py)?;
-        let (memory, offset) = host_range(host, nbytes, offset)?;
+        let (memory, offset) = buffer::host_range(host, nbytes, offset)?;
         gil::blocking(py, || worker.remote_copy_from(&handle.0, &memory, offset))
     }
 
@@ -462,27 +462,4 @@ impl PyWorker {
             "a Worker cannot be pickled: it owns processes; make one where it is needed",
         ))
     }
-}
-
-fn host_range(
-    host: &Bound<'_, PyAny>,
-    nbytes: Option<&Bound<'_, PyAny>>,
-    offset: Option<&Bound<'_, PyAny>>,
-) -> PyResult<(echelon_runtime::memory::HostMemory, u64)> {
-    let offset = offset.map_or(Ok(0), |value| convert::byte_count("offset", value))?;
-    let memory = buffer::pin("host", &buffer::exporter(host)?)?.memory;
-    let Some(nbytes) = nbytes else {
-        return Ok((memory, offset));
-    };
-    let nbytes = convert::byte_count("nbytes", nbytes)?;
-    let length = memory.len();
-    let part = usize::try_from(nbytes)
-        .ok()
-        .and_then(|nbytes| memory.slice(0, nbytes).ok());
-    let part = part.ok_or_else(|| {
-        PyValueError::new_err(format!(
-            "nbytes is {nbytes}, and host has {length} bytes; pass fewer"
-        ))
-    })?;
-    Ok((part, offset))
 }

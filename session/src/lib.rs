@@ -1,5 +1,5 @@
-//! The serving side of Echelon: the daemon `echelon-worker`, which starts a session for each request, and the session runner
-//! `echelon-session`, which serves one parent.
+//! The serving side of Echelon: the daemon `echelon-worker`, which starts a session for each request, the session runner
+//! `echelon-session`, which serves one parent, and in [`chip`] the process that owns a device.
 //!
 //! Invariants, quoted by the tests that prove them:
 //!
