@@ -13,6 +13,15 @@ use crate::endpoint::{BufferKey, ControlFailure, ControlReply, ControlRequest, T
 use crate::error::Error;
 use crate::graph::EndpointId;
 
+/// A control that was sent.
+pub(crate) struct Asked {
+    pub(crate) endpoint: EndpointId,
+    /// The session that was there then; `None` for a local worker.
+    pub(crate) session: Option<u64>,
+    /// Gets the answer.
+    pub(crate) cell: ControlCell,
+}
+
 impl Engine {
     /// Sends a control and waits for its answer. An endpoint answers or is lost within its own deadlines, so the wait has none
     /// of its own beside the caller's `deadline`.
@@ -26,8 +35,23 @@ impl Engine {
         request: ControlRequest,
         deadline: Option<Instant>,
     ) -> Result<ControlReply, Error> {
-        let cell = self.send_control(endpoint, request, None)?;
-        self.await_control(endpoint, what, cell, deadline)
+        let asked = self.send_control(endpoint, request, None)?;
+        self.await_control(asked, what, deadline)
+    }
+
+    /// As [`Self::control`], with `pin` held until the answer; also says which session was asked: another may be there by now.
+    pub(crate) fn control_of_session(
+        &self,
+        endpoint: EndpointId,
+        what: &'static str,
+        request: ControlRequest,
+        pin: Option<&RemoteBuffer>,
+    ) -> Result<(ControlReply, u64), Error> {
+        let asked = self.send_control(endpoint, request, pin)?;
+        let session = asked.session;
+        let reply = self.await_control(asked, what, None)?;
+        // Only sessions make buffers.
+        Ok((reply, session.unwrap_or_default()))
     }
 
     /// As [`Self::control`], with `pin` held until the answer, also when the thread is interrupted before it comes.
@@ -38,8 +62,8 @@ impl Engine {
         request: ControlRequest,
         pin: &RemoteBuffer,
     ) -> Result<ControlReply, Error> {
-        let cell = self.send_control(endpoint, request, Some(pin))?;
-        self.await_control(endpoint, what, cell, None)
+        let asked = self.send_control(endpoint, request, Some(pin))?;
+        self.await_control(asked, what, None)
     }
 
     /// Payload bytes of a frame that an endpoint takes.
@@ -49,13 +73,13 @@ impl Engine {
             .map_or(MAX_PAYLOAD_BYTES, |slot| slot.info.frame_bytes)
     }
 
-    /// Sends a control; the cell gets the answer.
+    /// Sends a control; the cell gets the answer. Who was asked is told under the lock under which it was sent.
     fn send_control(
         &self,
         endpoint: EndpointId,
         request: ControlRequest,
         pin: Option<&RemoteBuffer>,
-    ) -> Result<ControlCell, Error> {
+    ) -> Result<Asked, Error> {
         let mut core = self.core.lock();
         if let Some(buffer) = pin {
             core.check_session(buffer)?;
@@ -74,17 +98,26 @@ impl Engine {
                 pin,
             },
         );
-        Ok(cell)
+        let session = core.slot(endpoint).and_then(|slot| slot.info.session);
+        Ok(Asked {
+            endpoint,
+            session,
+            cell,
+        })
     }
 
     /// Waits for the answer to a control that was sent.
     pub(crate) fn await_control(
         &self,
-        endpoint: EndpointId,
+        asked: Asked,
         what: &'static str,
-        cell: ControlCell,
         deadline: Option<Instant>,
     ) -> Result<ControlReply, Error> {
+        let Asked {
+            endpoint,
+            session,
+            cell,
+        } = asked;
         let started = Instant::now();
         let end = match self.wait_until(deadline, |_| cell.lock().take()) {
             Ok(Ok(reply)) => return Ok(reply),
@@ -98,7 +131,7 @@ impl Engine {
             let mut core = self.core.lock();
             let late = cell.lock().take();
             if let Some(result) = late {
-                core.undo_abandoned(endpoint, None, result);
+                core.undo_abandoned(endpoint, session, None, result);
             }
             drop(cell);
         }
@@ -181,6 +214,7 @@ impl Core {
     pub(super) fn undo_abandoned(
         &mut self,
         endpoint: EndpointId,
+        session: Option<u64>,
         pin: Option<RemoteBuffer>,
         result: Result<ControlReply, ControlFailure>,
     ) {
@@ -198,18 +232,21 @@ impl Core {
         };
         self.send_undo(Undo {
             endpoint,
+            session,
             request,
             pin,
             refused: false,
         });
     }
 
-    /// Sends the undoing; with a lost session there is nothing left to undo.
+    /// Sends the undoing; with a lost session there is nothing left to undo, and its numbers are others' in the next one.
     pub(super) fn send_undo(&mut self, undo: Undo) {
         let ticket = self.new_ticket();
         let request = undo.request.clone();
         let sent = self.slot_mut(undo.endpoint).is_some_and(|slot| {
-            slot.lost.is_none() && slot.endpoint.control(ticket, request).is_ok()
+            slot.lost.is_none()
+                && slot.info.session == undo.session
+                && slot.endpoint.control(ticket, request).is_ok()
         });
         if sent {
             self.flights.insert(ticket, Flight::Undo(undo));

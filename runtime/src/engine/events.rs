@@ -197,7 +197,9 @@ impl Core {
     ) {
         // A thread gives its cell up under this lock only, see `await_control`.
         if std::sync::Arc::strong_count(&cell) == 1 {
-            self.undo_abandoned(endpoint, pin, result);
+            // An answer comes from the session that was asked: what was in flight at one that ended is settled already.
+            let session = self.slot(endpoint).and_then(|slot| slot.info.session);
+            self.undo_abandoned(endpoint, session, pin, result);
             return;
         }
         *cell.lock() = Some(result);

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use echelon_wire::callable::Digest;
 use parking_lot::{Condvar, Mutex};
 
+pub(crate) use control::Asked;
 pub(crate) use copies::{step_limit, CopyJob, CopySide};
 pub(crate) use drive::{Driver, WaitEnd};
 pub(crate) use record::{ControlCell, EndpointRole, EndpointSlot, Flight, RunState, TaskRecord};

@@ -208,6 +208,8 @@ pub(crate) enum Flight {
 /// A free or release of what no handle was made for.
 pub(crate) struct Undo {
     pub(crate) endpoint: EndpointId,
+    /// Where it was made.
+    pub(crate) session: Option<u64>,
     pub(crate) request: ControlRequest,
     /// Pinned until it has worked: the owner of an import.
     pub(crate) pin: Option<RemoteBuffer>,

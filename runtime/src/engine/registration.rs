@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use echelon_wire::callable::Digest;
 
+use super::control::Asked;
 use super::record::{ControlCell, Flight, Work};
 use super::{Core, Engine, WaitEnd};
 use crate::callable::Callable;
@@ -149,7 +150,15 @@ impl Engine {
         };
         let waited = match cell {
             Ok(_) if !waits => return (Answer::Silent, None),
-            Ok(cell) => self.await_control(endpoint, what, cell, deadline),
+            Ok(cell) => {
+                let asked = Asked {
+                    endpoint,
+                    // A registration makes nothing that would be undone by its number.
+                    session: None,
+                    cell,
+                };
+                self.await_control(asked, what, deadline)
+            }
             Err(error) => Err(error),
         };
         match waited {

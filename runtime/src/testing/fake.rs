@@ -129,18 +129,39 @@ impl FakeWorld {
         self.endpoint(&format!("remote{worker}"), capacity, Some(worker))
     }
 
+    /// As [`Self::remote`], a later session of the same worker: number `later`, from 1.
+    pub fn remote_again(
+        self: &Arc<Self>,
+        worker: i32,
+        capacity: u32,
+        later: u32,
+    ) -> (Box<dyn Endpoint>, FakeHandle) {
+        let name = format!("remote{worker}");
+        self.session(&name, capacity, Some(worker), later)
+    }
+
     fn endpoint(
         self: &Arc<Self>,
         name: &str,
         capacity: u32,
         worker: Option<i32>,
     ) -> (Box<dyn Endpoint>, FakeHandle) {
+        self.session(name, capacity, worker, 0)
+    }
+
+    fn session(
+        self: &Arc<Self>,
+        name: &str,
+        capacity: u32,
+        worker: Option<i32>,
+        later: u32,
+    ) -> (Box<dyn Endpoint>, FakeHandle) {
         let info = EndpointInfo {
             name: name.to_owned(),
             pid: 0,
             capacity,
             shares_memory: worker.is_none(),
-            session: worker.map(|id| 1000 + u64::from(id.unsigned_abs())),
+            session: worker.map(|id| 1000 * (1 + u64::from(later)) + u64::from(id.unsigned_abs())),
             frame_bytes: MAX_PAYLOAD_BYTES,
         };
         let state = State {

@@ -79,6 +79,18 @@ pub fn give_successors(
     Ok(())
 }
 
+/// A fresh session takes the place of the one that the remote worker `id` has lost.
+///
+/// # Errors
+/// [`Error::Lifecycle`] when the worker is not READY, [`Error::Argument`] for an unknown id.
+pub fn reopen_over(worker: &Worker, id: i32, endpoint: Box<dyn Endpoint>) -> Result<(), Error> {
+    let engine = worker.engine("change")?;
+    let mut core = engine.core.lock();
+    let place = core.endpoint_of(id)?;
+    core.follow(place, endpoint);
+    Ok(())
+}
+
 /// Takes a fresh session of the remote worker `id` into service: `came` is what its manifest brought; the rest of what is
 /// registered is installed by control. Returns what failed.
 ///

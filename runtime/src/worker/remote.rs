@@ -8,7 +8,7 @@ use crate::buffer::{
     access_name, buffer_key, BufferFacts, ExportFacts, RemoteBuffer, RemoteExport,
 };
 use crate::endpoint::{ControlReply, ControlRequest};
-use crate::engine::{step_limit, ControlCell, CopySide, Engine};
+use crate::engine::{step_limit, Asked, ControlCell, CopySide, Engine};
 use crate::error::Error;
 use crate::graph::EndpointId;
 use crate::memory::HostMemory;
@@ -52,13 +52,11 @@ impl Worker {
         }
         let engine = self.engine("allocate on")?;
         self.flush_releases(&engine);
-        let (endpoint, session) = engine.remote_endpoint(worker)?;
-        match engine.control(
-            endpoint,
-            "remote_malloc",
-            ControlRequest::Alloc { nbytes },
-            None,
-        )? {
+        let endpoint = engine.remote_endpoint(worker)?;
+        let request = ControlRequest::Alloc { nbytes };
+        let (reply, session) =
+            engine.control_of_session(endpoint, "remote_malloc", request, None)?;
+        match reply {
             ControlReply::Allocated {
                 buffer,
                 remote_addr,
@@ -125,7 +123,13 @@ impl Worker {
             core.send_release(buffer.clone(), Some(ControlCell::clone(&cell)));
         }
         // Whatever comes of the wait, the engine keeps the buffer's state: a refused release is tried again.
-        match engine.await_control(buffer.facts().endpoint, what, cell, None) {
+        let facts = buffer.facts();
+        let asked = Asked {
+            endpoint: facts.endpoint,
+            session: Some(facts.session),
+            cell,
+        };
+        match engine.await_control(asked, what, None) {
             Ok(_) | Err(Error::EndpointLost { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -293,7 +297,7 @@ impl Worker {
                 ),
             ));
         }
-        let (endpoint, session) = engine.remote_endpoint(worker)?;
+        let endpoint = engine.remote_endpoint(worker)?;
         if endpoint == facts.owner.facts().endpoint {
             return Err(Error::argument(
                 "worker",
@@ -306,7 +310,9 @@ impl Worker {
             export: Box::new(facts.result.clone()),
             access,
         };
-        match engine.control_pinning(endpoint, "remote_import", request, &facts.owner)? {
+        let (reply, session) =
+            engine.control_of_session(endpoint, "remote_import", request, Some(&facts.owner))?;
+        match reply {
             ControlReply::Imported(result) => {
                 let owner = facts.owner.facts();
                 Ok(RemoteBuffer::new(BufferFacts {
@@ -333,12 +339,12 @@ impl Worker {
 }
 
 impl Engine {
-    /// Endpoint and session of a remote worker id.
-    fn remote_endpoint(&self, worker: i32) -> Result<(EndpointId, u64), Error> {
+    /// Endpoint of a remote worker id. Its session may be another one when something is sent there.
+    fn remote_endpoint(&self, worker: i32) -> Result<EndpointId, Error> {
         let core = self.core.lock();
         let endpoint = core.endpoint_of(worker)?;
         let session = core.slot(endpoint).and_then(|slot| slot.info.session);
-        session.map(|session| (endpoint, session)).ok_or_else(|| {
+        session.map(|_| endpoint).ok_or_else(|| {
             Error::argument(
                 "worker",
                 format!("worker {worker} is local: use orch.alloc, its memory is shared"),

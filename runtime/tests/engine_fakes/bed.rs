@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use echelon_runtime::endpoint::{ControlRequest, Endpoint};
 use echelon_runtime::mailbox::Bell;
@@ -22,11 +22,17 @@ use echelon_wire::tensor::{DataType, TensorMeta};
 pub(crate) struct Switch {
     on: AtomicBool,
     told: AtomicU64,
+    before: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Switch {
     pub(crate) fn set(&self, on: bool) {
         self.on.store(on, Ordering::SeqCst);
+    }
+
+    /// What happens in the next check, before it is answered with "stop".
+    pub(crate) fn before(&self, act: impl FnOnce() + Send + 'static) {
+        *self.before.lock().unwrap() = Some(Box::new(act));
     }
 
     /// Waits until so many checks were answered with "stop".
@@ -42,6 +48,11 @@ impl Switch {
 
 impl Interrupt for Switch {
     fn check(&self) -> Result<(), Interrupted> {
+        let act = self.before.lock().unwrap().take();
+        if let Some(act) = act {
+            act();
+            return Err(Interrupted);
+        }
         if self.on.load(Ordering::SeqCst) {
             self.told.fetch_add(1, Ordering::SeqCst);
             return Err(Interrupted);

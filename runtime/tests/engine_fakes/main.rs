@@ -17,6 +17,7 @@ mod registering_at_once;
 mod registration;
 mod reports;
 mod runs;
+mod sessions;
 mod starting;
 mod succession;
 mod unproven;
