@@ -317,7 +317,7 @@ impl PyWorker {
     ///     handle: an owner's handle.
     ///     offset: first byte in the buffer, 0 when absent.
     ///     nbytes: size in bytes, 1 or more; to the end when absent.
-    ///     access: `"read"`, `"write"`, `"readwrite"` or an `AccessFlags`: what an importer may do.
+    ///     access: `"read"`, `"write"`, `"readwrite"` or an `AccessFlags`: what an importer may do; `"read"` when absent.
     ///
     /// Raises HandleError for imports and released handles, ValueError for an empty range or one outside, RemoteError.
     #[pyo3(signature = (handle, *, offset=None, nbytes=None, access=None))]

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use echelon_wire::id::ImportId;
+
 use super::record::{copies_in, EndpointRole, EndpointSlot, MemberRecord, PreparedTensor, Stage};
 use super::{Core, Engine};
 use crate::args::{ArgSource, TaskArgs, TensorArg};
@@ -151,38 +153,66 @@ pub(crate) fn place_of(source: &ArgSource) -> Option<(Space, u64)> {
 
 /// Refuses members that write what another member touches: they run at the same time (design §15.23).
 pub(crate) fn check_members_disjoint(members: &[Vec<TensorArg>]) -> Result<(), Error> {
-    let mut by_space: HashMap<Space, Vec<(u64, u64, bool, usize)>> = HashMap::new();
-    for (member, tensors) in members.iter().enumerate() {
-        for access in accesses_of(tensors)
-            .into_iter()
-            .filter(|access| access.start < access.end)
-        {
-            by_space.entry(access.space).or_default().push((
-                access.start,
-                access.end,
-                access.mode.writes(),
-                member,
-            ));
+    let labelled = members.iter().enumerate();
+    let labelled = labelled.flat_map(|(member, tensors)| {
+        let accesses = accesses_of(tensors);
+        accesses.into_iter().map(move |access| (access, member))
+    });
+    let Some((first, second)) = clash(labelled) else {
+        return Ok(());
+    };
+    Err(Error::argument(
+        "args_list",
+        format!("members {first} and {second} touch the same bytes and one of them writes; use disjoint ranges or NO_DEP"),
+    ))
+}
+
+/// Refuses a task that writes bytes which it also sees through another import: in the session these are two pieces of memory, so
+/// neither its own tasks would be ordered nor, across hosts, both be written back.
+pub(crate) fn check_imports_disjoint(tensors: &[TensorArg]) -> Result<(), Error> {
+    let mut first_with: HashMap<ImportId, usize> = HashMap::new();
+    let mut labelled = Vec::new();
+    for (index, arg) in tensors.iter().enumerate() {
+        let ArgSource::Remote { buffer, .. } = &arg.source else {
+            continue;
+        };
+        if let (Some((id, _)), Some(access)) = (&buffer.facts().import, access_of(arg)) {
+            labelled.push((access, *first_with.entry(*id).or_insert(index)));
         }
+    }
+    let Some((first, second)) = clash(labelled.into_iter()) else {
+        return Ok(());
+    };
+    Err(Error::argument(
+        "args",
+        format!(
+            "arguments {first} and {second} are two imports that show the same bytes, and the task writes there; make both of one \
+             import, or use disjoint ranges"
+        ),
+    ))
+}
+
+/// Two labels, the lesser first, whose accesses meet in bytes that one of them writes.
+fn clash(labelled: impl Iterator<Item = (Access, usize)>) -> Option<(usize, usize)> {
+    let mut by_space: HashMap<Space, Vec<(u64, u64, bool, usize)>> = HashMap::new();
+    for (access, label) in labelled.filter(|(access, _)| access.start < access.end) {
+        let range = (access.start, access.end, access.mode.writes(), label);
+        by_space.entry(access.space).or_default().push(range);
     }
     for ranges in by_space.values_mut() {
         ranges.sort_unstable();
         let (mut readers, mut writers) = (Furthest::default(), Furthest::default());
-        for &(start, end, writes, member) in ranges.iter() {
-            let other = writers.beyond(start, member);
-            let other = other.or_else(|| readers.beyond(start, member).filter(|_| writes));
+        for &(start, end, writes, label) in ranges.iter() {
+            let other = writers.beyond(start, label);
+            let other = other.or_else(|| readers.beyond(start, label).filter(|_| writes));
             if let Some(other) = other {
-                let (first, second) = (member.min(other), member.max(other));
-                return Err(Error::argument(
-                    "args_list",
-                    format!("members {first} and {second} touch the same bytes and one of them writes; use disjoint ranges or NO_DEP"),
-                ));
+                return Some((label.min(other), label.max(other)));
             }
             let side = if writes { &mut writers } else { &mut readers };
-            side.add(end, member);
+            side.add(end, label);
         }
     }
-    Ok(())
+    None
 }
 
 /// The two ranges of different members that reach furthest, among those seen so far: one of them is another member's whenever

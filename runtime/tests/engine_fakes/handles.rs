@@ -292,3 +292,35 @@ fn owners_and_imports_are_different_kinds() {
     let nobody = w.remote_malloc(7, 1).unwrap_err().to_string();
     assert!(nobody.contains("known ids are [0, 1]"), "{nobody}");
 }
+
+/// In the importing session two imports are two pieces of memory: its tasks would not be ordered by them (invariant 2).
+#[test]
+fn two_imports_of_bytes_that_a_task_writes_are_refused() {
+    let bed = Bed::new(0, 2);
+    let task = bed.remote_task();
+    let owner = bed.malloc(0, 8);
+    let all = AccessFlags::READ_WRITE;
+    let export = bed.worker.remote_export(&owner, 0, None, all).unwrap();
+    let imports = [0, 1].map(|_| bed.worker.remote_import(&export, 1, None).unwrap());
+    let cases = [
+        ((0, 0, 8, Tag::InOut), (1, 0, 8, Tag::InOut), false),
+        ((0, 0, 8, Tag::Input), (1, 7, 1, Tag::Output), false),
+        ((0, 0, 8, Tag::Input), (1, 0, 8, Tag::Input), true),
+        ((0, 0, 4, Tag::InOut), (1, 4, 4, Tag::InOut), true),
+        ((0, 0, 8, Tag::InOut), (0, 0, 8, Tag::InOut), true),
+        ((0, 0, 8, Tag::NoDep), (1, 0, 8, Tag::NoDep), true),
+    ];
+    for (one, other, allowed) in cases {
+        let mut args = TaskArgs::new();
+        for (import, offset, nbytes, tag) in [one, other] {
+            let import: &echelon_runtime::RemoteBuffer = &imports[import];
+            args.add_remote(import, offset, u8s(nbytes), tag).unwrap();
+        }
+        let ran = bed.worker.run_simple(|o| submit(o, &task, args).map(drop));
+        assert_eq!(ran.is_ok(), allowed, "{one:?} {other:?}: {ran:?}");
+        if let Err(error) = ran {
+            let text = error.to_string();
+            assert!(text.contains("arguments 0 and 1 are two imports"), "{text}");
+        }
+    }
+}
