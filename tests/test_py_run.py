@@ -417,3 +417,15 @@ def test_arrays_may_be_freed_while_their_tasks_wait(tasks):
 
         worker.run(graph)
     assert (y == 19).all()
+
+
+def test_arrays_that_share_written_bytes_are_refused(tasks):
+    """Each would be staged in memory of its own, and copying back the one would undo the other."""
+    x = np.zeros(6)
+    with ec.Worker(num_sub_workers=1) as worker:
+        double = worker.register(tasks.double)
+        for one, other in ((x, x), (x[:4], x[3:])):
+            with pytest.raises(ValueError, match="arguments 0 and 1 are arrays that share bytes"):
+                run_one(worker, double, (one, INOUT), (other, OUTPUT))
+        for one, other, tag in ((x[:3], x[3:], INOUT), (x, x, INPUT)):
+            assert run_one(worker, double, (one, INOUT), (other, tag)).counts["completed"] == 1

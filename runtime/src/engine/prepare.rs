@@ -170,14 +170,15 @@ pub(crate) fn check_members_disjoint(members: &[Vec<TensorArg>]) -> Result<(), E
 /// Refuses a task that writes bytes which it also sees through another import: in the session these are two pieces of memory, so
 /// neither its own tasks would be ordered nor, across hosts, both be written back.
 pub(crate) fn check_imports_disjoint(tensors: &[TensorArg]) -> Result<(), Error> {
-    let mut first_with: HashMap<ImportId, usize> = HashMap::new();
+    let mut first_with: HashMap<(u64, ImportId), usize> = HashMap::new();
     let mut labelled = Vec::new();
     for (index, arg) in tensors.iter().enumerate() {
         let ArgSource::Remote { buffer, .. } = &arg.source else {
             continue;
         };
         if let (Some((id, _)), Some(access)) = (&buffer.facts().import, access_of(arg)) {
-            labelled.push((access, *first_with.entry(*id).or_insert(index)));
+            let import = (buffer.facts().session, *id);
+            labelled.push((access, *first_with.entry(import).or_insert(index)));
         }
     }
     let Some((first, second)) = clash(labelled.into_iter()) else {
@@ -188,6 +189,27 @@ pub(crate) fn check_imports_disjoint(tensors: &[TensorArg]) -> Result<(), Error>
         format!(
             "arguments {first} and {second} are two imports that show the same bytes, and the task writes there; make both of one \
              import, or use disjoint ranges"
+        ),
+    ))
+}
+
+/// Refuses arrays that share bytes and are both written: each is staged in memory of its own, and copying back the one would undo
+/// the other.
+pub(crate) fn check_arrays_disjoint(tensors: &[TensorArg]) -> Result<(), Error> {
+    let arrays = tensors.iter().enumerate();
+    let arrays = arrays.filter(|(_, arg)| matches!(arg.source, ArgSource::Host(_)));
+    let written = arrays.filter_map(|(index, arg)| {
+        let access = access_of(arg).filter(|access| access.mode.writes())?;
+        Some((access, index))
+    });
+    let Some((first, second)) = clash(written) else {
+        return Ok(());
+    };
+    Err(Error::argument(
+        "args",
+        format!(
+            "arguments {first} and {second} are arrays that share bytes, and both are written: each gets a copy of its own, and one \
+             would be lost; pass what they share once, or use orch.alloc"
         ),
     ))
 }

@@ -7,7 +7,8 @@ use echelon_wire::call_config::CallConfig;
 use super::attempts::check_repeatable;
 use super::copies::CopyJob;
 use super::prepare::{
-    access_of, accesses_of, check_imports_disjoint, check_kinds, check_members_disjoint,
+    access_of, accesses_of, check_arrays_disjoint, check_imports_disjoint, check_kinds,
+    check_members_disjoint,
 };
 use super::record::{EndpointRole, MemberRecord, TaskRecord, Work};
 use super::signature::check_signature;
@@ -81,6 +82,7 @@ impl Engine {
         for (tensors, args) in members.iter().zip(&spec.args) {
             check_signature(&spec.callable, tensors, args.scalars().len())?;
             check_imports_disjoint(tensors)?;
+            check_arrays_disjoint(tensors)?;
         }
         if members.len() > 1 {
             check_members_disjoint(&members)?;

@@ -310,9 +310,16 @@ impl Reference<'_> {
         let result = added.and_then(|()| submit(o, self.task, args));
         let released = chosen.iter().any(|entry| entry.released);
         let apart = chosen.iter().any(|entry| entry.session != session);
+        let written = tag.writes() && tag != Tag::NoDep;
+        let of_one_buffer = |e: &Entry, f: &Entry| e.owner.is_some() && e.owner == f.owner;
+        let twice = chosen.iter().enumerate().any(|(n, e)| {
+            let mut others = chosen[..n].iter();
+            written && others.any(|f| of_one_buffer(e, f) && !std::ptr::eq(*e, *f))
+        });
         match result {
-            Ok(_) => assert!(!released && !apart),
+            Ok(_) => assert!(!released && !apart && !twice),
             Err(Error::Handle { .. }) => assert!(released),
+            Err(Error::Argument { .. }) => assert!(twice),
             Err(Error::NotEligible { .. } | Error::EndpointLost { .. }) => {
                 assert!(apart || self.lost[session]);
             }
