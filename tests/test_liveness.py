@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -196,6 +197,31 @@ def test_a_network_that_swallows_the_command_lane_alone_is_noticed_r057(ways, si
     with pytest.raises((ec.EndpointLost, ec.NotEligibleError)):
         site.run_noop(site.watched)
     assert site.run_noop(site.other)["completed"] == 1
+
+
+def test_two_stopped_runners_cost_a_close_no_more_than_one_r128(daemon, callables_path):
+    """Nothing here can end them: each is given up at the end of `close_timeout_s`, all at the same end."""
+    limit_s = 5.0
+    worker = ec.Worker(remote_session_timeout_s=3600, close_timeout_s=limit_s)
+    for _ in range(2):
+        worker.add_remote_worker(ec.RemoteWorkerSpec(endpoint=daemon.endpoint, platform="cpu"))
+    worker.init()
+    pids = [info["pid"] for info in worker.workers()]
+    trees = [process for process in map(procfs.read_process, pids) if process is not None]
+    assert len(trees) == 2
+    residual.note_descendants()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        worker.close()
+        # Two limits would be 10 s.
+        assert time.monotonic() - begun < 1.8 * limit_s
+        assert worker.state == "closed"
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    ended(trees)
 
 
 PARENT = """
