@@ -141,6 +141,14 @@ fn checked(context: &Context, json: &[u8]) -> Result<Manifest, SessionError> {
             hint: "each device is a process: ask for fewer, or start the daemon with a larger --max-sub-workers",
         });
     }
+    if devices > 0 && !context.config.allow_import.is_empty() {
+        // Machine code does what it likes: a policy of imports would be none.
+        return Err(SessionError::Manifest(
+            "device_ids: this daemon was started with --allow-import and runs no machine code; ask for no devices, or start it \
+             without --allow-import"
+                .to_owned(),
+        ));
+    }
     loopback("listen_host", &manifest.listen_host).map_err(SessionError::Manifest)?;
     Ok(manifest)
 }

@@ -31,6 +31,10 @@ pub(crate) const CASES: &[Case] = &[
         silent_peers_delay_nobody_r_035_r_237,
     ),
     (
+        "a_policy_of_imports_admits_no_machine_code_r_202",
+        a_policy_of_imports_admits_no_machine_code_r_202,
+    ),
+    (
         "large_requests_that_never_come_delay_no_ordinary_one_r_035",
         large_requests_that_never_come_delay_no_ordinary_one_r_035,
     ),
@@ -144,6 +148,21 @@ fn silent_peers_delay_nobody_r_035_r_237() {
         .collect();
     assert_eq!(daemon.session().task("m:noop"), "");
     drop(silent);
+}
+
+fn a_policy_of_imports_admits_no_machine_code_r_202() {
+    let daemon = Daemon::start("serve", &["--allow-import", "m"]);
+    let with_device = Manifest {
+        device_ids: vec![0],
+        ..manifest()
+    };
+    let text = daemon.refusal(&with_device);
+    assert!(
+        text.contains("device_ids") && text.contains("--allow-import"),
+        "{text}"
+    );
+    assert!(daemon.children().is_empty());
+    assert_eq!(daemon.session().task("m:noop"), "");
 }
 
 fn large_requests_that_never_come_delay_no_ordinary_one_r_035() {
