@@ -209,6 +209,33 @@ w.close()
     assert done.stdout.decode().split() == ["True", "7", "ready", "1"], done.stderr.decode()
 
 
+@pytest.mark.parametrize(
+    "cluster",
+    ["ec.Worker(num_sub_workers=1)", "ec.LocalCluster(remote=1, sub_workers=1)", "ec.LocalCluster()"],
+)
+def test_a_fork_that_leaves_a_with_block_ends_nothing_of_its_owner(cluster):
+    """R-095: neither the Worker nor the daemon of a LocalCluster; the exit status is that of `sys.exit`."""
+    code = f"""
+import os, sys
+import echelon as ec
+with {cluster} as owner:
+    w = getattr(owner, "worker", owner)
+    if w.state == "new":
+        w.init()
+    child = os.fork()
+    if child == 0:
+        sys.exit(7)
+    print(os.waitpid(child, 0)[1] >> 8, flush=True)
+    for worker in getattr(owner, "remote_ids", ()):
+        w.remote_free(w.remote_malloc(worker, 8))
+    alive = getattr(owner, "daemon_pid", None)
+    print(w.state, alive is None or not owner._daemon._process.poll())
+"""
+    done = run_script(code)
+    assert done.stdout.decode().split() == ["7", "ready", "True"], done.stderr.decode()
+    assert b"Traceback" not in done.stderr, done.stderr.decode()
+
+
 def test_the_worker_and_what_it_held_can_be_collected():
     """R-107"""
 

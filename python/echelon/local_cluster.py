@@ -112,8 +112,12 @@ class LocalCluster:
         try:
             self._worker.close()
         finally:
-            if self._daemon is not None:
-                self._daemon.stop()
+            self._stop_daemon()
+
+    def _stop_daemon(self) -> None:
+        """Not in a process that was forked from the daemon's owner."""
+        if self._daemon is not None and self._daemon.is_ours:
+            self._daemon.stop()
 
     def __enter__(self) -> LocalCluster:
         return self
@@ -124,12 +128,15 @@ class LocalCluster:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self._worker.__exit__(exc_type, exc, traceback)
+        finally:
+            self._stop_daemon()
 
     def __del__(self) -> None:
         daemon: _Daemon | None = getattr(self, "_daemon", None)
-        if daemon is None or daemon.stopped:
-            return
+        if daemon is None or daemon.stopped or sys.is_finalizing() or not daemon.is_ours:
+            return  # at the end of the interpreter nothing can be imported; the daemon ends with its standard input
         import contextlib
         import warnings
 
@@ -147,9 +154,12 @@ class _Daemon:
     def __init__(
         self, pythonpath: Sequence[str] | str | None, timeout_s: float, allow_serialized: bool
     ) -> None:
+        import os
         import subprocess
 
         from ._daemon import EXIT_WITH_STDIN
+
+        self._owner_pid = os.getpid()
 
         command = [sys.executable, "-m", "echelon._daemon", EXIT_WITH_STDIN]
         command += ["--host", "127.0.0.1", "--port", "0", "--insecure-loopback"]
@@ -174,6 +184,13 @@ class _Daemon:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a process that was forked from the one that started the daemon: it ends nothing."""
+        import os
+
+        return self._owner_pid == os.getpid()
 
     @property
     def stopped(self) -> bool:

@@ -219,7 +219,9 @@ pub(crate) fn optional_seconds(
     })?;
     let duration = Duration::try_from_secs_f64(seconds);
     duration.map(Some).map_err(|_| {
-        PyValueError::new_err(format!("{what} is {seconds}; it must be a positive number"))
+        PyValueError::new_err(format!(
+            "{what} is {seconds:e}; it must be a positive number of seconds that a clock can count"
+        ))
     })
 }
 

@@ -445,6 +445,10 @@ impl PyWorker {
         _exc: &Bound<'_, PyAny>,
         _traceback: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
+        if self.0.is_forked() {
+            // A `with` block that a fork leaves, by `sys.exit()` for instance: the Worker is its owner's.
+            return Ok(());
+        }
         self.close(py)
     }
 

@@ -32,12 +32,17 @@ impl Life {
         }))
     }
 
+    /// True in a process that was forked from the Worker's.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.0.pid != std::process::id()
+    }
+
     /// The worker.
     ///
     /// # Errors
     /// `LifecycleError` in a process that was forked from the one that made it: its threads and children are not there.
     pub(crate) fn get(&self, py: Python<'_>) -> PyResult<&Worker> {
-        if self.0.pid != std::process::id() {
+        if self.is_forked() {
             return Err(error::lifecycle(
                 py,
                 "this Worker belongs to the process that made it, and this one was forked from it; make a Worker here",
