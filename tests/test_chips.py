@@ -243,7 +243,9 @@ def test_a_crash_in_a_kernel_ends_that_chip_and_no_other(two, how, ending):
         orch.submit_next_level(crash, ec.TaskArgs.of((count[0], INOUT), scalars=[how]), worker=0)
         orch.submit_next_level(crash, ec.TaskArgs.of((count[1], INOUT), scalars=[0]), worker=1)
 
-    with pytest.raises(ec.EndpointLost, match=rf"(?s)local/chip0.*cpu device 0.*{ending}"):
+    with pytest.raises(
+        ec.EndpointLost, match=rf"(?s)local/chip0.*cpu device 0.*{ending}.*a fresh process takes its place"
+    ):
         two.run(graph)
     assert count.tolist() == [[0, 0], [1, 0]]
     # The next run finds a fresh process that owns the device, with the same callables.

@@ -165,8 +165,11 @@ def test_the_death_of_a_level_four_ends_all_below_it_r038(daemon, tmp_path):
             residual.note_descendants()
             os.kill(pid, signal.SIGKILL)
 
-        with pytest.raises(ec.EndpointLost):
+        # reopen() is for sessions.
+        with pytest.raises(ec.EndpointLost, match="it stays lost: look at its log"):
             five.run(kill_when_it_runs)
+        with pytest.raises(ec.EndpointLost, match="it stays lost; use other workers"):
+            five.run(lambda orch, args, config: orch.submit_next_level(wait, ec.TaskArgs.of((name, INPUT))))
         session = int(says.read_text().split()[0])
         eventually(
             lambda: not procfs.read_process(session),

@@ -102,12 +102,14 @@ pub enum Error {
         message: String,
     },
     /// A worker is lost.
-    #[error("{worker} is lost: {message}; {hint}", hint = FailureHint::LOST)]
+    #[error("{worker} is lost: {message}; {hint}")]
     EndpointLost {
         /// Name of the worker.
         worker: String,
         /// Why.
         message: String,
+        /// What to do next, by the kind of worker.
+        hint: &'static str,
     },
     /// A run ended with failed tasks.
     #[error("{0}")]
@@ -137,13 +139,6 @@ pub enum Error {
     /// Processes.
     #[error(transparent)]
     Process(std::sync::Arc<ProcessError>),
-}
-
-struct FailureHint;
-
-impl FailureHint {
-    const LOST: &'static str =
-        "its buffers are gone with it; a lost session is started anew with worker.reopen(worker_id)";
 }
 
 impl Error {

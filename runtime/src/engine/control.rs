@@ -159,7 +159,12 @@ impl Core {
             .slot_mut(endpoint)
             .ok_or_else(|| Error::argument("worker", "no such worker"))?;
         let worker = slot.info.name.clone();
-        let lost = |message: String| Error::EndpointLost { worker, message };
+        let hint = slot.role.after_loss();
+        let lost = |message: String| Error::EndpointLost {
+            worker,
+            message,
+            hint,
+        };
         if let Some(reason) = &slot.lost {
             return Err(lost(reason.clone()));
         }
@@ -174,11 +179,16 @@ impl Core {
         what: &'static str,
         failure: ControlFailure,
     ) -> Error {
-        let worker = self
-            .slot(endpoint)
-            .map_or_else(String::new, |slot| slot.info.name.clone());
+        let (worker, hint) = self.slot(endpoint).map_or_else(
+            || (String::new(), ""),
+            |slot| (slot.info.name.clone(), slot.role.after_loss()),
+        );
         match failure {
-            ControlFailure::Lost(message) => Error::EndpointLost { worker, message },
+            ControlFailure::Lost(message) => Error::EndpointLost {
+                worker,
+                message,
+                hint,
+            },
             other => Error::Remote {
                 worker,
                 what,

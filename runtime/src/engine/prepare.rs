@@ -284,13 +284,15 @@ impl Core {
             let mut lost = candidates.iter().filter_map(|id| self.slot(*id)).peekable();
             if lost.peek().is_some() && lost.clone().all(|slot| slot.lost.is_some()) {
                 let names: Vec<&str> = lost.clone().map(|slot| slot.info.name.as_str()).collect();
-                let message = lost
-                    .filter_map(|slot| slot.lost.as_deref())
-                    .next()
-                    .unwrap_or_default();
+                // The one that can be had back says how.
+                let by_use = |slot: &&EndpointSlot| {
+                    !matches!(slot.role, EndpointRole::RemoteNextLevel { .. })
+                };
+                let told = lost.min_by_key(by_use);
                 return Err(Error::EndpointLost {
-                    worker: names.join(", "),
-                    message: message.to_owned(),
+                    worker: names.join(" and "),
+                    message: told.and_then(|slot| slot.lost.clone()).unwrap_or_default(),
+                    hint: told.map_or("", |slot| slot.role.after_loss()),
                 });
             }
             if reasons.is_empty() {

@@ -59,6 +59,19 @@ impl EndpointRole {
             | Self::RemoteNextLevel { worker, .. } => Some(*worker),
         }
     }
+
+    /// What to do when it is lost: only sessions can be reopened, and only processes without a runtime of their own are replaced.
+    pub(crate) fn after_loss(&self) -> &'static str {
+        match self {
+            Self::Sub | Self::Chip { .. } => "a fresh process takes its place; try again",
+            Self::LocalNextLevel { .. } => {
+                "it stays lost; use other workers, or close this Worker and make a new one"
+            }
+            Self::RemoteNextLevel { .. } => {
+                "its buffers are gone with it; a lost session is started anew with worker.reopen(worker_id)"
+            }
+        }
+    }
 }
 
 /// One endpoint in service.

@@ -156,9 +156,12 @@ fn hint(kind: FailureKind, slot: Option<&EndpointSlot>) -> &'static str {
         (FailureKind::Failed, _) => {
             "mend the callable or its arguments; tasks that do not read its outputs were not affected"
         }
-        (FailureKind::EndpointLost, Some(EndpointRole::Sub)) => {
+        (FailureKind::EndpointLost, Some(EndpointRole::Sub | EndpointRole::Chip { .. })) => {
             "a fresh process takes its place and other tasks go on: mend the callable if it ended the process, then submit this work again; \
              idempotent=True lets Echelon do that"
+        }
+        (FailureKind::EndpointLost, Some(EndpointRole::LocalNextLevel { .. })) => {
+            "it stays lost: look at its log, then submit the work again to another worker, or make a new Worker"
         }
         (FailureKind::EndpointLost, _) => {
             "look at its log and at what the message names, then submit the work again, idempotent=True lets Echelon do that; a lost session is started anew by \

@@ -235,6 +235,7 @@ impl Engine {
                         return Err(Error::EndpointLost {
                             worker: "every worker that could run it".into(),
                             message: format!("the last loss was {last}"),
+                            hint: "worker.reopen(worker_id) starts a lost session anew, a later run what else is replaced",
                         });
                     }
                     return Err(refused(&name_of(pending.as_ref()), &error));
