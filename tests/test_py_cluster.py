@@ -304,6 +304,28 @@ def test_a_callable_that_does_not_import_later_is_refused_everywhere(cluster):
     assert double.kind == "PYTHON_IMPORT"
 
 
+def test_a_callable_for_sessions_that_are_all_lost_is_refused(cluster):
+    """Nobody would have imported it, and one that cannot be imported would keep every session from being reopened."""
+    worker = cluster.worker
+    worker.init()
+    for description in worker.workers():
+        if description["name"].startswith("remote"):
+            os.kill(description["pid"], signal.SIGKILL)
+
+    def refused() -> bool:
+        try:
+            worker.unregister(register(cluster, "orch_noop"))
+        except ec.RegistrationError as error:
+            return all(f"remote{i} is lost" in str(error) for i in (0, 1)) and "reopen(" in str(error)
+        return False
+
+    eventually(refused, 30, what="a registration that nobody took")
+    for remote in cluster.remote_ids:
+        worker.reopen(remote)
+    assert worker.run(lambda orch, a, c: None).counts["completed"] == 0
+    register(cluster, "orch_noop")
+
+
 def test_a_session_that_dies_is_lost_and_the_other_goes_on(cluster):
     double = register(cluster, "orch_double")
     worker, (first, second) = cluster.worker, cluster.remote_ids
@@ -358,8 +380,9 @@ def test_a_daemon_that_is_not_there_is_a_startup_error():
     assert worker.state == "failed"
 
 
-def test_a_daemon_never_outlives_its_script():
-    """The script is killed; daemon, sessions and children go (the residual check would find them)."""
+@pytest.mark.parametrize("end", ["killed", "of itself"])
+def test_a_daemon_never_outlives_its_script(end):
+    """The script is killed or leaves the cluster open; all goes (the residual check would find it), without a word."""
     code = """
 import echelon as ec, sys
 cluster = ec.LocalCluster(remote=1, sub_workers=1)
@@ -367,11 +390,14 @@ cluster.worker.init()
 print(cluster.daemon_pid, flush=True)
 sys.stdin.read()
 """
-    script = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with script:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as script:
         daemon = int(script.stdout.readline())
         residual.note_descendants()
-        script.kill()
+        if end == "killed":
+            script.kill()
+        script.stdin.close()
+        assert script.stderr.read() == b""
 
     def gone() -> bool:
         residual.reap_adopted()

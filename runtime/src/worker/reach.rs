@@ -244,4 +244,25 @@ impl Core {
             .map(|(_, id)| EndpointId(id))
             .collect())
     }
+
+    /// The error of a registration that has no targets because all of them are lost.
+    pub(super) fn all_lost(&self, registration: &Registration) -> Option<Error> {
+        let remote = registration.options.scope == RegisterScope::Remote;
+        let chip = registration.is_chip_code();
+        let of_scope = |role: &EndpointRole| match role {
+            EndpointRole::RemoteNextLevel { .. } => remote || chip,
+            EndpointRole::LocalNextLevel { .. } => !remote || chip,
+            EndpointRole::Sub | EndpointRole::Chip { .. } => false,
+        };
+        let slots = self.endpoints.iter().filter(|slot| of_scope(&slot.role));
+        let lost = slots.filter_map(|slot| {
+            let (why, hint) = (slot.lost.as_ref()?, slot.role.after_loss());
+            Some(format!("{} is lost: {why}; {hint}", slot.info.name))
+        });
+        let lost: Vec<String> = lost.collect();
+        (!lost.is_empty()).then(|| Error::Registration {
+            callable: registration.handle.name().to_owned(),
+            message: lost.join("; "),
+        })
+    }
 }

@@ -46,7 +46,15 @@ impl Worker {
         let key = registration.key();
         let _turn = engine.take_turn(key)?;
         engine.wait_for_positions()?;
-        let targets = |core: &Core| core.registration_targets(&registration);
+        let targets = |core: &Core| {
+            let targets = core.registration_targets(&registration)?;
+            // No session would have imported it, and one that cannot would not come back.
+            let lost = targets
+                .is_empty()
+                .then(|| core.all_lost(&registration))
+                .flatten();
+            lost.map_or(Ok(targets), Err)
+        };
         // Entered in the list under the lock that made it callable: a worker that comes up finds it there, or is found here.
         let enter = || self.0.life.lock().registrations.push(registration.clone());
         engine.register_at(&handle.callable, key, None, targets, enter)?;
