@@ -174,14 +174,22 @@ fn a_callable_that_cannot_be_installed_again_fails_its_own_tasks_only() {
         });
         Ok(())
     });
-    bed.subs[0].on_task(|_| TaskVerdict::Lose("power".into()));
+    // The end comes when all are submitted: a submit after the refusal would be refused itself.
+    let first = bed.subs[0].clone();
+    first.hold_tasks();
     let error = run(&bed, move |o| {
         none(o, &bad, 2)?;
-        none(o, &good, 3)
+        none(o, &good, 3)?;
+        first.lose("power");
+        Ok(())
     })
     .unwrap_err();
-    assert_eq!(error.failures.len(), 2);
-    assert!(error.failures[0].message.contains("the module is gone"));
+    assert_eq!(error.failures.len(), 2, "{error}");
+    assert!(error.failures[0].message.contains("power"), "{error}");
+    assert!(
+        error.failures[1].message.contains("the module is gone"),
+        "{error}"
+    );
 }
 
 /// A place whose processes die one after the other is given up, with the last reason, and the next run tries again.
