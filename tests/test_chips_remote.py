@@ -133,7 +133,7 @@ def test_a_crash_ends_one_device_and_neither_its_sibling_nor_the_session(cluster
     cluster.worker.init()
     count = filled(cluster, np.zeros(2, dtype=np.int64))
     before = chips_of(cluster)
-    with pytest.raises(ec.TaskError, match=r"(?s)chip3.*cpu device 3.*signal 11"):
+    with pytest.raises(ec.EndpointLost, match=r"(?s)chip3.*cpu device 3.*signal 11"):
         submit(cluster, crash, kernel, (ref(count, (2,)), INOUT), scalars=[1, 0])
     for device in (1, 0, 1):
         submit(cluster, crash, kernel, (ref(count, (2,)), INOUT), scalars=[0, device])
