@@ -43,7 +43,9 @@ pytestmark = needs_failpoints
 
 def whole(daemon: Daemon, **options: float) -> ec.Worker:
     """One of everything that a start can start, with callables for each."""
-    worker = ec.Worker(num_sub_workers=1, device_ids=[0], **{"startup_timeout_s": 60, "close_timeout_s": 20, **options})
+    worker = ec.Worker(
+        num_sub_workers=1, device_ids=[0], **{"startup_timeout_s": 60, "close_timeout_s": 20, **options}
+    )
     worker.add_worker(ec.Worker(level=3))
     add_remote(worker, daemon)
     worker.register(ec.RemoteCallable("py_tasks:orch_sum"))
