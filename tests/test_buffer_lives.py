@@ -65,10 +65,13 @@ def test_a_sub_worker_of_a_session_unmaps_what_was_freed_r119(state, cluster):
     worker.init()
     runner = runner_of(worker, first)
     inner = inner_of(runner)
-    before = [procfs.mapped_segments(pid) for pid in (runner, inner)]
+    before = [procfs.segments(pid) for pid in (runner, inner)]
     buffer = worker.remote_malloc(first, NBYTES)
     submit(worker, hand_on, reference(buffer), INPUT, first)
-    assert [procfs.mapped_segments(pid) for pid in (runner, inner)] == [count + 1 for count in before]
+    (of_runner,), (of_inner,) = (
+        procfs.segments(pid) - known for pid, known in zip((runner, inner), before, strict=True)
+    )
+    assert of_runner == of_inner
     if state == "stopped":
         os.kill(inner, signal.SIGSTOP)
     elif state == "dead":
@@ -77,12 +80,13 @@ def test_a_sub_worker_of_a_session_unmaps_what_was_freed_r119(state, cluster):
     worker.remote_free(buffer)
     # The session answers the next request although its sub worker has not unmapped anything.
     worker.remote_free(worker.remote_malloc(first, NBYTES))
-    assert procfs.mapped_segments(runner) == before[0]
+    # What the session keeps for its sub worker, its mailbox for one, may go and come with the dead one.
+    assert of_runner not in procfs.segments(runner)
     if state == "stopped":
-        assert procfs.mapped_segments(inner) == before[1] + 1
+        assert of_inner in procfs.segments(inner)
         os.kill(inner, signal.SIGCONT)
     if state != "dead":
-        eventually(lambda: procfs.mapped_segments(inner) == before[1], 30, what="the sub worker's unmapping")
+        eventually(lambda: procfs.segments(inner) == before[1], 30, what="the sub worker's unmapping")
 
 
 def test_a_released_import_is_unmapped_everywhere_r119(cluster):

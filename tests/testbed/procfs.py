@@ -168,3 +168,13 @@ def mappings(pid: int | str = "self") -> list[tuple[str, str]]:
 def mapped_segments(pid: int | str = "self") -> int:
     """How many mappings of shared memory the process has: memfds and segments of /dev/shm."""
     return sum(path.startswith(("/dev/shm/", "/memfd:echelon")) for _, path in mappings(pid))
+
+
+def segments(pid: int | str = "self") -> set[str]:
+    """Device and inode of each piece of shared memory that the process has mapped (memfds share one name)."""
+    lines = (PROC / str(pid) / "maps").read_text().splitlines()
+    fields = [line.split(maxsplit=5) for line in lines]
+    shared = [
+        field for field in fields if len(field) == 6 and field[5].startswith(("/dev/shm/", "/memfd:echelon"))
+    ]
+    return {f"{field[3]}:{field[4]}" for field in shared}
