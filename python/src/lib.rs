@@ -28,6 +28,7 @@ mod tensor;
 mod worker;
 mod worker_life;
 mod worker_options;
+mod worker_run;
 
 use pyo3::prelude::*;
 

@@ -1,21 +1,19 @@
 //! `Worker`: one level of the hierarchy.
 
-use echelon_runtime::worker::{RegisterOptions, RunEnd, WorkerState};
+use echelon_runtime::worker::{RegisterOptions, WorkerState};
 use echelon_runtime::ChipDevices;
-use pyo3::exceptions::{PyException, PyTypeError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::call_config::PyCallConfig;
 use crate::callable_handle::{callable_of, PyCallableHandle};
-use crate::orchestrator::PyOrchestrator;
 use crate::remote_buffer_export::PyRemoteBufferExport;
 use crate::remote_buffer_handle::PyRemoteBufferHandle;
 use crate::remote_worker_spec::PyRemoteWorkerSpec;
 use crate::run_report::PyRunReport;
 use crate::worker_life::Life;
 use crate::worker_options::Options;
-use crate::{buffer, convert, error, gil};
+use crate::{buffer, convert, gil, worker_run};
 
 /// One level of the hierarchy: the parent of a script, or the specification of a local child.
 ///
@@ -199,43 +197,11 @@ impl PyWorker {
         config: Option<Py<PyAny>>,
     ) -> PyResult<PyRunReport> {
         let worker = self.0.get(py)?;
-        if !r#fn.is_callable() {
-            return Err(PyTypeError::new_err(format!(
-                "fn must be callable, not {}",
-                convert::type_name(r#fn)
-            )));
-        }
+        worker_run::check_function(r#fn)?;
         if worker.state() == WorkerState::New {
             self.init(py)?;
         }
-        let config = match config {
-            Some(config) => config,
-            None => Py::new(py, PyCallConfig::default())?.into_any(),
-        };
-        let function = r#fn.clone().unbind();
-        buffer::drain(py);
-        let result = gil::detached(py, || {
-            worker.run(|orchestrator| {
-                let orchestrator = orchestrator.clone();
-                gil::attached(|py| {
-                    let orch = Bound::new(py, PyOrchestrator::new(orchestrator.clone()))?;
-                    let returned = function.bind(py).call1((&orch, args, config));
-                    orch.get().end();
-                    let left = |raised: &PyErr| !raised.is_instance_of::<PyException>(py);
-                    if returned.as_ref().err().is_some_and(left) {
-                        // Ctrl-C, or SystemExit: nobody wants to wait for what runs (design §15.15).
-                        orchestrator.interrupted();
-                    }
-                    returned.map(|_| ())
-                })
-            })
-        });
-        buffer::drain(py);
-        match result {
-            Ok(((), report)) => Ok(PyRunReport(report)),
-            Err(RunEnd::Function(raised)) => Err(raised),
-            Err(RunEnd::Engine(cause)) => Err(error::to_py(py, cause)),
-        }
+        worker_run::run(py, &worker, r#fn, args, config)
     }
 
     /// Allocates a zeroed buffer on a remote worker.
@@ -379,34 +345,14 @@ impl PyWorker {
     /// `lost`, `skipped` and `cancelled`, and `retried` (attempts beyond the first). For progress bars, from any thread.
     fn progress<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let worker = self.0.get(py)?;
-        let progress = gil::detached(py, || worker.progress());
-        let dict = PyDict::new(py);
-        dict.set_item("submitted", progress.submitted)?;
-        dict.set_item("finished", progress.finished)?;
-        dict.set_item("completed", progress.completed)?;
-        dict.set_item("failed", progress.failed)?;
-        dict.set_item("lost", progress.lost)?;
-        dict.set_item("skipped", progress.skipped)?;
-        dict.set_item("cancelled", progress.cancelled)?;
-        dict.set_item("retried", progress.retried)?;
-        Ok(dict)
+        worker_run::progress(py, &worker)
     }
 
     /// The workers as they are now: a list of dicts with `name`, `pid` (0 where it is not known) and `capacity` (tasks that
     /// may be in flight). Empty before `init()` and after `close()`.
     fn workers<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let worker = self.0.get(py)?;
-        let infos = gil::detached(py, || worker.workers());
-        infos
-            .into_iter()
-            .map(|info| {
-                let dict = PyDict::new(py);
-                dict.set_item("name", info.name)?;
-                dict.set_item("pid", info.pid)?;
-                dict.set_item("capacity", info.capacity)?;
-                Ok(dict)
-            })
-            .collect()
+        worker_run::workers(py, &worker)
     }
 
     /// Where the worker is in its life: `"new"`, `"starting"`, `"ready"`, `"closing"`, `"closed"`, `"failed"`, or `"given"`
