@@ -1,7 +1,10 @@
 //! Task arguments: what a submit takes a snapshot of.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use echelon_wire::tensor::TensorMeta;
+use smallvec::SmallVec;
 
 use crate::buffer::RemoteBuffer;
 use crate::error::Error;
@@ -46,10 +49,16 @@ impl TensorArg {
 }
 
 /// The arguments of one task. Every field is checked when it is added, so that a mistake is reported where it is made.
+///
+/// A clone is a snapshot and costs a counter: the fields are copied only when one of two clones is changed.
 #[derive(Clone, Debug, Default)]
-pub struct TaskArgs {
-    tensors: Vec<TensorArg>,
-    scalars: Vec<u64>,
+pub struct TaskArgs(Option<Arc<Fields>>);
+
+/// One allocation holds what most tasks have.
+#[derive(Clone, Debug, Default)]
+struct Fields {
+    tensors: SmallVec<[TensorArg; 1]>,
+    scalars: SmallVec<[u64; 2]>,
 }
 
 impl TaskArgs {
@@ -62,13 +71,13 @@ impl TaskArgs {
     /// Tensor arguments in order.
     #[must_use]
     pub fn tensors(&self) -> &[TensorArg] {
-        &self.tensors
+        self.0.as_ref().map_or(&[], |fields| &fields.tensors)
     }
 
     /// Scalar arguments in order.
     #[must_use]
     pub fn scalars(&self) -> &[u64] {
-        &self.scalars
+        self.0.as_ref().map_or(&[], |fields| &fields.scalars)
     }
 
     /// Adds a tensor in shared memory.
@@ -178,19 +187,24 @@ impl TaskArgs {
     /// # Errors
     /// [`Error::Argument`] beyond 4,096 scalars.
     pub fn add_scalar(&mut self, value: u64) -> Result<&mut Self, Error> {
-        if self.scalars.len() >= echelon_wire::limits::MAX_SCALARS as usize {
+        if self.scalars().len() >= echelon_wire::limits::MAX_SCALARS as usize {
             return Err(too_many("scalars", echelon_wire::limits::MAX_SCALARS));
         }
-        self.scalars.push(value);
+        self.fields().scalars.push(value);
         Ok(self)
     }
 
     fn push(&mut self, arg: TensorArg) -> Result<&mut Self, Error> {
-        if self.tensors.len() >= echelon_wire::limits::MAX_TENSORS as usize {
+        if self.tensors().len() >= echelon_wire::limits::MAX_TENSORS as usize {
             return Err(too_many("tensors", echelon_wire::limits::MAX_TENSORS));
         }
-        self.tensors.push(arg);
+        self.fields().tensors.push(arg);
         Ok(self)
+    }
+
+    /// The fields to change; those of a snapshot stay as they are.
+    fn fields(&mut self) -> &mut Fields {
+        Arc::make_mut(self.0.get_or_insert_with(Arc::default))
     }
 }
 
@@ -219,4 +233,30 @@ fn check_size(what: &'static str, meta: &TensorMeta, got: u64) -> Result<(), Err
             meta.dtype().name()
         ),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use echelon_wire::tensor::DataType;
+
+    use super::*;
+
+    #[test]
+    fn section_15_15_a_snapshot_does_not_change_with_its_origin() {
+        let meta = TensorMeta::new(&[4], DataType::Uint8).unwrap();
+        let memory = HostMemory::from_vec(vec![0; 4]);
+        let mut args = TaskArgs::new();
+        let empty = args.clone();
+        args.add_host(memory.clone(), meta, Tag::Input).unwrap();
+        args.add_scalar(7).unwrap();
+        let first = args.clone();
+        let shared = std::ptr::eq(first.tensors(), args.tensors());
+        assert!(shared, "an unchanged snapshot is no copy");
+        args.add_host(memory, meta, Tag::Output).unwrap();
+        args.add_scalar(8).unwrap();
+        let counts = |args: &TaskArgs| (args.tensors().len(), args.scalars().to_vec());
+        assert_eq!(counts(&empty), (0, vec![]));
+        assert_eq!(counts(&first), (1, vec![7]));
+        assert_eq!(counts(&args), (2, vec![7, 8]));
+    }
 }
