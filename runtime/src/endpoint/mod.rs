@@ -292,8 +292,11 @@ pub struct EndpointInfo {
     pub name: String,
     /// Process id, 0 for threads of this process and where it is not known.
     pub pid: u32,
-    /// Tasks that may be in flight.
+    /// Tasks that may be in flight however long they take.
     pub capacity: u32,
+    /// Tasks that may be in flight while they are short, at least `capacity`. What waits there cannot be called back, so the
+    /// scheduler keeps about a millisecond of work there.
+    pub depth: u32,
     /// True when arguments in shared memory of this host can be named.
     pub shares_memory: bool,
     /// Session id of a remote endpoint.
@@ -317,7 +320,7 @@ pub trait Endpoint: Send {
     /// What it is.
     fn info(&self) -> EndpointInfo;
 
-    /// Hands a task over. The caller keeps at most `capacity` in flight.
+    /// Hands a task over. The caller keeps at most `depth` in flight.
     ///
     /// # Errors
     /// [`EndpointGone`] when it is lost, [`SubmitError::Refused`] when the task cannot be expressed for it.

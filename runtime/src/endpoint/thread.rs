@@ -191,6 +191,7 @@ impl Endpoint for ThreadEndpoint {
             name: self.name.clone(),
             pid: 0,
             capacity: CAPACITY,
+            depth: CAPACITY,
             shares_memory: true,
             session: None,
             frame_bytes: MAX_PAYLOAD_BYTES,

@@ -17,6 +17,7 @@ impl Core {
         // Compiled in for development only.
         let _armed = hit("engine.pump");
         let mut progressed = false;
+        self.scheduler.advance(now_ns());
         progressed |= self.fire_timers();
         for index in 0..self.endpoints.len() {
             if self.endpoints[index].lost.is_some() {
@@ -67,6 +68,10 @@ impl Core {
         };
         self.flights.remove(&ticket);
         self.leave_queue(endpoint, ticket);
+        if let (Some(start_ns), Some(end_ns)) = (report.start_ns, report.end_ns) {
+            self.scheduler
+                .ran(endpoint, end_ns.saturating_sub(start_ns));
+        }
         let lost = report.failure.as_ref().filter(|f| f.infrastructure);
         let lost = lost.map(|failure| failure.message.clone());
         let result = self.settle_member(task, member, endpoint, report);

@@ -165,12 +165,9 @@ impl Core {
     ) -> EndpointId {
         let id = EndpointId(u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX));
         let slot = EndpointSlot::new(endpoint, role);
-        let capacity = slot.info.capacity;
+        let added = slot.added(id);
         self.endpoints.push(slot);
-        self.feed(Event::EndpointAdded {
-            endpoint: id,
-            capacity,
-        });
+        self.feed(added);
         id
     }
 
@@ -182,7 +179,7 @@ impl Core {
         slot.info = fresh.info();
         slot.endpoint = fresh;
         slot.lost = None;
-        let capacity = slot.info.capacity;
+        let added = slot.added(id);
         let owed = std::mem::take(&mut self.pending_undos);
         let (gone, kept) = owed.into_iter().partition(|undo| undo.endpoint == id);
         self.pending_undos = kept;
@@ -190,10 +187,7 @@ impl Core {
         for undo in gone {
             self.unpin_if(undo.pin);
         }
-        self.feed(Event::EndpointAdded {
-            endpoint: id,
-            capacity,
-        });
+        self.feed(added);
     }
 
     /// The session that is, or was last, at an endpoint.

@@ -17,7 +17,7 @@ use crate::endpoint::{
     ControlFailure, ControlReply, ControlRequest, Endpoint, EndpointInfo, Ticket,
 };
 use crate::error::TaskFailureInfo;
-use crate::graph::{EndpointId, RunId, TaskId};
+use crate::graph::{EndpointId, Event, RunId, TaskId};
 use crate::memory::{ArenaBlock, HostMemory};
 use crate::registration::{Key, Pairs};
 use crate::tensor::Tag;
@@ -109,6 +109,15 @@ impl EndpointSlot {
             copies_waiting: VecDeque::new(),
             queue: VecDeque::new(),
             succession: None,
+        }
+    }
+
+    /// What the scheduler is told when it comes into service.
+    pub(super) fn added(&self, endpoint: EndpointId) -> Event {
+        Event::EndpointAdded {
+            endpoint,
+            capacity: self.info.capacity,
+            depth: self.info.depth,
         }
     }
 

@@ -193,6 +193,7 @@ impl Engine {
             let mut core = self.core.lock();
             core.check_run(node.run)?;
             let mut actions = std::mem::take(&mut core.actions);
+            core.scheduler.advance(now_ns());
             match core.scheduler.submit(node.clone(), &mut actions) {
                 Ok(task) => {
                     let before = std::mem::replace(&mut core.torn, true);

@@ -237,14 +237,14 @@ impl Core {
         let Some(slot) = self.slot_mut(endpoint) else {
             return;
         };
-        let capacity = slot.info.capacity;
+        let added = slot.added(endpoint);
         if let Some(succession) = &mut slot.succession {
             if !succession.installing.is_empty() {
                 return;
             }
             succession.down = false;
         }
-        self.feed(Event::EndpointAdded { endpoint, capacity });
+        self.feed(added);
     }
 
     /// No position is empty for a while: each is up, or lost.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::classes::ClassId;
+use super::depth::Depth;
 use super::id::{EndpointId, TaskId};
 
 /// Position of an endpoint in the scheduler's table.
@@ -28,7 +29,10 @@ pub(super) enum Standing {
 pub(super) struct Endpoint {
     pub(super) id: EndpointId,
     pub(super) index: EndpointIndex,
+    /// Places that there are now.
     pub(super) capacity: u32,
+    /// Where their number comes from.
+    pub(super) depth: Depth,
     /// Members in flight.
     pub(super) in_flight: BTreeSet<(TaskId, u32)>,
     /// The gang that keeps a place free here until it has all of them.
@@ -41,11 +45,12 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn new(id: EndpointId, index: EndpointIndex, capacity: u32) -> Self {
+    pub(super) fn new(id: EndpointId, index: EndpointIndex, depth: Depth) -> Self {
         Self {
             id,
             index,
-            capacity,
+            capacity: depth.places(0, false),
+            depth,
             in_flight: BTreeSet::new(),
             claim: None,
             served: 0,
@@ -59,12 +64,17 @@ impl Endpoint {
     }
 
     pub(super) fn used(&self) -> u32 {
-        // A dispatch needs a free place, so the count never passes `capacity`, a u32.
+        // A dispatch needs a free place, so the count never passes the greatest `capacity`, a u32.
         self.in_flight.len() as u32 + u32::from(self.claim.is_some())
     }
 
     pub(super) fn has_room(&self) -> bool {
         self.standing == Standing::Up && self.used() < self.capacity
+    }
+
+    /// The places that there are now, after a change of what runs or with time.
+    pub(super) fn places(&self, now_ns: u64) -> u32 {
+        self.depth.places(now_ns, !self.in_flight.is_empty())
     }
 
     /// Its place in the order of those with room.

@@ -10,8 +10,10 @@ pub enum Event {
     EndpointAdded {
         /// Its identity.
         endpoint: EndpointId,
-        /// Members that may be in flight there at once; 0 counts as 1.
+        /// Members that may be in flight there at once however long they take; 0 counts as 1.
         capacity: u32,
+        /// Members that may be in flight there while they are short; less than `capacity` counts as that.
+        depth: u32,
     },
     /// An endpoint takes nothing for a while and will be added again: what can run nowhere else waits for it. What is in
     /// flight there stays in flight until it is reported or comes back. A lost endpoint that is to come back is down, too.

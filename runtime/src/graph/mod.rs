@@ -9,7 +9,7 @@
 //! let mut scheduler = Scheduler::new(1024);
 //! let mut out = Vec::new();
 //! let endpoint = EndpointId(0);
-//! scheduler.handle(Event::EndpointAdded { endpoint, capacity: 2 }, &mut out);
+//! scheduler.handle(Event::EndpointAdded { endpoint, capacity: 2, depth: 2 }, &mut out);
 //! let task = |mode| NodeSpec {
 //!     run: RunId(1),
 //!     kind: NodeKind::Single { eligible: Eligible::one(endpoint) },
@@ -51,6 +51,7 @@ mod access;
 mod claims;
 mod classes;
 mod deps;
+mod depth;
 mod endpoint;
 mod error;
 mod event;

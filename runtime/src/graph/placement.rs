@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use smallvec::SmallVec;
 
 use super::classes::{ClassId, Classes, Ticket, Waiting};
+use super::depth::Depth;
 use super::endpoint::{Endpoint, EndpointIndex, Standing};
 use super::error::SubmitError;
 use super::gang::Lines;
@@ -41,9 +42,20 @@ pub(super) struct Placement {
     pub(super) lines: Lines,
     next_ticket: Ticket,
     pub(super) decisions: Decisions,
+    now_ns: u64,
+    /// How long a member ran, and where, that is about to be vacated.
+    ran: Option<(EndpointId, u64)>,
 }
 
 impl Placement {
+    pub(super) fn advance(&mut self, now_ns: u64) {
+        self.now_ns = self.now_ns.max(now_ns);
+    }
+
+    pub(super) fn ran(&mut self, endpoint: EndpointId, took_ns: u64) {
+        self.ran = Some((endpoint, took_ns));
+    }
+
     /// Position of a known endpoint.
     pub(super) fn find(&self, id: EndpointId) -> Option<EndpointIndex> {
         self.index.get(&id).copied()
@@ -100,25 +112,27 @@ impl Placement {
     }
 
     /// Adds an endpoint, brings a lost one back, or changes a capacity.
-    pub(super) fn add_endpoint(&mut self, id: EndpointId, capacity: u32) {
-        let capacity = capacity.max(1);
+    pub(super) fn add_endpoint(&mut self, id: EndpointId, depth: Depth) {
         let index = match self.find(id) {
             Some(index) => index,
             None => {
                 // Endpoint ids are u32, so their number fits one.
                 let index = self.endpoints.len() as EndpointIndex;
-                self.endpoints.push(Endpoint::new(id, index, capacity));
+                self.endpoints.push(Endpoint::new(id, index, depth));
                 self.index.insert(id, index);
                 index
             }
         };
         self.count_as_live(index);
         let mut claim = None;
+        let now_ns = self.now_ns;
         self.update(index, |endpoint| {
             endpoint.standing = Standing::Up;
-            endpoint.capacity = capacity;
+            endpoint.depth = depth;
+            endpoint.depth.begin(now_ns);
+            endpoint.capacity = endpoint.places(now_ns);
             // A gang may not start on a place that is no more.
-            if endpoint.used() > capacity {
+            if endpoint.used() > endpoint.capacity {
                 claim = endpoint.claim.take();
             }
         });
@@ -185,11 +199,9 @@ impl Placement {
         prefer: Option<EndpointIndex>,
     ) -> bool {
         let mut next = 0;
-        let mut wanted = prefer.filter(|&i| self.endpoints[i as usize].has_room());
+        let mut wanted = prefer.filter(|&index| self.still_has_room(index));
         while next < members {
-            let found = wanted
-                .take()
-                .or_else(|| self.classes.get(class).best(&self.endpoints, |_| false));
+            let found = wanted.take().or_else(|| self.least_loaded(class));
             let Some(index) = found else {
                 break;
             };
@@ -222,8 +234,7 @@ impl Placement {
         class: ClassId,
         (member, members): (u32, u32),
     ) -> bool {
-        let found = self.classes.get(class).best(&self.endpoints, |_| false);
-        if let Some(index) = found {
+        if let Some(index) = self.least_loaded(class) {
             self.seat(index, task, member);
             return false;
         }
@@ -238,6 +249,8 @@ impl Placement {
 
     /// Frees the place of a dispatched member, without offering it yet; `None` when the member is not in flight there.
     pub(super) fn vacate(&mut self, endpoint: EndpointId, task: TaskId, member: u32) -> Option<()> {
+        let ran = self.ran.take().filter(|(at, _)| *at == endpoint);
+        let took_ns = ran.map(|(_, took_ns)| took_ns);
         let index = self.find(endpoint)?;
         if !self.endpoints[index as usize]
             .in_flight
@@ -245,8 +258,11 @@ impl Placement {
         {
             return None;
         }
+        let now_ns = self.now_ns;
         self.update(index, |endpoint| {
             endpoint.in_flight.remove(&(task, member));
+            endpoint.depth.end(now_ns, took_ns);
+            endpoint.capacity = endpoint.places(now_ns);
         });
         self.decisions.vacant.push(index);
         Some(())
@@ -280,9 +296,13 @@ impl Placement {
 
     /// Puts a member on an endpoint, using the place that its gang claimed there, if any.
     pub(super) fn seat(&mut self, index: EndpointIndex, task: TaskId, member: u32) {
+        let now_ns = self.now_ns;
         self.update(index, |endpoint| {
             if endpoint.claim == Some(task) {
                 endpoint.claim = None;
+            }
+            if endpoint.in_flight.is_empty() {
+                endpoint.depth.begin(now_ns);
             }
             endpoint.in_flight.insert((task, member));
             endpoint.served += 1;
@@ -291,14 +311,32 @@ impl Placement {
         self.decisions.dispatched.push((task, member, id));
     }
 
+    /// The member of a class with room that is least loaded.
+    fn least_loaded(&mut self, class: ClassId) -> Option<EndpointIndex> {
+        loop {
+            let index = self.classes.get(class).best(&self.endpoints, |_| false)?;
+            if self.still_has_room(index) {
+                return Some(index);
+            }
+        }
+    }
+
+    /// Whether an endpoint has room now. Its places become fewer with time while a member runs there, which is looked at only
+    /// when one is about to be taken.
+    fn still_has_room(&mut self, index: EndpointIndex) -> bool {
+        let endpoint = &self.endpoints[index as usize];
+        let capacity = endpoint.places(self.now_ns).min(endpoint.capacity);
+        if capacity < endpoint.capacity {
+            self.update(index, |endpoint| endpoint.capacity = capacity);
+        }
+        self.endpoints[index as usize].has_room()
+    }
+
     /// Gives the free places of one endpoint to the lowest tickets that can use them.
     fn fill(&mut self, index: EndpointIndex) {
         let mut refused = false;
-        loop {
+        while self.still_has_room(index) {
             let endpoint = &self.endpoints[index as usize];
-            if !endpoint.has_room() {
-                break;
-            }
             let mut oldest: Option<(Ticket, ClassId, Option<u32>)> = None;
             for &id in &endpoint.classes {
                 let class = self.classes.get(id);

@@ -4,10 +4,11 @@ use std::collections::{HashMap, VecDeque};
 
 use super::access::{Access, Space};
 use super::deps::DependencyMap;
+use super::depth::Depth;
 use super::error::SubmitError;
 use super::event::{Action, Event};
 use super::gang::shape_of;
-use super::id::{Eligible, RunId, TaskId};
+use super::id::{Eligible, EndpointId, RunId, TaskId};
 use super::interval::Holder;
 use super::node::{NodeKind, NodeSpec};
 use super::placement::Placement;
@@ -98,9 +99,13 @@ impl Scheduler {
     /// Takes one event and appends what it leads to.
     pub fn handle(&mut self, event: Event, out: &mut Vec<Action>) {
         match event {
-            Event::EndpointAdded { endpoint, capacity } => {
-                self.placement.add_endpoint(endpoint, capacity)
-            }
+            Event::EndpointAdded {
+                endpoint,
+                capacity,
+                depth,
+            } => self
+                .placement
+                .add_endpoint(endpoint, Depth::new(capacity, depth)),
             Event::EndpointDown { endpoint } => self.endpoint_down(endpoint),
             Event::EndpointLost { endpoint } => self.endpoint_lost(endpoint, out),
             Event::MemberDone {
@@ -132,6 +137,17 @@ impl Scheduler {
             }
         }
         self.settle(out);
+    }
+
+    /// Tells the time, on any clock in ns that does not go back: how deep an endpoint's queue may be depends on it.
+    pub fn advance(&mut self, now_ns: u64) {
+        self.placement.advance(now_ns);
+    }
+
+    /// Tells how long the member ran whose `MemberDone` follows, where the endpoint says so. Without it the time since the
+    /// endpoint's last answer counts.
+    pub fn ran(&mut self, endpoint: EndpointId, took_ns: u64) {
+        self.placement.ran(endpoint, took_ns);
     }
 
     /// Whether a submit would find a free place in the table.

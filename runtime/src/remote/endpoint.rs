@@ -224,6 +224,7 @@ impl Endpoint for RemoteEndpoint {
             name: self.name.clone(),
             pid: self.pid,
             capacity: 1,
+            depth: 1,
             shares_memory: false,
             session: Some(self.session),
             frame_bytes: self.frame_bytes,

@@ -160,6 +160,7 @@ impl FakeWorld {
             name: name.to_owned(),
             pid: 0,
             capacity,
+            depth: capacity,
             shares_memory: worker.is_none(),
             session: worker.map(|id| 1000 * (1 + u64::from(later)) + u64::from(id.unsigned_abs())),
             frame_bytes: MAX_PAYLOAD_BYTES,

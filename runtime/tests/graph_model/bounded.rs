@@ -39,6 +39,7 @@ fn r_228_memory_is_bounded_by_unfinished_tasks() {
             Event::EndpointAdded {
                 endpoint: EndpointId(id),
                 capacity: 2,
+                depth: 2,
             },
             &mut out,
         );

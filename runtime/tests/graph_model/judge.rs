@@ -69,10 +69,11 @@ impl World {
 
     fn dispatch(&mut self, id: TaskId, member: u32, endpoint: EndpointId) -> usize {
         let task = self.numbers[&id];
-        let capacity = *self
-            .up
-            .get(&endpoint)
-            .expect("a member was dispatched to a lost endpoint");
+        assert!(
+            self.up.contains_key(&endpoint),
+            "a member was dispatched to a lost endpoint"
+        );
+        let capacity = self.deepest(endpoint);
         assert!(!self.down.contains(&endpoint), "{endpoint} is down (G-8)");
         let busy = self
             .flights

@@ -8,6 +8,7 @@
 )]
 
 mod bounded;
+mod depths;
 mod gangs;
 mod intervals;
 mod judge;

@@ -182,6 +182,7 @@ fn a_free_place_is_given_away_first() {
         Event::EndpointAdded {
             endpoint,
             capacity: 1,
+            depth: 1,
         },
         &mut out,
     );

@@ -116,9 +116,12 @@ proptest! {
     fn r_082_r_083_any_program_equals_the_sequential_run(
         (capacities, limit, steps) in program(),
         order in any::<u64>(),
+        deeper in prop_oneof![Just(0_u32), 1..6_u32],
     ) {
-        let mut world = World::new(limit, &capacities);
+        let mut world = World::deep(limit, &capacities, deeper);
+        let mut times = Numbers(order);
         for step in steps {
+            world.now_ns += [100, 1_000, 50_000, 3_000_000][times.below(4)];
             run_step(&mut world, step);
         }
         finish(&mut world, order);

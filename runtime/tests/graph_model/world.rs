@@ -70,11 +70,18 @@ pub(crate) struct World {
     /// Started and not ended.
     pub(crate) running: BTreeSet<usize>,
     pub(crate) numbers: HashMap<TaskId, usize>,
+    /// Places that an endpoint has beyond its capacity while members are short.
+    deeper: u32,
+    pub(crate) now_ns: u64,
     noise: usize,
 }
 
 impl World {
     pub(crate) fn new(max_tasks: u32, capacities: &[u32]) -> Self {
+        Self::deep(max_tasks, capacities, 0)
+    }
+
+    pub(crate) fn deep(max_tasks: u32, capacities: &[u32], deeper: u32) -> Self {
         let mut world = Self {
             scheduler: Scheduler::new(max_tasks),
             memory: memory(),
@@ -89,6 +96,8 @@ impl World {
             ended: Vec::new(),
             running: BTreeSet::new(),
             numbers: HashMap::new(),
+            deeper,
+            now_ns: 0,
             noise: 1 << 20,
         };
         for (id, &capacity) in (0..).zip(capacities) {
@@ -99,6 +108,7 @@ impl World {
 
     pub(crate) fn submit(&mut self, spec: NodeSpec) -> Result<usize, SubmitError> {
         let mut out = Vec::new();
+        self.scheduler.advance(self.now_ns);
         let before = self.scheduler.stats();
         let id = match self.scheduler.submit(spec.clone(), &mut out) {
             Ok(id) => id,
@@ -137,6 +147,7 @@ impl World {
 
     pub(crate) fn handle(&mut self, event: Event) {
         let mut out = Vec::new();
+        self.scheduler.advance(self.now_ns);
         self.scheduler.handle(event, &mut out);
         self.perform(&out);
     }
@@ -144,7 +155,17 @@ impl World {
     pub(crate) fn add_endpoint(&mut self, endpoint: EndpointId, capacity: u32) {
         self.up.insert(endpoint, capacity);
         self.down.remove(&endpoint);
-        self.handle(Event::EndpointAdded { endpoint, capacity });
+        let depth = self.deepest(endpoint);
+        self.handle(Event::EndpointAdded {
+            endpoint,
+            capacity,
+            depth,
+        });
+    }
+
+    /// Most members that may ever be in flight at an endpoint that is up.
+    pub(crate) fn deepest(&self, endpoint: EndpointId) -> u32 {
+        self.up[&endpoint] + self.deeper
     }
 
     /// The endpoint takes nothing until it is added again, whether it was up or lost.

@@ -26,6 +26,9 @@ use outbox::Outbox;
 /// Tasks in a child's queue, the running one included: enough to hide the way back, few enough to leave work for others.
 const CAPACITY: u32 = 2;
 
+/// Tasks in a child's queue while they are short: so many that a child finds work however seldom its parent looks.
+const DEPTH: u32 = 128;
+
 /// How long a child that was killed may take to be reaped.
 const REAP_WITHIN: Duration = Duration::from_secs(2);
 
@@ -118,6 +121,7 @@ impl Endpoint for LocalEndpoint {
             name: self.name.clone(),
             pid: self.child.pid(),
             capacity: CAPACITY,
+            depth: DEPTH,
             shares_memory: true,
             session: None,
             frame_bytes: MAX_PAYLOAD_BYTES,
