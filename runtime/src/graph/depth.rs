@@ -41,7 +41,7 @@ impl Depth {
 
     /// A member ended, after `took_ns` where the endpoint says so.
     pub(super) fn end(&mut self, now_ns: u64, took_ns: Option<u64>) {
-        let took_ns = took_ns.unwrap_or(now_ns.saturating_sub(self.since_ns));
+        let took_ns = took_ns.unwrap_or_else(|| now_ns.saturating_sub(self.since_ns));
         let faded = self.recent_ns - self.recent_ns.div_ceil(FADING);
         self.recent_ns = took_ns.max(faded);
         self.since_ns = now_ns;
