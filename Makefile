@@ -4,7 +4,8 @@
 #
 #   make test                 Rust tests, then the whole-system tests
 #   make demo                 the main job; DEMO_ARGS="..." is handed to it
-#   make lint bench docs build clean
+#   make bench                what tasks and copies cost, beside the limits of this machine; BENCH_ARGS="..." is handed to it
+#   make lint bench-smoke docs build clean
 #
 # PYTHON=/path/to/python chooses the interpreter; PYTEST_ARGS="..." is handed to pytest.
 
@@ -26,14 +27,14 @@ unexport PYTHONHOME
 # The binding crate links to Python only as an extension module, so its tests are the Python ones.
 CRATES := --workspace --exclude echelon-python
 
-RUST_SOURCES := $(shell find wire runtime session python \( -name '*.rs' -o -name Cargo.toml \) -not -path '*/target/*' 2>/dev/null) \
+RUST_SOURCES := $(shell find wire runtime session python benches/native \( -name '*.rs' -o -name Cargo.toml \) -not -path '*/target/*' 2>/dev/null) \
     Cargo.toml Cargo.lock pyproject.toml
 
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help test test-rust test-loom test-python demo lint lint-rust lint-python requirements bench docs build clean
+.PHONY: help test test-rust test-loom test-python demo lint lint-rust lint-python requirements bench bench-smoke docs build clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -99,8 +100,17 @@ lint-python: $(VENV)/.stamp-wheel $(VENV)/.stamp-lint $(VENV)/.stamp-test
 requirements: $(VENV)/.created
 	$(PY) tools/requirements_table.py --check --gate
 
-bench: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-test
+# What `make bench` needs in Rust: the limits of the machine.
+$(VENV)/.stamp-benches: $(RUST_SOURCES) $(VENV)/.created
+	cargo build --release --locked -p echelon-benches --bins
+	@touch $@
+
+bench: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-benches $(VENV)/.stamp-test
 	$(PY) -m benches $(BENCH_ARGS)
+
+# Everything small: it shows that everything runs, and says nothing about speed.
+bench-smoke: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-benches $(VENV)/.stamp-test
+	$(PY) -m benches smoke
 
 docs: $(VENV)/.created
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace

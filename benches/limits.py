@@ -1,85 +1,112 @@
-"""What the machine itself allows, measured with nothing but sockets, pipes and memory: the other half of each figure.
-
-Each partner is a process of its own, as a worker is, so that no lock of the interpreter is shared with it.
-"""
+"""What the machine itself allows, beside every figure: the program `limits` of `benches/native`, and Python's own floor."""
 
 from __future__ import annotations
 
+import json
 import os
-import socket
 import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from benches.machine import ROOT
+from benches.row import Row, per_second
 
 TIMEOUT_S = 30.0
+COPY_BYTES = 64 << 20
+CALLS = 10_000
 
-_ECHO = """
-import os
-while data := os.read(0, 64):
-    os.write(1, data)
-"""
-
-_TCP = """
-import socket, sys
-end = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-buffer, expected = bytearray(1 << 20), int(sys.argv[2])
-while got := end.recv_into(buffer):
-    while 1 < got < expected:
-        more = end.recv_into(buffer)
-        if not more:
-            sys.exit(1)
-        got += more
-    end.sendall(b"x")
-"""
+KINDS = {
+    "spin": ("a word to a process and back, both spin", "µs", 500),
+    "futex": ("a word to a process and back, both sleep on a futex", "µs", 200),
+    "tcp": ("one byte to a process and back, TCP, both sleep", "µs", 200),
+    "syscall": ("a bare system call", "ns", 10),
+    "stream": ("64 MiB over TCP, acknowledged", "MB/s", 1),
+    "memcpy": ("copy of 64 MiB in memory", "MB/s", 1),
+    "memcpy.cold": ("the same into pages that the process does not have yet", "MB/s", 1),
+}
+"""By the name of the program's command: what it is, in which unit, how often in a round."""
 
 
-class PipeEcho:
-    """A process that sends back what it reads: the floor for a task of a local worker that sleeps in the kernel."""
+def program(name: str) -> Path:
+    """Where cargo puts a program of `benches/native` in release mode."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    return target / "release" / name
 
-    def __init__(self) -> None:
+
+class Limits:
+    """The program, asked for samples."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path.name} is not built: cargo build --release -p echelon-benches --bins"
+            )
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            [path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._to, self._back = self._process.stdin.fileno(), self._process.stdout.fileno()
 
-    def round_trip(self) -> None:
-        """One byte there and back."""
-        os.write(self._to, b"x")
-        os.read(self._back, 64)
+    def samples(self, name: str, count: int) -> list[float]:
+        """So many samples of one limit."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{name} {count}\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"limits ended at {name}: status {self._process.wait(TIMEOUT_S)}")
+        return [float(sample) for sample in json.loads(line)]
 
     def close(self) -> None:
         """Ends and reaps the process."""
         with self._process as process:
             assert process.stdin is not None
             process.stdin.close()
-            process.wait(TIMEOUT_S)
+            try:
+                process.wait(TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
-class TcpPeer:
-    """A process at the other end of a loopback connection: one byte is echoed, a block is received and acknowledged."""
+def _rows(limits: Limits, share: float) -> Iterator[Row]:
+    for kind, (name, unit, count) in KINDS.items():
+        key = {"stream": "tcp.stream"}.get(kind, kind)
+        some = max(1, int(count * share))
+        yield Row(
+            f"limit.{key}",
+            f"*limit:* {name}",
+            unit,
+            lambda kind=kind, some=some: limits.samples(kind, some),  # type: ignore[misc]
+        )
 
-    def __init__(self, block: bytes) -> None:
-        self._block = block
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            listener.settimeout(TIMEOUT_S)
-            port = listener.getsockname()[1]
-            self._process = subprocess.Popen([sys.executable, "-c", _TCP, str(port), str(len(block))])
-            self._end, _ = listener.accept()
-        self._end.settimeout(TIMEOUT_S)
-        self._end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def round_trip(self) -> None:
-        """One byte there and back."""
-        self._end.sendall(b"x")
-        self._end.recv(1)
+def _python_rows() -> Iterator[Row]:
+    def nothing(_: int) -> None:
+        pass
 
-    def send_block(self) -> None:
-        """The whole block there, one byte back."""
-        self._end.sendall(self._block)
-        self._end.recv(1)
+    def calls() -> list[float]:
+        def loop() -> None:
+            for n in range(CALLS):
+                nothing(n)
 
-    def close(self) -> None:
-        """Ends and reaps the process."""
-        self._end.close()
-        self._process.wait(TIMEOUT_S)
+        return [1e9 / per_second(CALLS, loop)[0]]
+
+    data, target = np.ones(COPY_BYTES, dtype=np.uint8), np.ones(COPY_BYTES, dtype=np.uint8)
+    yield Row("limit.python.call", "*limit:* a call of an empty Python function", "ns", calls)
+    yield Row(
+        "limit.python.memcpy",
+        "*limit:* numpy's copy of 64 MiB",
+        "MB/s",
+        lambda: per_second(COPY_BYTES / 1e6, lambda: np.copyto(target, data)),
+    )
+
+
+@contextmanager
+def limit_rows(share: float = 1.0) -> Iterator[list[Row]]:
+    """The rows of the limits; `share` makes each round smaller."""
+    limits = Limits(program("limits"))
+    try:
+        yield [*_rows(limits, share), *_python_rows()]
+    finally:
+        limits.close()

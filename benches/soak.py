@@ -7,6 +7,7 @@ A million short-lived arguments with remote references (R-108), a million tasks 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import os
 import threading
@@ -136,6 +137,10 @@ def tasks(count: int) -> list[str]:
     return [process.markdown(f"{count:,} tasks") for process in watched]
 
 
+def _one_task(entry: ec.CallableHandle, orch: ec.Orchestrator, _args: object, _config: object) -> None:
+    orch.submit_next_level(entry, ec.TaskArgs())
+
+
 def sessions(count: int) -> list[str]:
     """Sessions that a fresh parent starts, gives one task and ends, one after the other."""
     with ec.LocalCluster(remote=1, sub_workers=0) as cluster:
@@ -147,7 +152,7 @@ def sessions(count: int) -> list[str]:
                 with closing(ec.Worker(level=4)) as worker:
                     remote = worker.add_remote_worker(ec.RemoteWorkerSpec(endpoint=endpoint, platform="cpu"))
                     entry = worker.register(ec.RemoteCallable("benches.callables:entry"), workers=[remote])
-                    worker.run(lambda orch, a, c, e=entry: orch.submit_next_level(e, ec.TaskArgs()))
+                    worker.run(functools.partial(_one_task, entry))
 
         watched = [Watched("daemon", cluster.daemon_pid), Watched("parent", os.getpid())]
         start_and_end(_warm_up(count))

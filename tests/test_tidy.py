@@ -46,6 +46,7 @@ CRATE_ARROWS = {
     "runtime": {"echelon-wire"},
     "session": {"echelon-wire", "echelon-runtime"},
     "python": {"echelon-wire", "echelon-runtime", "echelon-session"},
+    "benches/native": {"echelon-wire", "echelon-runtime", "echelon-session"},
 }
 """Which of our crates each may use: wire -> runtime -> session -> python, an arrow means "is used by"."""
 

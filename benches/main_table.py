@@ -1,0 +1,57 @@
+"""The main table: every workload on every kind of worker, and the limits of the machine, interleaved in one run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from benches import lanes
+from benches.limits import limit_rows
+from benches.machine import machine
+from benches.report import Section
+from benches.row import Row, measure
+from benches.workloads import SMALL, ArrayCopies, BufferCopies, Sizes, Workloads
+
+SMALL_SHARE = 0.02
+
+
+@contextmanager
+def all_rows(sizes: Sizes) -> Iterator[list[Row]]:
+    """Each lane has a `Worker` of its own with one worker, or with two that take turns; all live as long as the context."""
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        local, child, two_children = (
+            enter(lanes.sub_worker()),
+            enter(lanes.children()),
+            enter(lanes.children(2)),
+        )
+        endpoint = enter(lanes.daemon())
+        remote = enter(lanes.sessions(endpoint, cells=sizes.cells))
+        mapped = enter(lanes.sessions(endpoint, cells=sizes.cells, same_host=True))
+        two_sessions = enter(lanes.sessions(endpoint, 2, cells=sizes.cells, same_host=True))
+        two_sessions.key, two_sessions.name = remote.key, remote.name
+        rows: list[Row] = []
+        for lane, two in ((local, None), (child, two_children), (remote, two_sessions)):
+            rows += Workloads(lane, sizes).rows()
+            if two is not None:
+                rows.append(Workloads(two, sizes).alternating())
+        for lane in (local, child):
+            rows += ArrayCopies(lane, sizes.copy).rows()
+        for lane in (remote, mapped):
+            rows += BufferCopies(lane, sizes.copy).rows()
+        yield rows + enter(limit_rows(SMALL_SHARE if sizes is SMALL else 1.0))
+
+
+def main_table(rounds: int, small: bool, only: str | None) -> Section:
+    """Measures `rounds` rounds of the rows whose key begins with `only`; without it, of all."""
+    measured_on = machine()  # what runs now is what is measured, whatever becomes of the files meanwhile
+    with all_rows(SMALL if small else Sizes()) as rows:
+        chosen = [row for row in rows if only is None or row.key.startswith(only)]
+        figures = measure(chosen, rounds, lambda text: print(text, file=sys.stderr, flush=True))
+    return {
+        "machine": measured_on,
+        "about": f"{rounds} rounds, ",
+        "command": "make bench",
+        "figures": [figure.as_json() for figure in figures],
+    }

@@ -1,0 +1,114 @@
+"""The tools of `make bench`: what they make of samples, targets and pages. What they measure is not judged anywhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def benches(monkeypatch: pytest.MonkeyPatch):
+    """The package is importable for one test, and forgotten after it."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    yield
+    for module in [name for name in sys.modules if name.partition(".")[0] == "benches"]:
+        monkeypatch.delitem(sys.modules, module)
+
+
+def test_a_figure_has_median_and_percentiles_of_its_samples():
+    from benches.row import figure_of
+
+    figure = figure_of("a.b", "a row", "µs", [float(n) for n in range(100, -1, -1)])
+    assert (figure.median, figure.low, figure.high, figure.p99, figure.samples) == (50, 5, 95, 99, 101)
+
+
+def test_the_first_round_warms_up_and_rows_take_turns():
+    from benches.row import Row, measure
+
+    turns: list[str] = []
+
+    def row(name: str) -> Row:
+        def samples() -> list[float]:
+            turns.append(name)
+            return [float(len(turns))]
+
+        return Row(name, name, "µs", samples)
+
+    figures = measure([row("a"), row("b")], 2)
+    assert turns == ["a", "b"] * 3
+    assert [(figure.low, figure.high, figure.samples) for figure in figures] == [(3, 5, 2), (4, 6, 2)]
+
+
+def test_a_row_that_fails_says_why_and_the_others_go_on():
+    from benches.report import table
+    from benches.row import Row, measure
+
+    def broken() -> list[float]:
+        raise RuntimeError("no | such\nthing")
+
+    figures = measure([Row("a", "broken row", "µs", broken), Row("b", "good row", "µs", lambda: [1.0])], 1)
+    assert figures[0].error == "RuntimeError: no / such thing" and figures[0].median is None
+    assert figures[1].median == 1
+    text = "\n".join(table(figures))
+    assert "no / such thing" in text and "good row | 1.00 µs" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "unit", "median", "expected"),
+    [
+        ("local.w1.awake", "µs", 3.0, True),
+        ("local.w1.awake", "µs", 3.1, False),
+        ("local.w2", "tasks/s", 600_000, True),
+        ("local.w2", "tasks/s", 599_999, False),
+        ("local.w2", "tasks/s", None, None),
+        ("child.w2", "tasks/s", 1.0, None),
+    ],
+)
+def test_times_stay_below_their_target_and_rates_above(key, unit, median, expected):
+    from benches.row import Figure
+    from benches.targets import reached
+
+    assert reached(Figure(key, key, unit, median)) is expected
+
+
+def test_figures_survive_the_file(tmp_path):
+    from benches import report
+    from benches.row import Figure, figure_of
+
+    figures = [figure_of("a", "A", "µs", [1.0, 2.0], "b"), Figure("b", "B", "ms", error="gone")]
+    path = tmp_path / "results.json"
+    section = {
+        "machine": "m",
+        "about": "",
+        "command": "c",
+        "figures": [figure.as_json() for figure in figures],
+    }
+    report.save("other", section, path)
+    report.save("main", section, path)
+    assert list(report.load(path)) == ["main", "other"]
+    assert report.figures_of(report.load(path)["main"]) == figures
+
+
+def test_a_table_replaces_what_stands_between_its_markers(tmp_path):
+    from benches import report
+
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- x -->\nold\n<!-- /x -->\nbelow\n")
+    report.write(page, "x", "new")
+    assert page.read_text() == "above\n<!-- x -->\nnew\n<!-- /x -->\nbelow\n"
+    with pytest.raises(ValueError, match="needs the lines <!-- y -->"):
+        report.write(page, "y", "new")
+
+
+def test_the_page_is_what_its_results_make_of_it():
+    from benches import report
+    from benches.__main__ import text_of
+
+    page = report.PAGE.read_text()
+    for name, section in report.load().items():
+        inside = page.partition(f"<!-- {name}-table -->\n")[2].partition(f"\n<!-- /{name}-table -->")[0]
+        assert inside == text_of(name, section), f"{name}: run python -m benches render"
