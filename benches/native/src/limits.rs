@@ -168,7 +168,11 @@ struct SharedEcho {
 impl SharedEcho {
     fn start() -> Result<Self, Fault> {
         let region = SharedRegion::create_memfd(REGION_BYTES, true)?;
-        let path = format!("/proc/{}/fd/{}", std::process::id(), region.fd().as_raw_fd());
+        let path = format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            region.fd().as_raw_fd()
+        );
         let words = Words::of(&region)?;
         let child = other_side("echo", &path)?;
         let mut echo = Self {
