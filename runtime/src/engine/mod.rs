@@ -243,6 +243,7 @@ impl Core {
                     member,
                     endpoint,
                 } => self.dispatch(task, member, endpoint),
+                Action::Chain { task, endpoint } => self.dispatch(task, 0, endpoint),
                 Action::Waits { task } => {
                     if let Some(record) = self.records.get_mut(&task) {
                         record.steps.note(0, story::StepKind::Waits);

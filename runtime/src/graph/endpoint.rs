@@ -1,6 +1,6 @@
 //! One endpoint as the scheduler sees it: places, and who holds them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::classes::ClassId;
 use super::depth::Depth;
@@ -40,6 +40,10 @@ pub(super) struct Endpoint {
     /// Members ever dispatched here.
     pub(super) served: u64,
     pub(super) standing: Standing,
+    /// Tasks may be sent here before what they wait for has ended here.
+    pub(super) chains: bool,
+    /// Blocked tasks for which there was no place when everything that they wait for was in flight here; some are elsewhere now.
+    pub(super) followers: VecDeque<TaskId>,
     /// The classes that this endpoint is a member of.
     pub(super) classes: Vec<ClassId>,
 }
@@ -55,6 +59,8 @@ impl Endpoint {
             claim: None,
             served: 0,
             standing: Standing::Up,
+            chains: false,
+            followers: VecDeque::new(),
             classes: Vec::new(),
         }
     }

@@ -87,6 +87,15 @@ pub enum Action {
         /// Where to.
         endpoint: EndpointId,
     },
+    /// Send the only member of a task to a lane on which everything is in flight that it waits for, with the conditions that
+    /// [`Scheduler::conditions`](super::Scheduler::conditions) tells. One `MemberDone` is expected, or a `MemberReturned` when
+    /// the lane skipped it.
+    Chain {
+        /// The task.
+        task: TaskId,
+        /// Where to.
+        endpoint: EndpointId,
+    },
     /// Nothing: the task is ready and waits for a place.
     Waits {
         /// The task.

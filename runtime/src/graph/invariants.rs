@@ -128,8 +128,14 @@ fn check_task(task: &Task, edges: u32, in_flight: u32) -> Result<(), String> {
             task.pending > 0 && task.dispatched == 0 && ticket.is_none()
         }
         Phase::Waiting => task.pending == 0 && task.dispatched == 0 && task.waits(),
-        Phase::Running => task.pending == 0 && (in_flight > 0 || task.waits()),
+        // Chained: it was sent behind what it waits for, and its end may have been reported before the end of that.
+        Phase::Running if task.pending > 0 => task.place == 0 && task.work.members() == 1,
+        Phase::Running => in_flight > 0 || task.waits(),
     };
+    let single = matches!(task.work, Work::Slots { members: 1, .. });
+    if task.seat.is_some() && !(single && in_flight == 1) {
+        return Err("has a seat and is not in flight".to_owned());
+    }
     if !sound {
         return Err(format!(
             "is {phase:?} with {in_flight} members in flight and ticket {ticket:?}"

@@ -34,8 +34,8 @@
 //! * **G-1** Every submitted task ends exactly once, and the counters add up.
 //! * **G-2** Whatever order tasks run in, memory and outcomes equal running them one by one in submit order with the same
 //!   failures: an edge wherever two tasks share a byte and one writes it, none elsewhere.
-//! * **G-3** A task that reads bytes whose last writer did not complete is never dispatched. One that only
-//!   overwrites them runs.
+//! * **G-3** A task that reads bytes whose last writer did not complete is never dispatched, or was sent with that writer as its
+//!   condition and ends as skipped. One that only overwrites them runs.
 //! * **G-4** The dependency map remembers unfinished tasks and the poison of unfinished runs, nothing else; the entry of a
 //!   newer task survives the clean-up of an older one.
 //! * **G-5** A skipped or cancelled task keeps its place in the order of accesses until its predecessors have ended.
@@ -46,8 +46,11 @@
 //!   What waits for one that is down keeps waiting, in its order; what came back from it takes its old place there.
 //! * **G-9** Between calls every task is published whole: blocked with the exact number of its unfinished predecessors,
 //!   waiting in one queue, or running.
+//! * **G-10** A task is sent before what it waits for has ended only when all of that is in flight on one lane, and it ends
+//!   after it (design §15.18).
 
 mod access;
+mod chain;
 mod claims;
 mod classes;
 mod deps;
@@ -70,6 +73,7 @@ mod task;
 mod transition;
 
 pub use access::{Access, AccessMode, Space};
+pub use chain::{Chaining, MAX_CONDITIONS};
 pub use error::SubmitError;
 pub use event::{Action, Event};
 pub use id::{Eligible, EndpointId, RunId, TaskId};

@@ -20,16 +20,21 @@ use super::task::Work;
 #[derive(Debug, Default)]
 pub(super) struct Decisions {
     /// Members to send, in order.
-    pub(super) dispatched: Vec<(TaskId, u32, EndpointId)>,
+    pub(super) dispatched: Vec<(TaskId, u32, EndpointIndex)>,
     /// Waiting tasks, all of whose endpoints are lost; they wait no more.
     pub(super) stranded: Vec<TaskId>,
     /// Endpoints where a place came free and was not offered yet.
     pub(super) vacant: Vec<EndpointIndex>,
+    /// Endpoints that may have a place left for what follows.
+    pub(super) leading: Vec<EndpointIndex>,
 }
 
 impl Decisions {
     pub(super) fn is_empty(&self) -> bool {
-        self.dispatched.is_empty() && self.stranded.is_empty() && self.vacant.is_empty()
+        self.dispatched.is_empty()
+            && self.stranded.is_empty()
+            && self.vacant.is_empty()
+            && self.leading.is_empty()
     }
 }
 
@@ -185,6 +190,8 @@ impl Placement {
             }
         }
         self.revoke(index, claim);
+        // Nothing is placed there; what followed something there is forgotten.
+        self.decisions.vacant.push(index);
         in_flight.into_iter().collect()
     }
 
@@ -272,6 +279,9 @@ impl Placement {
     pub(super) fn refill(&mut self) {
         while let Some(index) = self.decisions.vacant.pop() {
             self.fill(index);
+            if !self.endpoints[index as usize].followers.is_empty() {
+                self.decisions.leading.push(index);
+            }
         }
         self.promote();
     }
@@ -307,8 +317,7 @@ impl Placement {
             endpoint.in_flight.insert((task, member));
             endpoint.served += 1;
         });
-        let id = self.endpoints[index as usize].id;
-        self.decisions.dispatched.push((task, member, id));
+        self.decisions.dispatched.push((task, member, index));
     }
 
     /// The member of a class with room that is least loaded.
@@ -323,7 +332,7 @@ impl Placement {
 
     /// Whether an endpoint has room now. Its places become fewer with time while a member runs there, which is looked at only
     /// when one is about to be taken.
-    fn still_has_room(&mut self, index: EndpointIndex) -> bool {
+    pub(super) fn still_has_room(&mut self, index: EndpointIndex) -> bool {
         let endpoint = &self.endpoints[index as usize];
         let capacity = endpoint.places(self.now_ns).min(endpoint.capacity);
         if capacity < endpoint.capacity {

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::access::{Access, Space};
+use super::chain::{Before, Chaining};
 use super::deps::DependencyMap;
 use super::depth::Depth;
 use super::error::SubmitError;
@@ -71,6 +72,19 @@ impl Scheduler {
     /// # Errors
     /// See [`SubmitError`]; a refused submit changes nothing and appends nothing.
     pub fn submit(&mut self, spec: NodeSpec, out: &mut Vec<Action>) -> Result<TaskId, SubmitError> {
+        self.submit_chained(spec, Chaining::default(), out)
+    }
+
+    /// As [`Scheduler::submit`], for a task that may have a part in a chain.
+    ///
+    /// # Errors
+    /// See [`SubmitError`]; a refused submit changes nothing and appends nothing.
+    pub fn submit_chained(
+        &mut self,
+        spec: NodeSpec,
+        chaining: Chaining,
+        out: &mut Vec<Action>,
+    ) -> Result<TaskId, SubmitError> {
         for (index, &Access { start, end, .. }) in spec.accesses.iter().enumerate() {
             if end < start {
                 return Err(SubmitError::BadInterval { index, start, end });
@@ -80,7 +94,7 @@ impl Scheduler {
         let seq = self.next_seq;
         let Some(id) = self
             .tasks
-            .insert(Task::new(seq, spec.run, work, spec.accesses))
+            .insert(Task::new(seq, spec.run, work, spec.accesses, chaining))
         else {
             // The place was checked by `admit`.
             return Err(self.table_full());
@@ -176,6 +190,12 @@ impl Scheduler {
             slots: self.tasks.capacity(),
             intervals: self.deps.segments(),
             eligible_sets: self.placement.classes.len(),
+            followers: self
+                .placement
+                .endpoints
+                .iter()
+                .map(|e| e.followers.len())
+                .sum(),
             ..self.counts
         }
     }
@@ -183,9 +203,9 @@ impl Scheduler {
     /// The tasks that were unfinished when `task` was submitted and that it had to wait for, in submit order. Empty
     /// once the task has ended.
     pub fn predecessors(&self, task: TaskId) -> Vec<TaskId> {
-        self.tasks
-            .get(task)
-            .map_or_else(Vec::new, |task| task.predecessors.to_vec())
+        self.tasks.get(task).map_or_else(Vec::new, |task| {
+            task.predecessors.iter().map(|before| before.task).collect()
+        })
     }
 
     /// What the tasks of a run left undefined and nobody has overwritten since, ascending.
@@ -270,7 +290,13 @@ impl Scheduler {
         };
         let (found, root) = self.deps.attach(Holder { seq, task: id }, &task.accesses);
         task.root = root;
-        task.predecessors = found.iter().map(|p| p.task).collect();
+        task.predecessors = found
+            .iter()
+            .map(|p| Before {
+                task: p.task,
+                reads: p.read,
+            })
+            .collect();
         // Predecessors are tasks of the table, whose size is a u32.
         task.pending = found.len() as u32;
         if found.is_empty() {
@@ -286,5 +312,6 @@ impl Scheduler {
             let reads = predecessor.read && !harmless;
             before.successors.push(Successor { task: id, reads });
         }
+        self.try_chain(id);
     }
 }

@@ -30,6 +30,8 @@ pub struct Stats {
     pub intervals: usize,
     /// Eligible sets kept now.
     pub eligible_sets: usize,
+    /// Entries of blocked tasks at lanes where they could follow what they wait for.
+    pub followers: usize,
 }
 
 impl Stats {

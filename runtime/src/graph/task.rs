@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use super::access::Access;
+use super::chain::{Before, Chaining};
 use super::classes::{ClassId, Ticket};
 use super::endpoint::EndpointIndex;
 use super::gang::Shape;
@@ -14,6 +15,7 @@ use super::poison::Root;
 ///
 /// ```text
 ///  submit ──► Blocked ──last predecessor ended──► Waiting ──first member dispatched──► Running ──► ended
+///                │  └────── sent behind its predecessors, which are on one lane ─────────► Running ──► ended
 ///                │  └─────────────── it reads what was not produced: Skipped ──────────────────────► ended
 ///                └──cancelled──► Reported ──last predecessor ended───────────────────────────────► ended
 /// ```
@@ -77,19 +79,27 @@ pub(super) struct Task {
     pub(super) work: Work,
     pub(super) accesses: Vec<Access>,
     /// Unfinished producers and readers at submit.
-    pub(super) predecessors: SmallVec<[TaskId; 2]>,
+    pub(super) predecessors: SmallVec<[Before; 2]>,
     pub(super) successors: SmallVec<[Successor; 2]>,
     /// Predecessors that have not ended.
     pub(super) pending: u32,
     /// Why it must be skipped: the earliest root among what it reads.
     pub(super) root: Option<Root>,
     pub(super) phase: Phase,
-    /// Its place in the order of all that waits, drawn when it became ready; 0 before. Members that come back keep it.
+    /// Its place in the order of all that waits, drawn when it became ready; 0 before, and while it is chained. Members that come back keep it.
     pub(super) place: Ticket,
     /// Set while members wait for a place.
     pub(super) ticket: Option<Ticket>,
     /// Members that came back and are held until they are released.
     pub(super) held: SmallVec<[u32; 1]>,
+    /// Where its only member is in flight.
+    pub(super) seat: Option<EndpointIndex>,
+    /// What part it may have in a chain.
+    pub(super) chaining: Chaining,
+    /// It may come back after it was reported, or because what it reads from does.
+    pub(super) unsettled: bool,
+    /// The lane that remembers it as one to be sent there behind what it waits for.
+    pub(super) listed: Option<EndpointIndex>,
     /// Nothing more of it is started: its run was cancelled.
     pub(super) cancelled: bool,
     pub(super) dispatched: u32,
@@ -99,7 +109,13 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(seq: u64, run: RunId, work: Work, accesses: Vec<Access>) -> Self {
+    pub(super) fn new(
+        seq: u64,
+        run: RunId,
+        work: Work,
+        accesses: Vec<Access>,
+        chaining: Chaining,
+    ) -> Self {
         Self {
             seq,
             run,
@@ -113,6 +129,10 @@ impl Task {
             place: 0,
             ticket: None,
             held: SmallVec::new(),
+            seat: None,
+            chaining,
+            unsettled: chaining.repeats,
+            listed: None,
             cancelled: false,
             dispatched: 0,
             reported: 0,
@@ -125,9 +145,9 @@ impl Task {
         matches!(self.phase, Phase::Waiting | Phase::Running)
     }
 
-    /// It was started, and nothing of it waits for a place or is in flight.
+    /// It was started, nothing of it waits for a place or is in flight, and what it was sent behind has ended.
     pub(super) fn is_over(&self) -> bool {
-        self.is_active() && !self.waits() && self.reported == self.dispatched
+        self.is_active() && !self.waits() && self.reported == self.dispatched && self.pending == 0
     }
 
     /// Members of it wait for a place, or are held back.

@@ -1,5 +1,7 @@
 //! How tasks move from phase to phase: one method for each thing that happens.
 
+use smallvec::SmallVec;
+
 use super::event::Action;
 use super::id::{EndpointId, RunId, TaskId};
 use super::node::{MemberResult, Outcome};
@@ -28,20 +30,48 @@ impl Scheduler {
     /// Offers free places and turns what was dispatched into actions.
     fn place(&mut self, out: &mut Vec<Action>) {
         self.placement.refill();
-        for (id, member, endpoint) in self.placement.decisions.dispatched.drain(..) {
-            if let Some(task) = self.tasks.get_mut(id) {
-                task.phase = Phase::Running;
-                task.dispatched += 1;
-                if task.all_placed() {
-                    task.ticket = None;
-                }
-            }
+        while let Some(lane) = self.placement.decisions.leading.pop() {
+            self.chain_followers(lane);
+        }
+        let mut led: SmallVec<[TaskId; 2]> = SmallVec::new();
+        for (id, member, index) in self.placement.decisions.dispatched.drain(..) {
+            let endpoint = self.placement.endpoints[index as usize].id;
             self.counts.dispatched += 1;
-            out.push(Action::Dispatch {
-                task: id,
-                member,
-                endpoint,
+            let Some(task) = self.tasks.get_mut(id) else {
+                continue;
+            };
+            task.phase = Phase::Running;
+            task.dispatched += 1;
+            if task.all_placed() {
+                task.ticket = None;
+            }
+            if matches!(task.work, Work::Slots { members: 1, .. }) {
+                task.seat = Some(index);
+                let leads = task.chaining.leads && !task.successors.is_empty();
+                led.extend(leads.then_some(id));
+            }
+            out.push(if task.pending > 0 {
+                Action::Chain { task: id, endpoint }
+            } else {
+                Action::Dispatch {
+                    task: id,
+                    member,
+                    endpoint,
+                }
             });
+        }
+        for id in led {
+            self.chain_behind(id);
+        }
+    }
+
+    /// A task is in flight: what waits for it may be sent behind it.
+    fn chain_behind(&mut self, id: TaskId) {
+        let mut at = 0;
+        while let Some(next) = self.tasks.get(id).and_then(|task| task.successors.get(at)) {
+            let next = next.task;
+            self.try_chain(next);
+            at += 1;
         }
     }
 
@@ -52,6 +82,10 @@ impl Scheduler {
         };
         if task.phase == Phase::Reported {
             return self.finish(id, Outcome::Cancelled, None, out);
+        }
+        if task.phase == Phase::Running {
+            // It was sent behind its predecessors, and its own end was reported before the last of theirs.
+            return self.finish_if_over(id, out);
         }
         if let Some(root) = task.root {
             return self.finish(id, Outcome::Skipped, Some(root), out);
@@ -66,6 +100,9 @@ impl Scheduler {
             } => {
                 let ticket = self.placement.draw_ticket();
                 task.place = ticket;
+                if !task.held.is_empty() {
+                    return;
+                }
                 let waits = self.placement.start(id, ticket, *class, *members, *prefer);
                 waits.then_some(ticket)
             }
@@ -117,6 +154,10 @@ impl Scheduler {
             return self.member_done(id, MemberResult::Lost, out);
         }
         task.dispatched -= 1;
+        task.seat = None;
+        if task.place == 0 {
+            return self.unchain(id, member, hold, out);
+        }
         if task.dispatched == 0 {
             task.phase = Phase::Waiting;
         }
@@ -139,7 +180,10 @@ impl Scheduler {
         };
         if let Some(at) = task.held.iter().position(|held| *held == member) {
             task.held.remove(at);
-            self.wait_again(id, member);
+            // A task whose predecessors have not ended is placed when they have.
+            if task.is_active() {
+                self.wait_again(id, member);
+            }
         }
     }
 
@@ -198,6 +242,7 @@ impl Scheduler {
             };
             if task.phase == Phase::Blocked {
                 task.phase = Phase::Reported;
+                task.held.clear();
                 self.report(id, run, Outcome::Cancelled, None, out);
                 continue;
             }
@@ -221,6 +266,7 @@ impl Scheduler {
             return;
         };
         task.reported += 1;
+        task.seat = None;
         task.worst = task.worst.max(result.into());
         if result != MemberResult::Completed {
             task.held.clear();
@@ -231,13 +277,16 @@ impl Scheduler {
     }
 
     fn finish_if_over(&mut self, id: TaskId, out: &mut Vec<Action>) {
-        if let Some(outcome) = self
-            .tasks
-            .get(id)
-            .filter(|task| task.is_over())
-            .map(|task| task.worst)
-        {
-            self.finish(id, outcome, None, out);
+        let Some(task) = self.tasks.get(id).filter(|task| task.is_over()) else {
+            return;
+        };
+        match task.root {
+            // It was sent behind what did not complete: whatever became of it, it counts as not carried out.
+            Some(root) => self.finish(id, Outcome::Skipped, Some(root), out),
+            None => {
+                let outcome = task.worst;
+                self.finish(id, outcome, None, out);
+            }
         }
     }
 
@@ -266,6 +315,7 @@ impl Scheduler {
             &task.accesses,
             (poisoned && !ended).then_some(poison),
         );
+        let mut left: SmallVec<[TaskId; 4]> = SmallVec::new();
         for successor in task.successors {
             // A successor cannot end before its predecessors, so it is there.
             let Some(next) = self.tasks.get_mut(successor.task) else {
@@ -275,14 +325,19 @@ impl Scheduler {
                 next.root = Root::earlier(next.root, Some(mark));
             }
             next.pending -= 1;
-            if next.pending == 0 {
+            if next.pending > 0 {
+                left.push(successor.task);
+            } else if next.phase != Phase::Running || next.is_over() {
                 self.unblocked.push_back(successor.task);
             }
+        }
+        for id in left {
+            self.try_chain(id);
         }
     }
 
     /// Announces the end of a task; once for each task.
-    fn report(
+    pub(super) fn report(
         &mut self,
         task: TaskId,
         run: RunId,

@@ -110,6 +110,7 @@ fn collect(out: &mut Vec<Action>, flights: &mut Vec<(TaskId, u32, EndpointId)>) 
                 finished += 1;
             }
             Action::Waits { .. } => {}
+            Action::Chain { .. } => panic!("no chain was allowed"),
             Action::StartCopy { .. } => panic!("no copy was submitted"),
         }
     }

@@ -35,6 +35,7 @@ impl World {
                         *gangs.entry(number).or_default() += 1;
                     }
                 }
+                Action::Chain { task, endpoint } => self.chain(task, endpoint),
                 Action::Waits { task } => {
                     let task = self.numbers[&task];
                     assert_eq!(self.records[task].outcome, None);
@@ -47,6 +48,7 @@ impl World {
                         task,
                         member: 0,
                         endpoint: None,
+                        queued: None,
                     });
                 }
                 Action::Finished {
@@ -67,8 +69,7 @@ impl World {
         self.check();
     }
 
-    fn dispatch(&mut self, id: TaskId, member: u32, endpoint: EndpointId) -> usize {
-        let task = self.numbers[&id];
+    pub(crate) fn check_place(&self, endpoint: EndpointId) {
         assert!(
             self.up.contains_key(&endpoint),
             "a member was dispatched to a lost endpoint"
@@ -81,6 +82,11 @@ impl World {
             .filter(|f| f.endpoint == Some(endpoint))
             .count();
         assert!(busy < capacity as usize, "{endpoint} has no room");
+    }
+
+    fn dispatch(&mut self, id: TaskId, member: u32, endpoint: EndpointId) -> usize {
+        let task = self.numbers[&id];
+        self.check_place(endpoint);
         let record = &self.records[task];
         assert!(member < record.members() && record.eligible(member).contains(endpoint));
         assert!(
@@ -109,12 +115,13 @@ impl World {
             task,
             member,
             endpoint: Some(endpoint),
+            queued: None,
         });
         task
     }
 
     /// First start of a task: takes its inputs and makes what it will overwrite unreadable.
-    fn begin(&mut self, task: usize) {
+    pub(crate) fn begin(&mut self, task: usize) {
         let accesses = self.records[task].spec.accesses.clone();
         for other in &self.running {
             let other_accesses = &self.records[*other].spec.accesses;

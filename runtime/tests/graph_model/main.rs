@@ -8,10 +8,13 @@
 )]
 
 mod bounded;
+mod chained_programs;
+mod chains;
 mod depths;
 mod gangs;
 mod intervals;
 mod judge;
+mod lanes;
 mod memory;
 mod outcomes;
 mod placement;

@@ -16,6 +16,7 @@ pub(crate) struct Record {
     pub(crate) outcome: Option<Outcome>,
     pub(crate) cause: Option<usize>,
     pub(crate) cancelled: bool,
+    pub(crate) chaining: Chaining,
 }
 
 impl Record {
@@ -37,11 +38,21 @@ impl Record {
 }
 
 /// A dispatched member, or a copy (`endpoint` is `None`).
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Flight {
     pub(crate) task: usize,
     pub(crate) member: u32,
     pub(crate) endpoint: Option<EndpointId>,
+    /// It was sent in a chain and has not begun.
+    pub(crate) queued: Option<Queued>,
+}
+
+/// What a chained member waits for on its lane.
+#[derive(Clone, Default)]
+pub(crate) struct Queued {
+    pub(crate) conditions: Vec<usize>,
+    /// One of them did not complete: the lane will skip it.
+    pub(crate) unmet: bool,
 }
 
 /// What a reference must be told of, in the order it happened.
@@ -73,6 +84,9 @@ pub(crate) struct World {
     /// Places that an endpoint has beyond its capacity while members are short.
     deeper: u32,
     pub(crate) now_ns: u64,
+    /// Endpoints that take chains, and how many tasks were sent so.
+    pub(crate) chains: BTreeSet<EndpointId>,
+    pub(crate) chained: u64,
     noise: usize,
 }
 
@@ -98,6 +112,8 @@ impl World {
             numbers: HashMap::new(),
             deeper,
             now_ns: 0,
+            chains: BTreeSet::new(),
+            chained: 0,
             noise: 1 << 20,
         };
         for (id, &capacity) in (0..).zip(capacities) {
@@ -107,10 +123,21 @@ impl World {
     }
 
     pub(crate) fn submit(&mut self, spec: NodeSpec) -> Result<usize, SubmitError> {
+        self.submit_chained(spec, Chaining::default())
+    }
+
+    pub(crate) fn submit_chained(
+        &mut self,
+        spec: NodeSpec,
+        chaining: Chaining,
+    ) -> Result<usize, SubmitError> {
         let mut out = Vec::new();
         self.scheduler.advance(self.now_ns);
         let before = self.scheduler.stats();
-        let id = match self.scheduler.submit(spec.clone(), &mut out) {
+        let id = match self
+            .scheduler
+            .submit_chained(spec.clone(), chaining, &mut out)
+        {
             Ok(id) => id,
             Err(error) => {
                 assert!(out.is_empty(), "a refused submit asked for {out:?}");
@@ -140,6 +167,7 @@ impl World {
             outcome: None,
             cause: None,
             cancelled: false,
+            chaining,
         });
         self.perform(&out);
         Ok(number)
@@ -177,14 +205,15 @@ impl World {
 
     /// A member in flight comes back: as a task that had not started when its worker died.
     pub(crate) fn return_flight(&mut self, position: usize, hold: bool) {
-        let flight = self.flights[position];
+        let flight = self.flights[position].clone();
         let Some(endpoint) = flight.endpoint else {
             return self.report_flight(position, MemberResult::Lost);
         };
         self.flights.remove(position);
+        self.advance_lane(&flight, MemberResult::Lost);
         let record = &mut self.records[flight.task];
         if matches!(record.spec.kind, NodeKind::Gang { .. }) {
-            self.end(flight, MemberResult::Lost);
+            self.end(&flight, MemberResult::Lost);
         } else {
             record.dispatched.remove(&flight.member);
             if hold {
@@ -226,7 +255,8 @@ impl World {
             .drain(..)
             .partition(|f| f.endpoint == Some(endpoint));
         self.flights = kept;
-        for flight in lost {
+        let lost: Vec<Flight> = lost;
+        for flight in &lost {
             self.end(flight, MemberResult::Lost);
             self.reported
                 .push(self.report(flight, MemberResult::Completed));
@@ -243,7 +273,9 @@ impl World {
         self.handle(Event::CancelRun { run });
         for record in self.records.iter().filter(|r| r.spec.run == run) {
             assert!(
-                record.outcome.is_some() || record.inputs.is_some(),
+                record.outcome.is_some()
+                    || record.inputs.is_some()
+                    || !record.dispatched.is_empty(),
                 "{} was not cancelled at once",
                 record.id
             );
@@ -259,9 +291,14 @@ impl World {
 
     /// Reports the flight at `position` with `result`.
     pub(crate) fn report_flight(&mut self, position: usize, result: MemberResult) {
+        let position = self.next_on_lane(position);
+        if self.flights[position].queued.is_some() {
+            return self.skip_flight(position);
+        }
         let flight = self.flights.remove(position);
-        self.end(flight, result);
-        let event = self.report(flight, result);
+        self.end(&flight, result);
+        self.advance_lane(&flight, result);
+        let event = self.report(&flight, result);
         self.reported.push(event);
         self.handle(event);
     }
@@ -303,7 +340,7 @@ impl World {
         self.scheduler.check_invariants().unwrap();
     }
 
-    fn report(&self, flight: Flight, result: MemberResult) -> Event {
+    pub(crate) fn report(&self, flight: &Flight, result: MemberResult) -> Event {
         let (task, member) = (self.records[flight.task].id, flight.member);
         match flight.endpoint {
             Some(endpoint) => Event::MemberDone {
@@ -317,9 +354,12 @@ impl World {
     }
 
     /// The memory effect of a member's end: its results, or rubbish.
-    fn end(&mut self, flight: Flight, result: MemberResult) {
+    pub(crate) fn end(&mut self, flight: &Flight, result: MemberResult) {
         let record = &mut self.records[flight.task];
         record.results.push(result);
+        if flight.queued.is_some() {
+            return;
+        }
         let inputs = record
             .inputs
             .clone()
