@@ -133,6 +133,14 @@ pub enum Error {
         /// What is left, by name.
         survivors: Vec<String>,
     },
+    /// One task of a batch was not submitted.
+    #[error("args_list[{index}]: {error} (what stands before it is submitted, nothing after it)")]
+    InBatch {
+        /// Which, from 0.
+        index: usize,
+        /// Why.
+        error: Box<Error>,
+    },
     /// Shared memory.
     #[error(transparent)]
     Memory(std::sync::Arc<MemoryError>),

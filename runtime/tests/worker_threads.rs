@@ -8,7 +8,7 @@ use std::sync::Arc;
 use echelon_runtime::memory::HostMemory;
 use echelon_runtime::{
     Callable, CopySide, Error, FailureKind, RegisterOptions, RunEnd, Tag, TaskArgs, TaskView,
-    Worker, WorkerState,
+    Tensor, Worker, WorkerState,
 };
 use echelon_wire::tensor::{DataType, TensorMeta};
 
@@ -317,5 +317,137 @@ fn progress_is_made_while_nobody_waits() {
         Ok(())
     })
     .unwrap();
+    w.close().unwrap();
+}
+
+fn plus_one(view: TaskView) -> Result<(), String> {
+    let memory = view.tensors[0].memory().map_err(|e| e.to_string())?;
+    let mut byte = [0];
+    memory.copy_out(0, &mut byte).map_err(|e| e.to_string())?;
+    memory.copy_in(0, &[byte[0] + 1]).map_err(|e| e.to_string())
+}
+
+fn on(tensor: &Tensor) -> TaskArgs {
+    let mut args = TaskArgs::new();
+    args.add_tensor(tensor, Tag::InOut).unwrap();
+    args
+}
+
+#[test]
+fn a_batch_is_so_many_single_submits_in_order() {
+    let w = worker(3);
+    let plus_one = w
+        .register(
+            Callable::native("plus_one", plus_one),
+            RegisterOptions::default(),
+        )
+        .unwrap();
+    w.init().unwrap();
+    let (tensor, report) = w
+        .run(|orch| {
+            let tensor = orch.alloc(u8s(1))?;
+            tensor.memory()?.zero()?;
+            let handles = orch.submit_sub_many(&plus_one, vec![on(&tensor); 200])?;
+            let numbers: Vec<u64> = handles.iter().map(|handle| handle.sequence).collect();
+            assert_eq!(numbers, (1..=200).collect::<Vec<_>>());
+            assert!(orch.submit_sub_many(&plus_one, Vec::new())?.is_empty());
+            Ok::<_, Error>(tensor)
+        })
+        .unwrap();
+    assert_eq!(tensor.memory().unwrap().to_vec(), [200]);
+    assert_eq!(report.counts["completed"], 200);
+    w.close().unwrap();
+}
+
+#[test]
+fn what_stands_before_a_refused_entry_of_a_batch_is_submitted() {
+    let w = worker(2);
+    let plus_one = w
+        .register(
+            Callable::native("plus_one", plus_one),
+            RegisterOptions::default(),
+        )
+        .unwrap();
+    w.init().unwrap();
+    let (tensor, report) = w
+        .run(|orch| {
+            let tensor = orch.alloc(u8s(1))?;
+            tensor.memory()?.zero()?;
+            orch.scope_begin();
+            let ended = orch.alloc(u8s(1))?;
+            orch.scope_end()?;
+            let mut batch = vec![on(&tensor); 150];
+            batch[70] = on(&ended);
+            let error = orch.submit_sub_many(&plus_one, batch).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.starts_with("args_list[70]: tensor: its scope"),
+                "{text}"
+            );
+            assert!(matches!(error, Error::InBatch { index: 70, .. }));
+            Ok::<_, Error>(tensor)
+        })
+        .unwrap();
+    assert_eq!(tensor.memory().unwrap().to_vec(), [70]);
+    assert_eq!(report.counts["completed"], 70);
+    w.close().unwrap();
+}
+
+#[test]
+fn a_batch_waits_for_room_in_the_table_and_for_memory() {
+    let w = Worker::builder()
+        .threads(2)
+        .max_tasks(16)
+        .memory_limit(Some(1 << 20))
+        .build()
+        .unwrap();
+    let noop = w
+        .register(
+            Callable::native("noop", |_| Ok(())),
+            RegisterOptions::default(),
+        )
+        .unwrap();
+    w.init().unwrap();
+    let mut args = TaskArgs::new();
+    let array = HostMemory::from_vec(vec![0; 65_536]);
+    args.add_host(array, u8s(65_536), Tag::Input).unwrap();
+    let report = w
+        .run_simple(|orch| orch.submit_sub_many(&noop, vec![args; 500]).map(drop))
+        .unwrap();
+    assert_eq!(report.counts["completed"], 500);
+    w.close().unwrap();
+}
+
+#[test]
+fn a_submit_that_would_wait_for_room_can_be_asked_not_to() {
+    let w = Worker::builder().threads(1).max_tasks(1).build().unwrap();
+    let (go, gate) = std::sync::mpsc::channel();
+    let gate = std::sync::Mutex::new(gate);
+    let waits = w
+        .register(
+            Callable::native("waits", move |_| {
+                gate.lock()
+                    .unwrap()
+                    .recv_timeout(std::time::Duration::from_secs(60))
+                    .map_err(|error| error.to_string())
+            }),
+            RegisterOptions::default(),
+        )
+        .unwrap();
+    w.init().unwrap();
+    let report = w
+        .run_simple(|orch| {
+            let first = orch.try_submit_sub(&waits, TaskArgs::new())?;
+            assert_eq!(first.map(|handle| handle.sequence), Some(1));
+            let second = orch.try_submit_sub(&waits, TaskArgs::new())?;
+            assert_eq!(second, None, "the table has one place");
+            go.send(()).unwrap();
+            go.send(()).unwrap();
+            let second = orch.submit_sub(&waits, TaskArgs::new())?;
+            assert_eq!(second.sequence, 2);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(report.counts["completed"], 2);
     w.close().unwrap();
 }

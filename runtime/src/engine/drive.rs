@@ -9,7 +9,7 @@ use super::{Core, Engine};
 use crate::error::Error;
 
 /// Longest time without asking the caller whether to go on.
-const INTERRUPT_PERIOD: Duration = Duration::from_millis(50);
+pub(super) const INTERRUPT_PERIOD: Duration = Duration::from_millis(50);
 
 /// Longest sleep of the idle driver. The bell wakes it at once; this only bounds the wait.
 const IDLE_PERIOD: Duration = Duration::from_secs(5);

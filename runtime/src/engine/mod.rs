@@ -3,6 +3,7 @@
 //! Everything that changes lives in [`Core`], behind one lock that is never held while user code, Python or a blocking system
 //! call runs. Whoever waits drives (`drive`); when nobody waits, a driver thread does (design §15.11).
 
+mod at_once;
 mod attempts;
 mod closing;
 mod control;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use echelon_wire::callable::Digest;
 use parking_lot::{Condvar, Mutex};
 
+pub(crate) use at_once::{AtOnce, Patience};
 pub(crate) use control::Asked;
 pub(crate) use copies::{step_limit, CopyJob, CopySide};
 pub(crate) use drive::{Driver, WaitEnd};

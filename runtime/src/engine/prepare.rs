@@ -59,7 +59,6 @@ impl Engine {
         if let ArgSource::Remote { buffer, .. } = &arg.source {
             self.check_owner(buffer)?;
             buffer.check_live("tensor")?;
-            self.core.lock().check_session(buffer)?;
         }
         Ok(arg)
     }
@@ -115,6 +114,21 @@ impl Engine {
             copy_in: copies_in(arg.tag),
             copy_out: arg.tag.writes(),
         }))
+    }
+}
+
+impl Core {
+    /// Refuses buffers of sessions that have ended.
+    pub(super) fn check_sessions<'a>(
+        &self,
+        tensors: impl IntoIterator<Item = &'a TensorArg>,
+    ) -> Result<(), Error> {
+        for arg in tensors {
+            if let ArgSource::Remote { buffer, .. } = &arg.source {
+                self.check_session(buffer)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -156,7 +156,7 @@ pub(crate) struct MemberRecord {
 pub(crate) enum Work {
     /// Call something on one or more endpoints.
     Call {
-        callable: Callable,
+        callable: Arc<Callable>,
         config: CallConfig,
         members: Vec<MemberRecord>,
     },

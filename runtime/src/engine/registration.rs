@@ -309,6 +309,12 @@ impl Core {
         number
     }
 
+    /// The number of a call that becomes a task under the same lock.
+    pub(super) fn plan_number(&mut self) -> u64 {
+        self.next_plan += 1;
+        self.next_plan - 1
+    }
+
     /// A plan has become a task, or nothing.
     pub(super) fn end_plan(&mut self, number: u64) -> u64 {
         self.planned.remove(&number);

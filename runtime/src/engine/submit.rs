@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use echelon_wire::call_config::CallConfig;
 
+use super::at_once::{AtOnce, Patience};
 use super::attempts::check_repeatable;
 use super::copies::CopyJob;
 use super::prepare::{
@@ -18,7 +19,6 @@ use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::buffer::RemoteBuffer;
 use crate::callable::Callable;
 use crate::error::Error;
-use crate::failpoint::hit;
 use crate::graph::{self, Access, Eligible, EndpointId, NodeKind, NodeSpec, RunId};
 use crate::memory::MemoryError;
 use crate::trace::now_ns;
@@ -49,7 +49,7 @@ pub(crate) enum GroupKind {
 /// One submit.
 pub(crate) struct SubmitSpec {
     pub(crate) run: RunId,
-    pub(crate) callable: Callable,
+    pub(crate) callable: Arc<Callable>,
     pub(crate) config: CallConfig,
     pub(crate) target: Target,
     pub(crate) group: GroupKind,
@@ -59,14 +59,14 @@ pub(crate) struct SubmitSpec {
 }
 
 /// Name, work and options of a node.
-type What = (Arc<str>, Work, TaskOptions);
+pub(super) type What = (Arc<str>, Work, TaskOptions);
 
 /// What the scheduler is to be given, once arguments are prepared.
-struct Plan {
-    kind: NodeKind,
-    accesses: Vec<Access>,
-    prefer: Option<EndpointId>,
-    shares_memory: bool,
+pub(super) struct Plan {
+    pub(super) kind: NodeKind,
+    pub(super) accesses: Vec<Access>,
+    pub(super) prefer: Option<EndpointId>,
+    pub(super) shares_memory: bool,
 }
 
 impl Engine {
@@ -74,6 +74,14 @@ impl Engine {
     ///
     /// Returns the task's number in its run.
     pub(crate) fn submit(&self, spec: SubmitSpec) -> Result<u64, Error> {
+        match self.submit_at_once(spec, Patience::ForTheLock)? {
+            AtOnce::Submitted(sequence) => Ok(sequence),
+            AtOnce::WouldWait(spec) => self.submit_waiting(spec),
+        }
+    }
+
+    /// Submits a group, or what has to wait for room or memory.
+    pub(super) fn submit_waiting(&self, spec: SubmitSpec) -> Result<u64, Error> {
         let members: Vec<Vec<TensorArg>> = spec
             .args
             .iter()
@@ -93,6 +101,7 @@ impl Engine {
         let (plan, mut pins) = {
             let mut core = self.core.lock();
             core.check_run(spec.run)?;
+            core.check_sessions(members.iter().flatten())?;
             let plan = core.plan(&spec, &members)?;
             // Under the same lock: from here on the callable stays where it is until the task has ended.
             let number = core.begin_plan(spec.callable.digest);
@@ -127,7 +136,11 @@ impl Engine {
         dst: &TensorArg,
         src: &TensorArg,
     ) -> Result<u64, Error> {
-        self.core.lock().check_run(run)?;
+        {
+            let core = self.core.lock();
+            core.check_run(run)?;
+            core.check_sessions([dst, src])?;
+        }
         let mut pins = Pins::of_plan(self, None);
         pins.take([dst, src])?;
         let accesses = [src, dst].into_iter().filter_map(access_of).collect();
@@ -196,20 +209,13 @@ impl Engine {
             core.scheduler.advance(now_ns());
             match core.scheduler.submit(node.clone(), &mut actions) {
                 Ok(task) => {
-                    let before = std::mem::replace(&mut core.torn, true);
-                    hit("submit.admitted")?;
                     // `pending` is taken once: this arm returns.
                     let Some((what, pins)) = pending.take() else {
                         return Err(Error::Interrupted);
                     };
                     let (plan, pins) = pins.keep();
                     let plan = plan.map_or(0, |number| core.end_plan(number));
-                    let mut record = core.new_record(task, node.run, what, pins);
-                    record.plan = plan;
-                    let sequence = record.sequence;
-                    core.records.insert(task, record);
-                    core.carry_out(actions);
-                    core.torn = before;
+                    let sequence = core.admitted(task, node.run, what, (plan, pins), actions)?;
                     drop(core);
                     if limited {
                         // Whoever sleeps must not sleep beyond the limit.
@@ -230,16 +236,7 @@ impl Engine {
                 }
                 Err(error) => {
                     core.actions = actions;
-                    if let graph::SubmitError::AllLost { .. } = error {
-                        // They were there a moment ago, or nobody would have been found to run it.
-                        let last = core.last_loss.clone().unwrap_or_default();
-                        return Err(Error::EndpointLost {
-                            worker: "every worker that could run it".into(),
-                            message: format!("the last loss was {last}"),
-                            hint: "worker.reopen(worker_id) starts a lost session anew, a later run what else is replaced",
-                        });
-                    }
-                    return Err(refused(&name_of(pending.as_ref()), &error));
+                    return Err(core.refused(&name_of(pending.as_ref()), &error));
                 }
             }
         }
@@ -248,18 +245,6 @@ impl Engine {
 
 fn name_of(pending: Option<&(What, Pins<'_>)>) -> String {
     pending.map_or_else(String::new, |((name, _, _), _)| name.to_string())
-}
-
-fn refused(callable: &str, error: &graph::SubmitError) -> Error {
-    match error {
-        graph::SubmitError::BadInterval { .. } | graph::SubmitError::NoMembers => {
-            Error::argument("args", error.to_string())
-        }
-        _ => Error::NotEligible {
-            callable: callable.to_owned(),
-            reasons: vec![error.to_string()],
-        },
-    }
 }
 
 impl Core {
@@ -275,7 +260,11 @@ impl Core {
         }
     }
 
-    fn plan(&self, spec: &SubmitSpec, members: &[Vec<TensorArg>]) -> Result<Plan, Error> {
+    pub(super) fn plan(
+        &self,
+        spec: &SubmitSpec,
+        members: &[Vec<TensorArg>],
+    ) -> Result<Plan, Error> {
         let candidates = self.candidates(&spec.target, spec.group)?;
         let all = || candidates.iter().flatten();
         let local = all().any(|id| self.slot(*id).is_some_and(|slot| slot.info.shares_memory));
@@ -373,7 +362,7 @@ impl Core {
         }
     }
 
-    fn new_record(
+    pub(super) fn new_record(
         &mut self,
         task: graph::TaskId,
         run: RunId,

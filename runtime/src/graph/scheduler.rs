@@ -277,6 +277,12 @@ impl Scheduler {
         })
     }
 
+    /// True while no further task is taken.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.tasks.is_full()
+    }
+
     fn table_full(&self) -> SubmitError {
         SubmitError::TableFull {
             limit: self.tasks.limit(),

@@ -15,7 +15,7 @@ const GONE: u8 = 2;
 /// A registered callable. Clones are the same handle.
 #[derive(Clone, Debug)]
 pub struct CallableHandle {
-    pub(crate) callable: Callable,
+    pub(crate) callable: Arc<Callable>,
     pub(crate) owner_uid: u64,
     pub(crate) inner: bool,
     state: Arc<AtomicU8>,
@@ -24,7 +24,7 @@ pub struct CallableHandle {
 impl CallableHandle {
     pub(crate) fn new(callable: Callable, owner_uid: u64, inner: bool) -> Self {
         Self {
-            callable,
+            callable: Arc::new(callable),
             owner_uid,
             inner,
             state: Arc::new(AtomicU8::new(LIVE)),

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::{CallableHandle, TaskOptions, Worker};
 use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::buffer::RemoteBuffer;
-use crate::engine::{self, Engine, GroupKind, SubmitSpec, Target, WaitEnd};
+use crate::engine::{self, AtOnce, Engine, GroupKind, Patience, SubmitSpec, Target, WaitEnd};
 use crate::error::Error;
 use crate::graph::RunId;
 use crate::memory::{ArenaBlock, HostMemory, MemoryError};
@@ -106,7 +106,7 @@ impl Orchestrator {
         config: CallConfig,
         worker: Option<i32>,
     ) -> Result<TaskHandle, Error> {
-        let target = worker.map_or(Target::NextLevel, |id| Target::Workers(vec![id]));
+        let target = next_level(worker);
         self.submit(callable, vec![args], config, target, GroupKind::Single)
     }
 
@@ -171,6 +171,77 @@ impl Orchestrator {
         )
     }
 
+    /// Submits a task for each entry of `args`, in their order: the same as so many single submits, with less to pay for each.
+    /// Tasks of one batch may depend on each other.
+    ///
+    /// # Errors
+    /// As [`Self::submit_next_level`], in [`Error::InBatch`], which has the index. What stands before it in `args` stays submitted.
+    pub fn submit_next_level_many(
+        &self,
+        callable: &CallableHandle,
+        args: Vec<TaskArgs>,
+        config: &CallConfig,
+        worker: Option<i32>,
+    ) -> Result<Vec<TaskHandle>, Error> {
+        let target = next_level(worker);
+        self.submit_many(callable, args, config, &target)
+    }
+
+    /// Submits a task to a sub worker for each entry of `args`, in their order.
+    ///
+    /// # Errors
+    /// As [`Self::submit_next_level_many`].
+    pub fn submit_sub_many(
+        &self,
+        callable: &CallableHandle,
+        args: Vec<TaskArgs>,
+    ) -> Result<Vec<TaskHandle>, Error> {
+        self.submit_many(callable, args, &CallConfig::default(), &Target::Sub)
+    }
+
+    /// [`Self::submit_next_level`] if it has to wait for nothing, not even for a lock; `None` if it had to, and then nothing has
+    /// happened. For callers that hold a lock of their own that others need, such as the interpreter's.
+    ///
+    /// # Errors
+    /// As [`Self::submit_next_level`].
+    pub fn try_submit_next_level(
+        &self,
+        callable: &CallableHandle,
+        args: TaskArgs,
+        config: CallConfig,
+        worker: Option<i32>,
+    ) -> Result<Option<TaskHandle>, Error> {
+        self.try_submit(callable, args, config, next_level(worker))
+    }
+
+    /// [`Self::submit_sub`] if it has to wait for nothing; see [`Self::try_submit_next_level`].
+    ///
+    /// # Errors
+    /// As [`Self::submit_next_level`].
+    pub fn try_submit_sub(
+        &self,
+        callable: &CallableHandle,
+        args: TaskArgs,
+    ) -> Result<Option<TaskHandle>, Error> {
+        self.try_submit(callable, args, CallConfig::default(), Target::Sub)
+    }
+
+    fn try_submit(
+        &self,
+        callable: &CallableHandle,
+        args: TaskArgs,
+        config: CallConfig,
+        target: Target,
+    ) -> Result<Option<TaskHandle>, Error> {
+        callable.check(self.engine.uid)?;
+        let group = GroupKind::Single;
+        let spec = self.spec(callable, vec![args], config, target, group);
+        Ok(match self.engine.submit_at_once(spec, Patience::None)? {
+            AtOnce::Submitted(sequence) => Some(TaskHandle { sequence }),
+            AtOnce::WouldWait(_) => None,
+        })
+    }
+
     fn submit(
         &self,
         callable: &CallableHandle,
@@ -186,18 +257,51 @@ impl Orchestrator {
                 "a group needs at least one member",
             ));
         }
-        let spec = SubmitSpec {
+        let spec = self.spec(callable, args, config, target, group);
+        Ok(TaskHandle {
+            sequence: self.engine.submit(spec)?,
+        })
+    }
+
+    fn submit_many(
+        &self,
+        callable: &CallableHandle,
+        args: Vec<TaskArgs>,
+        config: &CallConfig,
+        target: &Target,
+    ) -> Result<Vec<TaskHandle>, Error> {
+        callable.check(self.engine.uid)?;
+        let group = GroupKind::Single;
+        let spec_of = |args| self.spec(callable, vec![args], config.clone(), target.clone(), group);
+        match self.engine.submit_many(args, spec_of) {
+            Ok(sequences) => Ok(sequences
+                .into_iter()
+                .map(|sequence| TaskHandle { sequence })
+                .collect()),
+            Err((index, error)) => Err(Error::InBatch {
+                index,
+                error: Box::new(error),
+            }),
+        }
+    }
+
+    fn spec(
+        &self,
+        callable: &CallableHandle,
+        args: Vec<TaskArgs>,
+        config: CallConfig,
+        target: Target,
+        group: GroupKind,
+    ) -> SubmitSpec {
+        SubmitSpec {
             run: self.run,
-            callable: callable.callable.clone(),
+            callable: Arc::clone(&callable.callable),
             config,
             target,
             group,
             options: self.options,
             args,
-        };
-        Ok(TaskHandle {
-            sequence: self.engine.submit(spec)?,
-        })
+        }
     }
 
     /// Allocates a tensor in shared memory; contents undefined. Inside a scope it may be submitted until the scope ends. The
@@ -311,6 +415,10 @@ impl Orchestrator {
     }
 }
 
+fn next_level(worker: Option<i32>) -> Target {
+    worker.map_or(Target::NextLevel, |id| Target::Workers(vec![id]))
+}
+
 fn copy_side(arg: &TensorArg) -> Result<engine::CopySide, Error> {
     Ok(match &arg.source {
         ArgSource::Tensor(tensor) => engine::CopySide::Local(tensor.memory()?),
@@ -327,5 +435,29 @@ impl std::fmt::Debug for Orchestrator {
         f.debug_struct("Orchestrator")
             .field("run", &self.run)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::callable::Callable;
+    use crate::worker::RegisterOptions;
+
+    /// A thread that holds the interpreter's lock would otherwise wait for one that another thread holds.
+    #[test]
+    fn section_15_12_a_submit_that_must_not_wait_leaves_a_lock_that_is_taken() {
+        let worker = Worker::builder().threads(1).build().unwrap();
+        let noop = Callable::native("noop", |_| Ok(()));
+        let noop = worker.register(noop, RegisterOptions::default()).unwrap();
+        worker.init().unwrap();
+        let run = worker.run_simple(|orch| {
+            let busy = orch.engine.core.lock();
+            assert_eq!(orch.try_submit_sub(&noop, TaskArgs::new())?, None);
+            drop(busy);
+            orch.submit_sub(&noop, TaskArgs::new()).map(drop)
+        });
+        assert_eq!(run.unwrap().counts["completed"], 1);
+        worker.close().unwrap();
     }
 }
