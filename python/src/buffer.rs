@@ -5,18 +5,24 @@
 //! view goes to a queue, and the next call that holds the GIL anyway releases it ([`drain`]).
 
 use std::ffi::CStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use echelon_runtime::memory::HostMemory;
+use echelon_wire::limits::MAX_TENSOR_DIMS;
 use echelon_wire::tensor::{DataType, TensorMeta};
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
+use smallvec::SmallVec;
 
 use crate::convert;
 
 static RELEASED: Mutex<Vec<View>> = Mutex::new(Vec::new());
+
+/// Whether there may be something in the queue: what asks often asks this first.
+static ANY_RELEASED: AtomicBool = AtomicBool::new(false);
 
 /// A view that the exporter has handed out. Released by [`drain`], never by a destructor.
 struct View(Box<ffi::Py_buffer>);
@@ -33,12 +39,22 @@ impl Drop for Pin {
     fn drop(&mut self) {
         if let Some(view) = self.0.take() {
             RELEASED.lock().push(view);
+            ANY_RELEASED.store(true, Ordering::Release);
         }
     }
 }
 
 /// Releases the views that nobody uses any more.
-pub(crate) fn drain(_py: Python<'_>) {
+pub(crate) fn drain(py: Python<'_>) {
+    if ANY_RELEASED.load(Ordering::Acquire) {
+        drain_all(py);
+    }
+}
+
+#[cold]
+fn drain_all(_py: Python<'_>) {
+    // Before the queue is taken: what is added from now on sets it again.
+    ANY_RELEASED.store(false, Ordering::Release);
     // The lock is not held while the exporters' release functions run, which may be Python code (P-2).
     let released = std::mem::take(&mut *RELEASED.lock());
     for mut view in released {
@@ -53,17 +69,29 @@ pub(crate) struct DrainOnDrop;
 
 impl Drop for DrainOnDrop {
     fn drop(&mut self) {
-        // Python frees its objects with the GIL held, so this never waits; at the interpreter's end there is nothing to give back.
-        crate::gil::try_attached(drain);
+        if ANY_RELEASED.load(Ordering::Acquire) {
+            // Python frees its objects with the GIL held, so this never waits; at the interpreter's end there is nothing to give
+            // back.
+            crate::gil::try_attached(drain);
+        }
     }
 }
 
 /// Bytes of a Python object, with what the exporter says of their elements.
 pub(crate) struct HostBuffer {
     pub(crate) memory: HostMemory,
-    shape: Vec<u64>,
-    format: String,
+    extents: Extents,
+    format: Format,
     item_bytes: usize,
+}
+
+type Extents = SmallVec<[u64; MAX_TENSOR_DIMS]>;
+
+/// What the exporter says of an element.
+enum Format {
+    Known(DataType),
+    /// A format without an element type, for the message.
+    Unknown(String),
 }
 
 /// Pins the bytes of `object`.
@@ -71,29 +99,34 @@ pub(crate) struct HostBuffer {
 /// # Errors
 /// `TypeError` when it has no buffer protocol, `ValueError` when the bytes are not C-contiguous.
 pub(crate) fn pin(what: &str, object: &Bound<'_, PyAny>) -> PyResult<HostBuffer> {
-    let py = object.py();
-    drain(py);
+    drain(object.py());
     let view = acquire(what, object)?;
     let raw = &view.0;
     let rank = usize::try_from(raw.ndim).unwrap_or(0);
-    let shape = words(raw.shape, rank);
+    let extents = words(raw.shape, rank);
+    let extents: Extents = extents
+        .iter()
+        .map(|extent| u64::try_from(*extent).unwrap_or(0))
+        .collect();
+    let item_bytes = usize::try_from(raw.itemsize).unwrap_or(0);
     let format = if raw.format.is_null() {
-        "B".to_owned()
+        c"B"
     } else {
         // SAFETY: a format is a NUL-terminated string that lives as long as the view.
         unsafe { CStr::from_ptr(raw.format) }
-            .to_string_lossy()
-            .into_owned()
     };
-    let item_bytes = usize::try_from(raw.itemsize).unwrap_or(0);
+    let format = match dtype_of_format(format, item_bytes) {
+        Some(dtype) => Format::Known(dtype),
+        None => Format::Unknown(format.to_string_lossy().into_owned()),
+    };
     // SAFETY: `view` is filled and the GIL is held.
     let contiguous =
         unsafe { ffi::PyBuffer_IsContiguous(&raw const *view.0, b'C' as std::ffi::c_char) } != 0;
     if !contiguous {
-        let strides = words(raw.strides, rank);
+        let strides = words(raw.strides, rank).to_vec();
         release(view);
         return Err(PyValueError::new_err(format!(
-            "{what} has shape {shape:?} and strides {strides:?} bytes, which is not C-contiguous; \
+            "{what} has shape {extents:?} and strides {strides:?} bytes, which is not C-contiguous; \
              pass numpy.ascontiguousarray(...) of it, and copy the result back where it is written"
         )));
     }
@@ -104,32 +137,34 @@ pub(crate) fn pin(what: &str, object: &Bound<'_, PyAny>) -> PyResult<HostBuffer>
     } else {
         raw.buf.cast::<u8>()
     };
-    let shape = shape
-        .into_iter()
-        .map(|extent| u64::try_from(extent).unwrap_or(0))
-        .collect();
     let owner = Arc::new(Pin(Some(view)));
     // SAFETY: the exporter keeps `len` bytes at `buf` in place until the view is released, which happens only after `owner`
     // is gone. Rust forms no reference to them.
     let memory = unsafe { HostMemory::from_raw(pointer, length, writable, owner) };
     Ok(HostBuffer {
         memory,
-        shape,
+        extents,
         format,
         item_bytes,
     })
 }
 
-/// An object with the buffer protocol over the same bytes: the object itself, or numpy's view of a tensor of another
-/// framework in host memory.
-pub(crate) fn exporter<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    if !has_buffer(object) && object.hasattr("__dlpack__")? {
-        return object
-            .py()
-            .import("numpy")?
-            .call_method1("from_dlpack", (object,));
+/// Numpy's view of a tensor of another framework in host memory; `None` for what has the buffer protocol itself, and for what
+/// has neither.
+fn exporter<'py>(object: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    if has_buffer(object) || !object.hasattr("__dlpack__")? {
+        return Ok(None);
     }
-    Ok(object.clone())
+    let numpy = object.py().import("numpy")?;
+    numpy.call_method1("from_dlpack", (object,)).map(Some)
+}
+
+/// Pins the bytes of `object`, or those of numpy's view of it.
+pub(crate) fn pin_any(what: &str, object: &Bound<'_, PyAny>) -> PyResult<HostBuffer> {
+    match exporter(object)? {
+        None => pin(what, object),
+        Some(view) => pin(what, &view),
+    }
 }
 
 /// A part of `host` from its first byte on, all of it without `nbytes`, and the offset in the buffer that it is for.
@@ -139,7 +174,7 @@ pub(crate) fn host_range(
     offset: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<(HostMemory, u64)> {
     let offset = offset.map_or(Ok(0), |value| convert::byte_count("offset", value))?;
-    let memory = pin("host", &exporter(host)?)?.memory;
+    let memory = pin_any("host", host)?.memory;
     let Some(nbytes) = nbytes else {
         return Ok((memory, offset));
     };
@@ -184,12 +219,13 @@ fn release(mut view: View) {
     unsafe { ffi::PyBuffer_Release(&raw mut *view.0) };
 }
 
-fn words(pointer: *const ffi::Py_ssize_t, count: usize) -> Vec<ffi::Py_ssize_t> {
+/// Shape or strides of a view, not to be used after it.
+fn words<'a>(pointer: *const ffi::Py_ssize_t, count: usize) -> &'a [ffi::Py_ssize_t] {
     if pointer.is_null() {
-        return Vec::new();
+        return &[];
     }
     // SAFETY: shape and strides of a view have `ndim` words, and live as long as it.
-    unsafe { std::slice::from_raw_parts(pointer, count) }.to_vec()
+    unsafe { std::slice::from_raw_parts(pointer, count) }
 }
 
 impl HostBuffer {
@@ -211,15 +247,13 @@ impl HostBuffer {
             }
             None => self.dtype(what)?,
         };
-        let extents = if self.shape.is_empty() {
+        let extents = if self.extents.is_empty() {
             &[1][..]
         } else {
-            &self.shape
+            &self.extents
         };
-        let shape = extents
-            .iter()
-            .map(|extent| u32::try_from(*extent))
-            .collect::<Result<Vec<_>, _>>();
+        let shape = extents.iter().map(|extent| u32::try_from(*extent));
+        let shape: Result<SmallVec<[u32; MAX_TENSOR_DIMS]>, _> = shape.collect();
         let shape = shape.map_err(|_| {
             PyValueError::new_err(format!(
                 "{what} has shape {extents:?}; an extent is at most {}, reshape it",
@@ -230,33 +264,36 @@ impl HostBuffer {
     }
 
     fn dtype(&self, what: &str) -> PyResult<DataType> {
-        dtype_of_format(&self.format, self.item_bytes).ok_or_else(|| {
-            PyValueError::new_err(format!(
-                "{what} has elements of format {:?} ({} bytes), which no element type has; convert it, for example with \
+        match &self.format {
+            Format::Known(dtype) => Ok(*dtype),
+            Format::Unknown(format) => Err(PyValueError::new_err(format!(
+                "{what} has elements of format {format:?} ({} bytes), which no element type has; convert it, for example with \
                  .astype('float32'), or pass a view as uint8",
-                self.format, self.item_bytes
-            ))
-        })
+                self.item_bytes
+            ))),
+        }
     }
 }
 
 /// Native sizes and standard sizes differ ("l" has 8 or 4 bytes), so the size decides and the letter gives the family.
-fn dtype_of_format(format: &str, item_bytes: usize) -> Option<DataType> {
-    let letter = format.trim_start_matches(['@', '=', '<', '|']);
-    let dtype = match (letter, item_bytes) {
-        ("f", 4) => "float32",
-        ("e", 2) => "float16",
-        ("d", 8) => "float64",
-        ("?", 1) => "bool",
-        ("b", 1) => "int8",
-        ("B" | "c", 1) => "uint8",
-        ("h" | "i" | "l" | "q" | "n", 2) => "int16",
-        ("h" | "i" | "l" | "q" | "n", 4) => "int32",
-        ("h" | "i" | "l" | "q" | "n", 8) => "int64",
-        ("H" | "I" | "L" | "Q" | "N", 2) => "uint16",
-        ("H" | "I" | "L" | "Q" | "N", 4) => "uint32",
-        ("H" | "I" | "L" | "Q" | "N", 8) => "uint64",
+fn dtype_of_format(format: &CStr, item_bytes: usize) -> Option<DataType> {
+    let letter = match format.to_bytes() {
+        [b'@' | b'=' | b'<' | b'|', letter] | [letter] => *letter,
         _ => return None,
     };
-    DataType::from_name(dtype)
+    Some(match (letter, item_bytes) {
+        (b'f', 4) => DataType::Float32,
+        (b'e', 2) => DataType::Float16,
+        (b'd', 8) => DataType::Float64,
+        (b'?', 1) => DataType::Bool,
+        (b'b', 1) => DataType::Int8,
+        (b'B' | b'c', 1) => DataType::Uint8,
+        (b'h' | b'i' | b'l' | b'q' | b'n', 2) => DataType::Int16,
+        (b'h' | b'i' | b'l' | b'q' | b'n', 4) => DataType::Int32,
+        (b'h' | b'i' | b'l' | b'q' | b'n', 8) => DataType::Int64,
+        (b'H' | b'I' | b'L' | b'Q' | b'N', 2) => DataType::Uint16,
+        (b'H' | b'I' | b'L' | b'Q' | b'N', 4) => DataType::Uint32,
+        (b'H' | b'I' | b'L' | b'Q' | b'N', 8) => DataType::Uint64,
+        _ => return None,
+    })
 }

@@ -9,7 +9,7 @@ use echelon_wire::tensor::{DataType, TensorMeta};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBool, PyModule, PyString, PyTuple};
+use pyo3::types::{PyBool, PyInt, PyModule, PyString, PyTuple};
 
 use crate::error::to_py;
 
@@ -89,8 +89,32 @@ pub(crate) fn shape_to_py<'py>(
     PyTuple::new(py, meta.shape())
 }
 
+static TAGS: PyOnceLock<[Py<PyAny>; Tag::ALL.len()]> = PyOnceLock::new();
+
+/// The members of `TensorArgType`, in the order of `Tag::ALL`.
+fn tags(py: Python<'_>) -> PyResult<&[Py<PyAny>; Tag::ALL.len()]> {
+    TAGS.get_or_try_init(py, || {
+        let mut members = Vec::with_capacity(Tag::ALL.len());
+        for tag in Tag::ALL {
+            members.push(member(py, "TensorArgType", u32::from(tag as u8))?.unbind());
+        }
+        members
+            .try_into()
+            .map_err(|_| PyTypeError::new_err("TensorArgType has other members than the runtime"))
+    })
+}
+
 /// A tag from a `TensorArgType`, its value, or its name.
 pub(crate) fn tag_from_py(value: &Bound<'_, PyAny>) -> PyResult<Tag> {
+    // Members are single objects, and nearly every tag is one.
+    let known = tags(value.py())?;
+    if let Some(code) = known.iter().position(|member| member.is(value)) {
+        return Ok(Tag::ALL[code]);
+    }
+    tag_of_value(value)
+}
+
+fn tag_of_value(value: &Bound<'_, PyAny>) -> PyResult<Tag> {
     if let Ok(name) = value.cast::<PyString>() {
         let name = name.to_string();
         return Tag::ALL
@@ -115,7 +139,7 @@ pub(crate) fn tag_from_py(value: &Bound<'_, PyAny>) -> PyResult<Tag> {
 
 /// The `TensorArgType` of a tag.
 pub(crate) fn tag_to_py(py: Python<'_>, tag: Tag) -> PyResult<Bound<'_, PyAny>> {
-    member(py, "TensorArgType", u32::from(tag as u8))
+    Ok(tags(py)?[tag as usize].bind(py).clone())
 }
 
 fn tag_names() -> String {
@@ -151,7 +175,7 @@ pub(crate) fn access_to_py(py: Python<'_>, access: AccessFlags) -> PyResult<Boun
 
 /// A scalar argument: 0 to 2^64-1, or a negative number down to -2^63 as its two's complement.
 pub(crate) fn scalar_from_py(value: &Bound<'_, PyAny>) -> PyResult<u64> {
-    if !value.hasattr("__index__")? {
+    if !value.is_exact_instance_of::<PyInt>() && !value.hasattr("__index__")? {
         return Err(PyTypeError::new_err(format!(
             "a scalar is an int of 64 bits, not {}; pass other numbers as a tensor of one element",
             type_name(value)

@@ -14,7 +14,12 @@ static ERRORS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
 /// The exception of an error.
 pub(crate) fn to_py(py: Python<'_>, error: Error) -> PyErr {
     let text = error.to_string();
+    with_text(py, error, text)
+}
+
+fn with_text(py: Python<'_>, error: Error, text: String) -> PyErr {
     match error {
+        Error::InBatch { error, .. } => with_text(py, *error, text),
         Error::Argument { .. } => PyValueError::new_err(text),
         Error::Type { .. } => PyTypeError::new_err(text),
         Error::Lifecycle { .. } => named(py, "LifecycleError", &text),

@@ -1,7 +1,8 @@
 //! The only file that attaches to and detaches from the interpreter.
 //!
 //! Invariants (each has a test in `tests/test_py_gil.py`):
-//! * P-1 Every call that can wait runs in [`blocking`]: the GIL is free meanwhile, so that other Python threads go on.
+//! * P-1 Every call that can wait runs in [`blocking`]: the GIL is free meanwhile, so that other Python threads go on. What can be
+//!   done without waiting may be done with it ([`quick`]).
 //! * P-2 The GIL is never taken while a Rust lock is held: [`attached`] and [`PyInterrupt::check`] are called by code that
 //!   holds none, and no lock of this crate is held across a call into Python.
 //! * P-3 A signal handler that raises ends the waiting call within 100 ms with what it raised.
@@ -29,6 +30,27 @@ where
     let result = py.detach(call);
     buffer::drain(py);
     result.map_err(|error| to_py(py, error))
+}
+
+/// Runs `attempt` with the GIL held. It waits for nothing, not even for a lock; when it could not do its work so, it gives `None`
+/// and `call` does it without the GIL, as in [`blocking`].
+///
+/// To let the GIL go and take it again costs more than a short call, and gives a busy thread the chance to keep it for 5 ms.
+pub(crate) fn quick<T, F>(
+    py: Python<'_>,
+    attempt: impl FnOnce() -> Result<Option<T>, Error>,
+    call: impl FnOnce() -> PyResult<F>,
+) -> PyResult<T>
+where
+    T: Send,
+    F: FnOnce() -> Result<T, Error> + Send,
+{
+    buffer::drain(py);
+    match attempt() {
+        Ok(Some(done)) => Ok(done),
+        Ok(None) => blocking(py, call()?),
+        Err(error) => Err(to_py(py, error)),
+    }
 }
 
 /// Runs `call` without the GIL; for main loops, which report through their exit status.

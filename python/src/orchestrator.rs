@@ -1,8 +1,9 @@
 //! `Orchestrator`: what an orchestration function submits with.
 
 use echelon_runtime::args::TaskArgs;
+use echelon_runtime::error::Error;
 use echelon_runtime::memory::HostMemory;
-use echelon_runtime::worker::{CopySide, Orchestrator, TaskOptions};
+use echelon_runtime::worker::{CopySide, Orchestrator, TaskHandle, TaskOptions};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -46,20 +47,67 @@ impl PyOrchestrator {
     }
 }
 
+/// Options of a submit; `None` for those that most have.
+fn options(
+    timeout_s: Option<&Bound<'_, PyAny>>,
+    idempotent: bool,
+) -> PyResult<Option<TaskOptions>> {
+    if timeout_s.is_none() && !idempotent {
+        return Ok(None);
+    }
+    let timeout = convert::optional_seconds("timeout_s", timeout_s)?;
+    Ok(Some(TaskOptions {
+        timeout,
+        idempotent,
+    }))
+}
+
 impl PyOrchestrator {
-    /// The orchestrator for one submit with options.
-    fn with(
+    /// The orchestrator for a submit with options.
+    fn with(&self, py: Python<'_>, options: Option<TaskOptions>) -> PyResult<Orchestrator> {
+        let inner = self.inner(py)?;
+        match options {
+            Some(options) => inner.with(options).map_err(convert::raise(py)),
+            None => Ok(inner),
+        }
+    }
+
+    /// One submit: with the GIL held if it has to wait for nothing, else without.
+    fn submit(
         &self,
         py: Python<'_>,
-        timeout_s: Option<&Bound<'_, PyAny>>,
-        idempotent: bool,
-    ) -> PyResult<Orchestrator> {
-        let timeout = convert::optional_seconds("timeout_s", timeout_s)?;
-        let options = TaskOptions {
-            timeout,
-            idempotent,
+        args: Option<&PyTaskArgs>,
+        options: Option<TaskOptions>,
+        attempt: impl FnOnce(&Orchestrator, TaskArgs) -> Result<Option<TaskHandle>, Error>,
+        call: impl FnOnce(Orchestrator, TaskArgs) -> Result<TaskHandle, Error> + Send,
+    ) -> PyResult<PyTaskHandle> {
+        let snapshot = || args.map_or_else(|| Ok(TaskArgs::new()), |args| args.snapshot(py));
+        let plain = options.is_none();
+        let waiting = || {
+            let orchestrator = self.with(py, options)?;
+            let args = snapshot()?;
+            Ok(move || call(orchestrator, args))
         };
-        self.inner(py)?.with(options).map_err(convert::raise(py))
+        let args = snapshot()?;
+        // No call into Python happens under this lock, and nobody else waits for it: all who take it hold the GIL.
+        let attempt = || match &*self.0.lock() {
+            Some(orchestrator) if plain => attempt(orchestrator, args),
+            _ => Ok(None),
+        };
+        gil::quick(py, attempt, waiting).map(PyTaskHandle)
+    }
+
+    fn submit_many(
+        &self,
+        py: Python<'_>,
+        args_list: &Bound<'_, PyAny>,
+        options: Option<TaskOptions>,
+        call: impl FnOnce(Orchestrator, Vec<TaskArgs>) -> Result<Vec<TaskHandle>, Error> + Send,
+    ) -> PyResult<Vec<PyTaskHandle>> {
+        let orchestrator = self.with(py, options)?;
+        let args = snapshots(args_list)?;
+        let handles = gil::blocking(py, || call(orchestrator, args))?;
+        Ok(handles.into_iter().map(PyTaskHandle).collect())
     }
 }
 
@@ -93,14 +141,50 @@ impl PyOrchestrator {
         timeout_s: Option<&Bound<'_, PyAny>>,
         idempotent: bool,
     ) -> PyResult<PyTaskHandle> {
-        let orchestrator = self.with(py, timeout_s, idempotent)?;
-        let args = args.snapshot(py)?;
+        let config = || config.cloned().unwrap_or_default().0;
+        let worker = (worker != -1).then_some(worker);
+        self.submit(
+            py,
+            Some(args),
+            options(timeout_s, idempotent)?,
+            |orch, args| orch.try_submit_next_level(&handle.0, args, config(), worker),
+            |orch, args| orch.submit_next_level(&handle.0, args, config(), worker),
+        )
+    }
+
+    /// Submits a task to one next-level worker for each entry of `args_list`, in order: the same as so many `submit_next_level`,
+    /// with less to pay for each. The tasks order themselves by their tensors as single ones do.
+    ///
+    /// Args:
+    ///     handle: what to call, as `fn(orch, args, config)`.
+    ///     args_list: one `TaskArgs` a task; may be empty. One object may stand there many times.
+    ///     config: a `CallConfig` for all of them; the default one when absent.
+    ///     worker: id of the worker for all of them, or -1 for any eligible one.
+    ///     timeout_s, idempotent: as for `submit_next_level`, for each task.
+    ///
+    /// Returns one `TaskHandle` a task.
+    ///
+    /// Raises TypeError before anything is submitted when an entry is no `TaskArgs`; otherwise as `submit_next_level`, with the
+    /// index of the entry: what stands before it stays submitted, nothing after it is.
+    #[pyo3(signature = (handle, args_list, config=None, *, worker=-1, timeout_s=None, idempotent=false),
+           text_signature = "($self, handle, args_list, config=None, *, worker=-1, timeout_s=None, idempotent=False)")]
+    #[expect(clippy::too_many_arguments, reason = "most are keywords")]
+    fn submit_next_level_many(
+        &self,
+        py: Python<'_>,
+        handle: &PyCallableHandle,
+        args_list: &Bound<'_, PyAny>,
+        config: Option<&PyCallConfig>,
+        worker: i32,
+        timeout_s: Option<&Bound<'_, PyAny>>,
+        idempotent: bool,
+    ) -> PyResult<Vec<PyTaskHandle>> {
         let config = config.cloned().unwrap_or_default().0;
         let worker = (worker != -1).then_some(worker);
-        gil::blocking(py, || {
-            orchestrator.submit_next_level(&handle.0, args, config, worker)
+        let options = options(timeout_s, idempotent)?;
+        self.submit_many(py, args_list, options, |orch, args| {
+            orch.submit_next_level_many(&handle.0, args, &config, worker)
         })
-        .map(PyTaskHandle)
     }
 
     /// Submits a gang: one member for each entry of `args_list`, at once on distinct next-level workers.
@@ -123,7 +207,7 @@ impl PyOrchestrator {
         workers: Option<Vec<i32>>,
         timeout_s: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyTaskHandle> {
-        let orchestrator = self.with(py, timeout_s, false)?;
+        let orchestrator = self.with(py, options(timeout_s, false)?)?;
         let args = snapshots(args_list)?;
         let config = config.cloned().unwrap_or_default().0;
         gil::blocking(py, || {
@@ -149,9 +233,39 @@ impl PyOrchestrator {
         timeout_s: Option<&Bound<'_, PyAny>>,
         idempotent: bool,
     ) -> PyResult<PyTaskHandle> {
-        let orchestrator = self.with(py, timeout_s, idempotent)?;
-        let args = args.map_or_else(|| Ok(TaskArgs::new()), |args| args.snapshot(py))?;
-        gil::blocking(py, || orchestrator.submit_sub(&handle.0, args)).map(PyTaskHandle)
+        self.submit(
+            py,
+            args,
+            options(timeout_s, idempotent)?,
+            |orch, args| orch.try_submit_sub(&handle.0, args),
+            |orch, args| orch.submit_sub(&handle.0, args),
+        )
+    }
+
+    /// Submits a task to a sub worker for each entry of `args_list`, in order: the same as so many `submit_sub`, with less to
+    /// pay for each.
+    ///
+    /// Args:
+    ///     handle: what to call, as `fn(args)`.
+    ///     args_list: one `TaskArgs` a task; may be empty. One object may stand there many times.
+    ///     timeout_s, idempotent: as for `submit_next_level`, for each task.
+    ///
+    /// Returns one `TaskHandle` a task.
+    ///
+    /// Raises as `submit_next_level_many`; TypeError for a RemoteTensorRef.
+    #[pyo3(signature = (handle, args_list, *, timeout_s=None, idempotent=false))]
+    fn submit_sub_many(
+        &self,
+        py: Python<'_>,
+        handle: &PyCallableHandle,
+        args_list: &Bound<'_, PyAny>,
+        timeout_s: Option<&Bound<'_, PyAny>>,
+        idempotent: bool,
+    ) -> PyResult<Vec<PyTaskHandle>> {
+        let options = options(timeout_s, idempotent)?;
+        self.submit_many(py, args_list, options, |orch, args| {
+            orch.submit_sub_many(&handle.0, args)
+        })
     }
 
     /// Submits one member for each entry of `args_list` to sub workers; they may run in waves.
@@ -171,7 +285,7 @@ impl PyOrchestrator {
         timeout_s: Option<&Bound<'_, PyAny>>,
         idempotent: bool,
     ) -> PyResult<PyTaskHandle> {
-        let orchestrator = self.with(py, timeout_s, idempotent)?;
+        let orchestrator = self.with(py, options(timeout_s, idempotent)?)?;
         let args = snapshots(args_list)?;
         gil::blocking(py, || orchestrator.submit_sub_group(&handle.0, args)).map(PyTaskHandle)
     }
@@ -314,7 +428,7 @@ fn copy_side(what: &str, object: &Bound<'_, PyAny>) -> PyResult<CopySide> {
             },
         });
     }
-    let host = buffer::pin(what, &buffer::exporter(object)?)?;
+    let host = buffer::pin_any(what, object)?;
     let meta = host.meta(what, None)?;
     Ok(CopySide::Host {
         memory: host.memory,

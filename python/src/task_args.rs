@@ -3,12 +3,15 @@
 use std::mem;
 
 use echelon_runtime::args::TaskArgs;
+use echelon_runtime::error::Error;
+use echelon_runtime::memory::HostMemory;
 use echelon_runtime::tensor::{Tag, TaskView, Tensor};
-use echelon_wire::tensor::DataType;
+use echelon_wire::tensor::{DataType, TensorMeta};
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyIndexError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
+use smallvec::SmallVec;
 
 use crate::buffer::DrainOnDrop;
 use crate::remote_tensor_ref::{Backing, PyRemoteTensorRef};
@@ -18,12 +21,58 @@ use crate::{buffer, convert};
 /// The two lives of arguments.
 enum Side {
     /// Being put together, with the Python objects in order.
-    Building {
-        args: TaskArgs,
-        objects: Vec<Py<PyAny>>,
-    },
+    Building(Building),
     /// Received by a callable.
     Received(TaskView),
+}
+
+#[derive(Default)]
+struct Building {
+    args: TaskArgs,
+    objects: SmallVec<[Py<PyAny>; 2]>,
+}
+
+/// A tensor that was looked at and may be added.
+enum Checked<'a> {
+    Tensor(&'a Tensor),
+    Reference(&'a PyRemoteTensorRef),
+    Host(HostMemory, TensorMeta),
+}
+
+impl<'a> Checked<'a> {
+    fn new(x: &'a Bound<'_, PyAny>, dtype: Option<DataType>) -> PyResult<Self> {
+        if let Ok(tensor) = x.cast::<PyTensor>() {
+            refuse_dtype(dtype)?;
+            return Ok(Self::Tensor(tensor.get().inner()));
+        }
+        if let Ok(reference) = x.cast::<PyRemoteTensorRef>() {
+            refuse_dtype(dtype)?;
+            return Ok(Self::Reference(reference.get()));
+        }
+        let host = buffer::pin_any("tensor", x)?;
+        let meta = host.meta("tensor", dtype)?;
+        Ok(Self::Host(host.memory, meta))
+    }
+}
+
+impl Building {
+    /// Adds a tensor. Does not call into Python.
+    fn add(&mut self, tensor: Checked<'_>, tag: Tag, object: Py<PyAny>) -> Result<(), Error> {
+        match tensor {
+            Checked::Tensor(tensor) => self.args.add_tensor(tensor, tag)?,
+            Checked::Host(memory, meta) => self.args.add_host(memory, meta, tag)?,
+            Checked::Reference(reference) => match &reference.backing {
+                Backing::Remote { buffer, offset } => {
+                    self.args.add_remote(buffer, *offset, reference.meta, tag)?
+                }
+                Backing::Inline(bytes) => {
+                    self.args.add_inline(bytes.clone(), reference.meta, tag)?
+                }
+            },
+        };
+        self.objects.push(object);
+        Ok(())
+    }
 }
 
 /// The arguments of one task: tensors with tags, and scalars.
@@ -34,6 +83,10 @@ enum Side {
 pub(crate) struct PyTaskArgs(Mutex<Side>, DrainOnDrop);
 
 impl PyTaskArgs {
+    fn building(building: Building) -> Self {
+        Self(Mutex::new(Side::Building(building)), DrainOnDrop)
+    }
+
     /// What a callable receives.
     pub(crate) fn received(view: TaskView) -> Self {
         Self(Mutex::new(Side::Received(view)), DrainOnDrop)
@@ -42,7 +95,7 @@ impl PyTaskArgs {
     /// The arguments to submit.
     pub(crate) fn snapshot(&self, py: Python<'_>) -> PyResult<TaskArgs> {
         let view = match &*self.0.lock() {
-            Side::Building { args, .. } => return Ok(args.clone()),
+            Side::Building(building) => return Ok(building.args.clone()),
             Side::Received(view) => view.clone(),
         };
         // Without the lock: what goes wrong here becomes a Python exception (P-2).
@@ -51,65 +104,22 @@ impl PyTaskArgs {
 
     fn tensor_count(&self) -> usize {
         match &*self.0.lock() {
-            Side::Building { args, .. } => args.tensors().len(),
+            Side::Building(building) => building.args.tensors().len(),
             Side::Received(view) => view.tensors.len(),
         }
     }
 
     fn scalar_values(&self) -> Vec<u64> {
         match &*self.0.lock() {
-            Side::Building { args, .. } => args.scalars().to_vec(),
+            Side::Building(building) => building.args.scalars().to_vec(),
             Side::Received(view) => view.scalars.clone(),
         }
     }
 
     fn tag_at(&self, index: usize) -> Option<Tag> {
         match &*self.0.lock() {
-            Side::Building { args, .. } => args.tensors().get(index).map(|arg| arg.tag),
+            Side::Building(building) => building.args.tensors().get(index).map(|arg| arg.tag),
             Side::Received(view) => view.tags.get(index).copied().flatten(),
-        }
-    }
-
-    fn add_any(
-        &self,
-        py: Python<'_>,
-        x: &Bound<'_, PyAny>,
-        tag: Tag,
-        dtype: Option<DataType>,
-    ) -> PyResult<()> {
-        let object = x.clone().unbind();
-        if let Ok(tensor) = x.cast::<PyTensor>() {
-            refuse_dtype(dtype)?;
-            let tensor = tensor.get().inner();
-            self.edit(py, |args, objects| {
-                args.add_tensor(tensor, tag)?;
-                objects.push(object);
-                Ok(())
-            })
-        } else if let Ok(reference) = x.cast::<PyRemoteTensorRef>() {
-            refuse_dtype(dtype)?;
-            let reference = reference.get();
-            self.edit(py, |args, objects| {
-                match &reference.backing {
-                    Backing::Remote { buffer, offset } => {
-                        args.add_remote(buffer, *offset, reference.meta, tag)?
-                    }
-                    Backing::Inline(bytes) => {
-                        args.add_inline(bytes.clone(), reference.meta, tag)?
-                    }
-                };
-                objects.push(object);
-                Ok(())
-            })
-        } else {
-            let host = buffer::pin("tensor", &buffer::exporter(x)?)?;
-            let meta = host.meta("tensor", dtype)?;
-            let memory = host.memory;
-            self.edit(py, |args, objects| {
-                args.add_host(memory, meta, tag)?;
-                objects.push(object);
-                Ok(())
-            })
         }
     }
 
@@ -117,15 +127,12 @@ impl PyTaskArgs {
     fn edit<R>(
         &self,
         py: Python<'_>,
-        change: impl FnOnce(
-            &mut TaskArgs,
-            &mut Vec<Py<PyAny>>,
-        ) -> Result<R, echelon_runtime::error::Error>,
+        change: impl FnOnce(&mut Building) -> Result<R, Error>,
     ) -> PyResult<R> {
         let result = {
             let mut side = self.0.lock();
             match &mut *side {
-                Side::Building { args, objects } => Some(change(args, objects)),
+                Side::Building(building) => Some(change(building)),
                 Side::Received(_) => None,
             }
         };
@@ -142,43 +149,30 @@ impl PyTaskArgs {
 impl PyTaskArgs {
     #[new]
     fn new() -> Self {
-        Self(
-            Mutex::new(Side::Building {
-                args: TaskArgs::new(),
-                objects: Vec::new(),
-            }),
-            DrainOnDrop,
-        )
+        Self::building(Building::default())
     }
 
-    /// Arguments in one expression: `TaskArgs.of((a, INPUT), (b, OUTPUT), scalars=(3, 4))`.
+    /// Arguments in one call: `TaskArgs.of((a, INPUT), (b, OUTPUT), scalars=(3, 4))`. The quickest way to make them.
     ///
-    /// Raises as `add_tensor` and `add_scalar`.
+    /// Args:
+    ///     tensors: pairs of a tensor and its `TensorArgType`, each as for `add_tensor`: a `Tensor` or a `RemoteTensorRef` of 1
+    ///         to 5 dimensions, or anything C-contiguous with the buffer protocol; at most 4,096.
+    ///     scalars: ints of 64 bits, each as for `add_scalar`; at most 4,096.
+    ///
+    /// Raises as `add_tensor` and `add_scalar`; TypeError for an argument that is no pair.
     #[staticmethod]
     #[pyo3(signature = (*tensors, scalars=None))]
-    fn of(
-        py: Python<'_>,
-        tensors: &Bound<'_, PyTuple>,
-        scalars: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Py<Self>> {
-        let args = Bound::new(py, Self::new())?;
-        for (index, pair) in tensors.iter().enumerate() {
-            let (tensor, tag) = pair
-                .extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()
-                .map_err(|_| {
-                    PyTypeError::new_err(format!(
-                        "argument {index} must be a pair (tensor, TensorArgType), not {}",
-                        convert::type_name(&pair)
-                    ))
-                })?;
-            Self::add_tensor(&args, &tensor, &tag, None)?;
+    fn of(tensors: &Bound<'_, PyTuple>, scalars: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
+        let py = tensors.py();
+        let mut building = Building::default();
+        let filled = fill(&mut building, tensors, scalars);
+        if filled.is_err() {
+            // What was refused is pinned no longer.
+            drop(building);
+            buffer::drain(py);
+            return Err(filled.unwrap_err());
         }
-        if let Some(scalars) = scalars {
-            for scalar in scalars.try_iter()? {
-                Self::add_scalar(&args, &scalar?)?;
-            }
-        }
-        Ok(args.unbind())
+        Ok(Self::building(building))
     }
 
     /// Adds a tensor; returns the object itself.
@@ -201,7 +195,12 @@ impl PyTaskArgs {
         let py = slf.py();
         let tag = convert::tag_from_py(tag)?;
         let dtype = dtype.map(convert::dtype_from_py).transpose()?;
-        let added = slf.get().add_any(py, x, tag, dtype);
+        let checked = Checked::new(x, dtype);
+        let object = x.clone().unbind();
+        let added = checked.and_then(|tensor| {
+            slf.get()
+                .edit(py, |building| building.add(tensor, tag, object))
+        });
         if added.is_err() {
             // A refused array is pinned no longer.
             buffer::drain(py);
@@ -221,8 +220,9 @@ impl PyTaskArgs {
         value: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, Self>> {
         let value = convert::scalar_from_py(value)?;
-        slf.get()
-            .edit(slf.py(), |args, _| args.add_scalar(value).map(|_| ()))?;
+        slf.get().edit(slf.py(), |building| {
+            building.args.add_scalar(value).map(|_| ())
+        })?;
         Ok(slf.clone())
     }
 
@@ -237,7 +237,8 @@ impl PyTaskArgs {
             Tensor(Tensor),
         }
         let found = match &*self.0.lock() {
-            Side::Building { objects, .. } => objects
+            Side::Building(building) => building
+                .objects
                 .get(index)
                 .map(|object| Found::Object(object.clone_ref(py))),
             Side::Received(view) => view.tensors.get(index).cloned().map(Found::Tensor),
@@ -283,7 +284,7 @@ impl PyTaskArgs {
     #[getter]
     fn num_scalars(&self) -> usize {
         match &*self.0.lock() {
-            Side::Building { args, .. } => args.scalars().len(),
+            Side::Building(building) => building.args.scalars().len(),
             Side::Received(view) => view.scalars.len(),
         }
     }
@@ -330,8 +331,8 @@ impl PyTaskArgs {
 
     fn __clear__(&self) {
         let objects = match &mut *self.0.lock() {
-            Side::Building { objects, .. } => mem::take(objects),
-            Side::Received(_) => Vec::new(),
+            Side::Building(building) => mem::take(&mut building.objects),
+            Side::Received(_) => SmallVec::new(),
         };
         drop(objects);
     }
@@ -339,13 +340,48 @@ impl PyTaskArgs {
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
         // The collector must not wait; a lock that is taken just hides the references this time.
         if let Some(side) = self.0.try_lock() {
-            if let Side::Building { objects, .. } = &*side {
-                for object in objects {
+            if let Side::Building(building) = &*side {
+                for object in &building.objects {
                     visit.call(object)?;
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// Adds what `TaskArgs.of` was given.
+fn fill(
+    building: &mut Building,
+    tensors: &Bound<'_, PyTuple>,
+    scalars: Option<&Bound<'_, PyAny>>,
+) -> PyResult<()> {
+    let py = tensors.py();
+    for (index, pair) in tensors.iter_borrowed().enumerate() {
+        let (x, tag) = pair_of(&pair).ok_or_else(|| {
+            PyTypeError::new_err(format!(
+                "argument {index} must be a pair (tensor, TensorArgType), not {}",
+                convert::type_name(&pair)
+            ))
+        })?;
+        let tag = convert::tag_from_py(&tag)?;
+        let added = building.add(Checked::new(&x, None)?, tag, x.clone().unbind());
+        added.map_err(convert::raise(py))?;
+    }
+    let Some(scalars) = scalars else {
+        return Ok(());
+    };
+    for scalar in scalars.try_iter()? {
+        let added = building.args.add_scalar(convert::scalar_from_py(&scalar?)?);
+        added.map_err(convert::raise(py))?;
+    }
+    Ok(())
+}
+
+fn pair_of<'py>(pair: &Bound<'py, PyAny>) -> Option<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+    match pair.cast::<PyTuple>() {
+        Ok(tuple) if tuple.len() == 2 => Some((tuple.get_item(0).ok()?, tuple.get_item(1).ok()?)),
+        _ => None,
     }
 }
 

@@ -232,3 +232,13 @@ def sleep_long(args):
 def orch_wait_for_file(orch, args, config):
     """Orchestration callable: `wait_for_file` in its own process."""
     wait_for_file(args)
+
+
+def add_scalars(args):
+    """Adds all scalars to tensor 0."""
+    view = args.tensor(0).numpy()
+    view += sum(args.scalars)
+
+
+def nothing_below(orch, args, config):
+    """An orchestration function that submits nothing."""
