@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::failpoint::hit;
 use crate::graph::{self, NodeSpec, RunId};
 use crate::memory::MemoryError;
+use crate::trace::now_ns;
 
 /// Tasks of a batch that are submitted under one lock: long enough that the lock costs nothing, short enough (tens of
 /// microseconds) that others get in.
@@ -193,6 +194,7 @@ impl Engine {
             prefer: plan.prefer,
         };
         let mut actions = std::mem::take(&mut core.actions);
+        core.scheduler.advance(now_ns());
         let task = match core.scheduler.submit(node, &mut actions) {
             Ok(task) => task,
             Err(error) => {
