@@ -33,8 +33,10 @@ RUST_SOURCES := $(shell find wire runtime session python benches/native \( -name
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+INSTRUCTIONS_ARGS ?=
+MICRO_ARGS ?=
 
-.PHONY: help test test-rust test-loom test-python demo lint lint-rust lint-python requirements bench bench-smoke docs build clean
+.PHONY: help test test-rust test-loom test-python demo lint lint-rust lint-python requirements bench bench-smoke bench-micro bench-instructions docs build clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -107,6 +109,14 @@ $(VENV)/.stamp-benches: $(RUST_SOURCES) $(VENV)/.created
 
 bench: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-benches $(VENV)/.stamp-test
 	$(PY) -m benches $(BENCH_ARGS)
+
+# How many instructions a noop takes, and whether that has grown; INSTRUCTIONS_ARGS=--update replaces the table.
+bench-instructions: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-benches $(VENV)/.stamp-test
+	$(PY) -m benches.instructions $(INSTRUCTIONS_ARGS)
+
+# Benches of the pure parts: codec, dependency map, scheduler, ring.
+bench-micro:
+	cargo bench --locked -p echelon-benches $(MICRO_ARGS)
 
 # Everything small: it shows that everything runs, and says nothing about speed.
 bench-smoke: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-benches $(VENV)/.stamp-test

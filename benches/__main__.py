@@ -11,10 +11,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benches import report, soak
+from benches import instructions, lanes, report, scale, soak, stages, startup
 from benches.machine import machine
 from benches.main_table import main_table
 from benches.report import Section
+from benches.row import Figure, measure, note
+from benches.smoke import smoke
+from benches.workloads import SMALL, Sizes
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,50 @@ def _soak(options: argparse.Namespace) -> Section:
     return {"machine": measured_on, "about": "", "command": "make bench BENCH_ARGS=soak", "lines": lines}
 
 
+def _startup(options: argparse.Namespace) -> Section:
+    measured_on, small = machine(), options.small
+    rounds = min(options.rounds, 1 if small else 10)
+    with lanes.daemon() as endpoint:
+        figures = measure(startup.rows(endpoint), rounds, note)
+    figures += [row.figure() for row in startup.held(0.5 if small else startup.IDLE_S)]
+    return _of_figures(measured_on, f"{rounds} rounds, ", "startup", figures)
+
+
+def _stages(options: argparse.Namespace) -> Section:
+    measured_on, small = machine(), options.small
+    rounds = min(options.rounds, 1 if small else 5)
+    figures = stages.figures(rounds, SMALL if small else Sizes())
+    return _of_figures(measured_on, f"{rounds} rounds, ", "stages", figures)
+
+
+def _scale(options: argparse.Namespace) -> Section:
+    measured_on, found = machine(), []
+    for line in scale.lines(options.small):
+        print(line, file=sys.stderr, flush=True)
+        found.append(line)
+    return {"machine": measured_on, "about": "", "command": "make bench BENCH_ARGS=scale", "lines": found}
+
+
+def _of_figures(measured_on: str, about: str, word: str, figures: list[Figure]) -> Section:
+    return {
+        "machine": measured_on,
+        "about": about,
+        "command": f"make bench BENCH_ARGS={word}",
+        "figures": [figure.as_json() for figure in figures],
+    }
+
+
 PARTS: dict[str, Part] = {
     "main": Part(
         "every workload and every limit",
         lambda options: main_table(options.rounds, options.small, options.only),
         _figures,
+    ),
+    "stages": Part("where the time of a noop goes", _stages, _figures),
+    "startup": Part("starts, memory and idle time of workers", _startup, _figures),
+    "scale": Part("cost per task as graphs and clusters grow", _scale, _lines),
+    "instructions": Part(
+        "what make bench-instructions has counted", lambda _: instructions.section(), _lines
     ),
     "soak": Part("what many tasks, arguments and sessions leave", _soak, _lines, soak.options),
 }
@@ -62,9 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--small", action="store_true", help="little of everything, to see that it runs")
     parser.add_argument("--only", metavar="KEY", help="only the rows whose key begins so: local.w1")
     parser.add_argument("--write", action="store_true", help="put the result into docs/, too")
-    words = parser.add_subparsers(dest="part", metavar="|".join([*PARTS, "render"]))
+    words = parser.add_subparsers(dest="part", metavar="|".join([*PARTS, "smoke", "render"]))
     for name, part in PARTS.items():
         part.options(words.add_parser(name, help=part.help))
+    words.add_parser("smoke", help="all of them small: only whether they run")
     words.add_parser("render", help="make the pages again from docs/benchmarks.json")
     return parser
 
@@ -78,6 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.part == "render":
         render()
         return 0
+    if options.part == "smoke":
+        return smoke({name: PARTS[name].measure for name in ("main", "stages", "startup", "scale")})
     name = options.part or "main"
     section = PARTS[name].measure(options)
     print(text_of(name, section))

@@ -28,6 +28,8 @@ class Lane:
     name: str
     worker: ec.Worker
     to: Callable[[ec.Orchestrator], list[Submit]]
+    any: Callable[[ec.Orchestrator], Submit]
+    """Submits to whichever worker is free."""
     cells: Callable[[ec.Orchestrator, int], Cells]
     """So many cells of `CELL` bytes."""
     remote: int | None = None
@@ -73,16 +75,22 @@ class _RemoteCells:
 
 
 @contextmanager
-def sub_worker() -> Iterator[Lane]:
-    """One sub worker."""
-    with ec.Worker(level=3, num_sub_workers=1) as worker:
+def sub_worker(count: int = 1) -> Iterator[Lane]:
+    """One sub worker, or more that share the tasks."""
+    with ec.Worker(level=3, num_sub_workers=count) as worker:
         leaf = worker.register(callables.leaf)
-        yield Lane(
-            "local", "local", worker, lambda orch: [functools.partial(orch.submit_sub, leaf)], _shared_cells
-        )
+
+        def to(orch: ec.Orchestrator) -> Submit:
+            return functools.partial(orch.submit_sub, leaf)
+
+        yield Lane("local", "local", worker, lambda orch: [to(orch)], to, _shared_cells)
 
 
-def _next_level(handle: ec.CallableHandle, ids: list[int]) -> Callable[[ec.Orchestrator], list[Submit]]:
+def _any(handle: ec.CallableHandle) -> Callable[[ec.Orchestrator], Submit]:
+    return lambda orch: functools.partial(orch.submit_next_level, handle)
+
+
+def _each(handle: ec.CallableHandle, ids: list[int]) -> Callable[[ec.Orchestrator], list[Submit]]:
     if len(ids) == 1:
         return lambda orch: [functools.partial(orch.submit_next_level, handle)]
     return lambda orch: [functools.partial(orch.submit_next_level, handle, worker=one) for one in ids]
@@ -95,7 +103,7 @@ def children(count: int = 1) -> Iterator[Lane]:
     ids = [worker.add_worker(ec.Worker(level=3)) for _ in range(count)]
     entry = worker.register(ec.RemoteCallable(ENTRY), workers=ids)
     with worker:
-        yield Lane("child", "local child", worker, _next_level(entry, ids), _shared_cells)
+        yield Lane("child", "local child", worker, _each(entry, ids), _any(entry), _shared_cells)
 
 
 @contextmanager
@@ -117,4 +125,5 @@ def sessions(endpoint: str, count: int = 1, *, cells: int, same_host: bool = Fal
     entry = worker.register(ec.RemoteCallable(ENTRY), workers=ids)
     with worker:
         key, name = ("mapped", "remote, mapped") if same_host else ("remote", "remote")
-        yield Lane(key, name, worker, _next_level(entry, ids), _RemoteCells(worker, ids, cells), ids[0])
+        memory = _RemoteCells(worker, ids, cells)
+        yield Lane(key, name, worker, _each(entry, ids), _any(entry), memory, ids[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -10,7 +9,7 @@ from benches import lanes
 from benches.limits import limit_rows
 from benches.machine import machine
 from benches.report import Section
-from benches.row import Row, measure
+from benches.row import Row, measure, note
 from benches.workloads import SMALL, ArrayCopies, BufferCopies, Sizes, Workloads
 
 SMALL_SHARE = 0.02
@@ -48,7 +47,7 @@ def main_table(rounds: int, small: bool, only: str | None) -> Section:
     measured_on = machine()  # what runs now is what is measured, whatever becomes of the files meanwhile
     with all_rows(SMALL if small else Sizes()) as rows:
         chosen = [row for row in rows if only is None or row.key.startswith(only)]
-        figures = measure(chosen, rounds, lambda text: print(text, file=sys.stderr, flush=True))
+        figures = measure(chosen, rounds, note)
     return {
         "machine": measured_on,
         "about": f"{rounds} rounds, ",

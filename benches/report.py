@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benches.machine import ROOT
-from benches.row import LESS_IS_BETTER, Figure
-from benches.targets import TARGETS, reached
+from benches.row import Figure
+from benches.targets import TARGETS, at_most, reached
 
 RESULTS = ROOT / "docs" / "benchmarks.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -51,9 +51,8 @@ def verdict(figure: Figure) -> str:
     target = TARGETS.get(figure.key)
     if target is None:
         return "| "
-    less = figure.unit in LESS_IS_BETTER
     answer = {True: "yes", False: "**no**", None: "–"}[reached(figure)]
-    return f"{'≤' if less else '≥'} {target:,g} | {answer}"
+    return f"{'≤' if at_most(figure) else '≥'} {target:,g} | {answer}"
 
 
 def ratio(figure: Figure, by_key: dict[str, Figure]) -> str:

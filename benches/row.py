@@ -100,6 +100,11 @@ def measure(rows: list[Row], rounds: int, note: Callable[[str], None] = lambda _
     return [row.figure() for row in rows]
 
 
+def note(text: str) -> None:
+    """Says how far a long measurement is."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def seconds(action: Callable[[], object]) -> float:
     """How long `action` takes."""
     start = time.perf_counter()

@@ -38,8 +38,10 @@ TARGETS: dict[str, float] = {
     "startup.idle": 20,
 }
 
-P99_TO_MEDIAN = 2.0
-"""The 99th percentile of a single task that is awake is at most so many times its target."""
+
+def at_most(figure: Figure) -> bool:
+    """Whether the target is an upper bound."""
+    return figure.unit in LESS_IS_BETTER or figure.key.startswith("startup.")
 
 
 def reached(figure: Figure) -> bool | None:
@@ -47,6 +49,4 @@ def reached(figure: Figure) -> bool | None:
     target = TARGETS.get(figure.key)
     if target is None or figure.median is None:
         return None
-    if figure.unit in LESS_IS_BETTER or figure.key.startswith("startup."):
-        return figure.median <= target
-    return figure.median >= target
+    return figure.median <= target if at_most(figure) else figure.median >= target

@@ -57,7 +57,6 @@ class Workloads:
             Row(f"{key}.w1.asleep", f"W1 {name}, asleep", "µs", self.asleep, asleep),
             Row(f"{key}.w2", f"W2 {name}", "tasks/s", self.many),
             Row(f"{key}.w2.reuse", f"W2 {name}, one `TaskArgs` for all", "tasks/s", self.reused),
-            Row(f"{key}.w2.batch", f"W2 {name}, `submit_many`", "tasks/s", self.batch),
             Row(f"{key}.w3", f"W3 {name}", "µs/task", lambda: self.chain(1)),
             Row(f"{key}.w4", f"W4 {name}", "tasks/s", self.blocks, "limit.memcpy"),
             Row(f"{key}.w6", f"W6 {name}", "ms", self.fan),
@@ -115,12 +114,6 @@ class Workloads:
                 submit(args)
 
         return per_second(self._sizes.many, lambda: self._inside(graph))
-
-    def batch(self) -> list[float]:
-        """The same in one call, with fresh arguments for each task."""
-        if not hasattr(ec.Orchestrator, "submit_many"):
-            raise NotImplementedError("this build has no submit_many")
-        raise NotImplementedError("not measured yet")
 
     def chain(self, workers: int) -> list[float]:
         """Microseconds a task in a chain, each task writing what the one before wrote."""

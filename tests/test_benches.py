@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -112,3 +113,53 @@ def test_the_page_is_what_its_results_make_of_it():
     for name, section in report.load().items():
         inside = page.partition(f"<!-- {name}-table -->\n")[2].partition(f"\n<!-- /{name}-table -->")[0]
         assert inside == text_of(name, section), f"{name}: run python -m benches render"
+
+
+def test_smoke_names_what_did_not_run_and_what_is_not_positive():
+    from benches.row import Figure
+    from benches.smoke import problems
+
+    figures = [
+        Figure("a", "A", "µs", 1.0),
+        Figure("b", "B", "µs", 0.0),
+        Figure("c", "C", "µs", error="gone"),
+        Figure("startup.idle", "idle", "ms", 0.0),
+    ]
+    assert problems("x", {"figures": [figure.as_json() for figure in figures]}) == ["b: 0.0 µs", "c: gone"]
+    lines = ["| n | µs |", "|---:|---:|", "| 1,000 | 2.0 |", "| 2 | RuntimeError: no | – |"]
+    assert problems("x", {"lines": lines[:3]}) == []
+    assert problems("x", {"lines": lines}) == ["x: | 2 | RuntimeError: no | – |"]
+    assert problems("x", {"lines": lines[:2]}) == ["x: no rows"]
+
+
+def test_instructions_are_read_and_growth_over_ten_per_cent_is_named():
+    from benches import instructions
+
+    assert instructions.counted("version: 1\nsummary: 12345\nfn=x\n1 5\n") == 12345
+    assert instructions.counted("fn=x\ntotals: 7\n") == 7
+    with pytest.raises(ValueError, match="no line of totals"):
+        instructions.counted("fn=x\n")
+    before = {"a": 1_000, "b": 1_000, "c": 1_000}
+    (text,) = instructions.grown(before, {"a": 1_100, "b": 1_101})
+    assert text.startswith("b: 1,101 instructions a noop, +10% to the 1,000")
+
+
+def test_instructions_of_another_toolchain_are_not_compared_and_that_is_said(monkeypatch, tmp_path, capsys):
+    from benches import instructions
+
+    other = {"rustc": "another"}
+    monkeypatch.setattr(instructions, "toolchain", lambda: other)
+    assert instructions.main([]) == 0
+    assert "SKIPPED" in capsys.readouterr().out
+    table = {
+        "toolchain": other,
+        "per_noop": {"engine": 100, "loose": 100},
+        "spread": {"engine": 0, "loose": 0.5},
+    }
+    path = tmp_path / "counts.json"
+    path.write_text(json.dumps(table))
+    monkeypatch.setattr(instructions, "COUNTS", path)
+    for count, status in ((110, 0), (111, 1)):
+        monkeypatch.setattr(instructions, "per_noop", lambda name, count=count: {"engine": count}[name])
+        assert instructions.main([]) == status
+    assert "GROWN: engine" in capsys.readouterr().out
