@@ -191,6 +191,8 @@ def test_nothing_of_it_goes_through_the_parent(hosts: Hosts) -> None:
     add = hosts.register("orch_add")
     hosts.start()
     buffer = hosts.buffer(16 * MIB)
+    for offset in range(0, 16 * MIB, 64 * 1024):  # small pieces go on the command lane
+        hosts.worker.remote_copy_from(buffer, bytearray(64 * 1024), offset=offset)
     window = hosts.window(buffer)
     before = parent_bytes()
     assert before > 16 * MIB, "the count sees what did go through the parent"
@@ -399,9 +401,10 @@ def test_r_239_an_importer_that_is_killed_during_a_write_back_harms_nobody(
         thread.join(60)
     assert [type(error) for error in failures] != [], "the task ended"
     assert segments_of(owner) == segments
-    # The owner goes on; what is there is old or new, byte for byte.
+    # The owner goes on; what is there is old or new, byte for byte, and nothing comes later (`peer_fence`).
     got, old = hosts.content(buffer), pattern(nbytes)
     assert ((got == old) | (got == 200)).all()
+    assert not any(local == owner_port and state == ESTABLISHED for state, local, *_ in connections(owner))
     hosts.run(add, (ref(buffer), INOUT), value=1, on=hosts.owner)
     assert (hosts.content(buffer) == got + 1).all()
 

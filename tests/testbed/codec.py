@@ -303,6 +303,7 @@ TABLE: dict[str, list[Any]] = {
         Text("segment", 255),
         RESERVED,
     ],
+    "peer_fence": [*BUFFER, *_numbers(importer_session_id="Q", lasting="I")],
     "stage_begin": [Number("blob_size", "Q"), Blob("blob_sha256", size=32)],
     "stage_token": [Blob("token", 1024)],
     "stage_append": [Blob("token", 1024), Number("offset", "Q"), Blob("part", 16 * MIB - 4096)],

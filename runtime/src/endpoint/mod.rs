@@ -164,6 +164,16 @@ pub enum ControlRequest {
         /// The importer's id of the import.
         import: ImportId,
     },
+    /// Have the owner of a buffer stop writing what a failed importer sent. Answered when nothing of it is written any more; what
+    /// names the buffer afterwards comes after that (extension `peer_fence`).
+    Fence {
+        /// The owner's buffer.
+        buffer: BufferKey,
+        /// Session of the importer.
+        importer: u64,
+        /// It is lost, and nothing of it is to be served again.
+        lasting: bool,
+    },
     /// Drop the mapping of a region in a child.
     DropRegion {
         /// Region id.
@@ -303,6 +313,8 @@ pub struct EndpointInfo {
     pub session: Option<u64>,
     /// Payload bytes of one frame to or from a remote endpoint: what a step of a copy may move.
     pub frame_bytes: u32,
+    /// Bytes of one copy request, where copies do not travel in frames.
+    pub copy_step: Option<u64>,
 }
 
 /// The endpoint is lost; `poll_event` says why.

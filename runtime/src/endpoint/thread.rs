@@ -116,6 +116,7 @@ impl ThreadEndpoint {
                 step: RegisterStep::Commit,
                 ..
             }
+            | ControlRequest::Fence { .. }
             | ControlRequest::DropRegion { .. } => Ok(ControlReply::Done),
             _ => Err(self.unsupported(
                 "a remote buffer",
@@ -195,6 +196,7 @@ impl Endpoint for ThreadEndpoint {
             shares_memory: true,
             session: None,
             frame_bytes: MAX_PAYLOAD_BYTES,
+            copy_step: None,
         }
     }
 

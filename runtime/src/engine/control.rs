@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use echelon_wire::limits::MAX_PAYLOAD_BYTES;
 
+use super::copies::{step_at, step_limit};
 use super::finish::knows_no_import;
 use super::record::{ControlCell, Flight, Undo};
 use super::{Core, Engine, WaitEnd};
@@ -66,15 +67,17 @@ impl Engine {
         self.await_control(asked, what, None)
     }
 
-    /// Payload bytes of a frame that an endpoint takes.
-    pub(crate) fn frame_bytes(&self, endpoint: EndpointId) -> u32 {
+    /// Most bytes of one copy request that an endpoint takes.
+    pub(crate) fn copy_step(&self, endpoint: EndpointId, to_remote: bool) -> u64 {
         let core = self.core.lock();
-        core.slot(endpoint)
-            .map_or(MAX_PAYLOAD_BYTES, |slot| slot.info.frame_bytes)
+        core.slot(endpoint).map_or_else(
+            || step_limit(to_remote, MAX_PAYLOAD_BYTES),
+            |slot| step_at(&slot.info, to_remote),
+        )
     }
 
     /// Sends a control; the cell gets the answer. Who was asked is told under the lock under which it was sent.
-    fn send_control(
+    pub(crate) fn send_control(
         &self,
         endpoint: EndpointId,
         request: ControlRequest,
@@ -173,7 +176,7 @@ impl Core {
         Ok(ticket)
     }
 
-    fn control_error(
+    pub(crate) fn control_error(
         &self,
         endpoint: EndpointId,
         what: &'static str,
@@ -195,6 +198,31 @@ impl Core {
                 message: other.to_string(),
             },
         }
+    }
+
+    /// Nobody waits for a copy any more: `close()` tells when it has failed.
+    pub(crate) fn unwatch_copy(
+        &mut self,
+        what: &'static str,
+        endpoint: EndpointId,
+        cell: ControlCell,
+    ) {
+        let went_well = |cell: &ControlCell| matches!(&*cell.lock(), Some(Ok(_)));
+        self.unwatched.retain(|(_, _, cell)| !went_well(cell));
+        if !went_well(&cell) {
+            self.unwatched.push((what, endpoint, cell));
+        }
+    }
+
+    /// Copies that failed and that nobody waited for, told once.
+    pub(crate) fn unwatched_failures(&mut self) -> Vec<String> {
+        let unwatched = std::mem::take(&mut self.unwatched);
+        let failed = unwatched.into_iter().filter_map(|(what, endpoint, cell)| {
+            let failure = cell.lock().take()?.err()?;
+            let error = self.control_error(endpoint, what, failure);
+            Some(format!("{what}, for which nobody waited, failed: {error}"))
+        });
+        failed.collect()
     }
 
     /// Tells every local worker that a region is gone; a dead or slow one blocks nobody.

@@ -7,7 +7,7 @@ use echelon_wire::limits::{MAX_COPY_FROM_BYTES, MAX_COPY_TO_BYTES, MAX_PAYLOAD_B
 use super::record::{Flight, Work};
 use super::Core;
 use crate::buffer::RemoteBuffer;
-use crate::endpoint::{BufferKey, ControlFailure, ControlReply, ControlRequest};
+use crate::endpoint::{BufferKey, ControlFailure, ControlReply, ControlRequest, EndpointInfo};
 use crate::error::FailureKind;
 use crate::graph::{EndpointId, Event, MemberResult, TaskId};
 use crate::memory::HostMemory;
@@ -22,6 +22,12 @@ pub(crate) fn step_limit(to_remote: bool, frame_bytes: u32) -> u64 {
     };
     // What a smaller frame is short of, a step is short of too. No lane has frames below 64 KiB.
     limit - u64::from(MAX_PAYLOAD_BYTES - frame_bytes.min(MAX_PAYLOAD_BYTES))
+}
+
+/// Most bytes of a step to or from one endpoint.
+pub(crate) fn step_at(info: &EndpointInfo, to_remote: bool) -> u64 {
+    let in_frames = step_limit(to_remote, info.frame_bytes);
+    info.copy_step.unwrap_or(in_frames)
 }
 
 /// A range of a buffer at its owner.
@@ -111,8 +117,8 @@ pub(crate) struct CopyJob {
     between: Option<HostMemory>,
     /// The step in flight fills `between`; the next one sends it on.
     reading: bool,
-    /// Payload bytes of a frame that both sides take.
-    frame_bytes: u32,
+    /// Most bytes of a step.
+    limit: u64,
     started_ns: u64,
 }
 
@@ -125,14 +131,9 @@ impl CopyJob {
             done: 0,
             between: None,
             reading: false,
-            frame_bytes: MAX_PAYLOAD_BYTES,
+            limit: step_limit(true, MAX_PAYLOAD_BYTES),
             started_ns: 0,
         }
-    }
-
-    /// Most bytes of a step; a copy between two remote sides is bound by its second half.
-    fn limit(&self) -> u64 {
-        step_limit(matches!(self.dst, CopySide::Remote(_)), self.frame_bytes)
     }
 
     /// Where the next step goes; `None` when it needs no endpoint.
@@ -157,7 +158,7 @@ impl CopyJob {
         if left == 0 {
             return Ok(None);
         }
-        let step = left.min(self.limit());
+        let step = left.min(self.limit);
         let text = |error: crate::memory::MemoryError| error.to_string();
         Ok(match (&self.dst, &self.src) {
             (CopySide::Local(dst), CopySide::Local(src)) => {
@@ -203,7 +204,7 @@ impl CopyJob {
         if std::mem::take(&mut self.reading) {
             return;
         }
-        self.done += (self.src.nbytes() - self.done).min(self.limit());
+        self.done += (self.src.nbytes() - self.done).min(self.limit);
         self.between = None;
     }
 }
@@ -222,14 +223,20 @@ impl Core {
     pub(crate) fn start_copy(&mut self, task: TaskId) -> Option<Event> {
         if let Some(Work::Copy(job)) = self.records.get_mut(&task).map(|record| &mut record.work) {
             job.started_ns = now_ns();
-            for side in [&job.dst, &job.src] {
-                let CopySide::Remote(range) = side else {
-                    continue;
-                };
-                let slot = self.endpoints.get(range.endpoint.0 as usize);
-                let frame_bytes = slot.map_or(MAX_PAYLOAD_BYTES, |slot| slot.info.frame_bytes);
-                job.frame_bytes = job.frame_bytes.min(frame_bytes);
-            }
+            let at = |side: &CopySide| match side {
+                CopySide::Local(_) => None,
+                CopySide::Remote(range) => self.endpoints.get(range.endpoint.0 as usize),
+            };
+            job.limit = match (at(&job.dst), at(&job.src)) {
+                // Through the parent's memory, of which such a copy has no more than a frame holds.
+                (Some(dst), Some(src)) => {
+                    let frame_bytes = dst.info.frame_bytes.min(src.info.frame_bytes);
+                    step_limit(true, frame_bytes)
+                }
+                (Some(dst), None) => step_at(&dst.info, true),
+                (None, Some(src)) => step_at(&src.info, false),
+                (None, None) => job.limit,
+            };
         }
         self.next_copy_step(task)
     }

@@ -76,6 +76,7 @@ impl Core {
         let lost = lost.map(|failure| failure.message.clone());
         let result = self.settle_member(task, member, endpoint, report);
         if let Some(reason) = lost {
+            self.fence_off(task, member, false);
             return self.lose_member((task, member), endpoint, &reason);
         }
         self.feed(Event::MemberDone {
@@ -245,6 +246,11 @@ impl Core {
         let why = self.give_up_position(endpoint, reason);
         if let Some(why) = &why {
             self.close_position(endpoint, why);
+        }
+        for (_, flight) in &flights {
+            if let Flight::Member { task, member, .. } = flight {
+                self.fence_off(*task, *member, true);
+            }
         }
         let mut copies = Vec::new();
         for (ticket, flight) in flights {

@@ -11,6 +11,7 @@ mod copies;
 mod dispatch;
 mod drive;
 mod events;
+mod fences;
 mod finish;
 mod prepare;
 mod record;
@@ -76,6 +77,8 @@ pub(crate) struct Core {
     pub(crate) pending_releases: Vec<RemoteBuffer>,
     /// Likewise, of what no handle was made for.
     pending_undos: Vec<Undo>,
+    /// Copies that nobody waits for.
+    unwatched: Vec<(&'static str, EndpointId, ControlCell)>,
     /// What the driver thread is to do without the lock.
     errands: succession::Errands,
     timers: attempts::Timers,
@@ -119,6 +122,7 @@ impl Engine {
             finished: 0,
             pending_releases: Vec::new(),
             pending_undos: Vec::new(),
+            unwatched: Vec::new(),
             errands: succession::Errands::default(),
             timers: attempts::Timers::default(),
             max_attempts: 1,

@@ -97,6 +97,8 @@ pub(super) struct Connected {
     pub(super) health: PlainChannel,
     pub(super) features: Features,
     pub(super) credits: Credits,
+    /// Where the command lane is.
+    pub(super) host: std::net::IpAddr,
     pub(super) pid: u32,
 }
 
@@ -129,6 +131,7 @@ pub(super) fn establish(
         health,
         features,
         credits,
+        host: command_at.ip(),
         pid,
     })
 }

@@ -13,6 +13,7 @@ use echelon_wire::limits::MAX_INLINE_BYTES;
 use echelon_wire::order::Scope;
 use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
 
+use super::bulk::{is_negotiated, Bulk, BulkConfig, STEP_BYTES};
 use super::connect::{establish, StartError};
 use super::health::{HealthMonitor, HealthThread};
 use super::lane::{Lane, LaneThread, Ring};
@@ -44,7 +45,11 @@ pub struct RemoteEndpoint {
     pid: u32,
     features: Features,
     frame_bytes: u32,
-    same_host: bool,
+    side: Side,
+    /// Large copies, and the order of everything around them.
+    bulk: Bulk,
+    /// The lane has ended and something is still being moved.
+    lost: Option<EndpointEvent>,
     lane: Arc<Lane>,
     thread: LaneThread,
     health: HealthThread,
@@ -82,17 +87,21 @@ impl RemoteEndpoint {
         let now = Instant::now();
         let answering = connected.features.contains(Features::HEALTH_ECHO);
         let clock = Arc::new(StallClock::new(timeout, answering, now));
-        let (lane, mut thread) = Lane::start(command, config, &name, ring, Arc::clone(&clock))
-            .map_err(StartError::Thread)?;
-        let mut monitor = HealthMonitor::new(session, worker, timeout, now);
-        if answering {
-            monitor = monitor.answering();
-        }
-        let health: Arc<dyn Channel> = Arc::new(connected.health);
-        let health = hit_at("remote.watch", worker.0)
-            .map_err(std::io::Error::from)
-            .and_then(|()| HealthThread::start(health, monitor, Arc::clone(&lane), clock, &name));
-        let health = match health {
+        let (lane, mut thread) = Lane::start(
+            command,
+            config,
+            &name,
+            Arc::clone(&ring),
+            Arc::clone(&clock),
+        )
+        .map_err(StartError::Thread)?;
+        let watched = Watched {
+            channel: Arc::new(connected.health),
+            monitor: HealthMonitor::new(session, worker, timeout, now),
+            answering,
+            clock,
+        };
+        let health = match watched.start(worker, &lane, &name) {
             Ok(health) => health,
             Err(error) => {
                 lane.lose("its health lane could not be watched");
@@ -102,6 +111,12 @@ impl RemoteEndpoint {
         };
         let (features, pid) = (connected.features, connected.pid);
         let frame_bytes = config.credits.max_frame_bytes;
+        let side = Side {
+            features,
+            same_host: spec.same_host,
+        };
+        let bulk = BulkConfig::of(&config, side, connected.host);
+        let bulk = Bulk::new(name.clone(), bulk, Arc::clone(&lane), ring);
         Ok(Self {
             name,
             worker,
@@ -109,7 +124,9 @@ impl RemoteEndpoint {
             pid,
             features,
             frame_bytes,
-            same_host: spec.same_host,
+            side,
+            bulk,
+            lost: None,
             lane,
             thread,
             health,
@@ -122,6 +139,15 @@ impl RemoteEndpoint {
     #[must_use]
     pub fn features(&self) -> Features {
         self.features
+    }
+
+    /// The end is told when nothing is moved any more: until then the caller's memory is in use.
+    fn lose(&mut self, lost: EndpointEvent) -> Option<EndpointEvent> {
+        if self.bulk.lose() {
+            return Some(lost);
+        }
+        self.lost = Some(lost);
+        None
     }
 
     fn gone(&self, reason: String) -> EndpointGone {
@@ -159,6 +185,31 @@ impl RemoteEndpoint {
         let bytes = bytes.map_err(|error| error.to_string())?;
         let scope = Scope::of_command(FrameType::Task, &bytes, self.features);
         Ok((bytes, scope))
+    }
+}
+
+/// A health lane that is to be watched.
+struct Watched {
+    channel: Arc<dyn Channel>,
+    monitor: HealthMonitor,
+    answering: bool,
+    clock: Arc<StallClock>,
+}
+
+impl Watched {
+    fn start(
+        self,
+        worker: WorkerId,
+        lane: &Arc<Lane>,
+        name: &str,
+    ) -> std::io::Result<HealthThread> {
+        let monitor = if self.answering {
+            self.monitor.answering()
+        } else {
+            self.monitor
+        };
+        hit_at("remote.watch", worker.0).map_err(std::io::Error::from)?;
+        HealthThread::start(self.channel, monitor, Arc::clone(lane), self.clock, name)
     }
 }
 
@@ -228,20 +279,21 @@ impl Endpoint for RemoteEndpoint {
             shares_memory: false,
             session: Some(self.session),
             frame_bytes: self.frame_bytes,
+            copy_step: is_negotiated(self.side).then_some(STEP_BYTES),
         }
     }
 
     fn submit(&mut self, ticket: Ticket, task: &OutboundTask<'_>) -> Result<(), SubmitError> {
         let (payload, scope) = self.encode_task(task).map_err(SubmitError::Refused)?;
-        self.lane
+        self.bulk
             .send(Request::task(ticket, payload, scope))
             .map_err(|reason| self.gone(reason).into())
     }
 
     fn control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<(), EndpointGone> {
-        let side = Side {
-            features: self.features,
-            same_host: self.same_host,
+        let request = match self.bulk.take(ticket, request) {
+            Ok(()) => return Ok(()),
+            Err(request) => request,
         };
         if let Some(digest) = undone(&request) {
             for staging in self.stagings.values_mut() {
@@ -254,7 +306,7 @@ impl Endpoint for RemoteEndpoint {
                 Ok(first)
             }
             Some(Err(failure)) => Err(failure),
-            None => encode(self.worker, side, request),
+            None => encode(self.worker, self.side, request),
         };
         let request = match outgoing {
             Ok(outgoing) => {
@@ -274,20 +326,38 @@ impl Endpoint for RemoteEndpoint {
                     .map_err(|r| self.gone(r));
             }
         };
-        self.lane.send(request).map_err(|reason| self.gone(reason))
+        let sent = self.bulk.send(request);
+        sent.map_err(|reason| self.gone(reason))
     }
 
     fn poll_event(&mut self) -> Option<EndpointEvent> {
         loop {
-            let event = self.lane.poll_event(&mut self.lost_told)?;
-            let EndpointEvent::ControlDone { ticket, result } = event else {
+            if let Some(event) = self.bulk.poll_event() {
                 return Some(event);
+            }
+            if let Some(lost) = self.lost.take() {
+                return self.lose(lost);
+            }
+            let event = self.lane.poll_event(&mut self.lost_told)?;
+            let (ticket, result) = match event {
+                EndpointEvent::ControlDone { ticket, result } => (ticket, result),
+                EndpointEvent::Done { ticket, .. } => {
+                    self.bulk.ended(ticket);
+                    return Some(event);
+                }
+                lost @ EndpointEvent::Lost { .. } => return self.lose(lost),
             };
             let Some(mut staging) = self.stagings.remove(&ticket) else {
-                return Some(EndpointEvent::ControlDone { ticket, result });
+                if let Some(event) = self.bulk.answered(ticket, result) {
+                    return Some(event);
+                }
+                continue;
             };
             match staging.next(result) {
-                Next::Answer(result) => return Some(EndpointEvent::ControlDone { ticket, result }),
+                Next::Answer(result) => {
+                    self.bulk.ended(ticket);
+                    return Some(EndpointEvent::ControlDone { ticket, result });
+                }
                 Next::Send(outgoing) => {
                     // A lane that has ended reports its loss, which answers for the ticket too.
                     let scope = outgoing.scope(self.features);
@@ -312,6 +382,7 @@ impl Endpoint for RemoteEndpoint {
 
     fn finish_close(&mut self, deadline: Instant) -> Result<(), String> {
         self.begin_close();
+        self.bulk.close(deadline);
         // Both lanes end when the session has: then nothing of it is left.
         let in_order = self.thread.join(deadline);
         if !in_order {

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel::{bounded, Receiver};
+use echelon_wire::order::Scope;
 use parking_lot::Mutex;
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags};
 
@@ -13,7 +14,7 @@ use super::reader::FrameReader;
 use super::stall::StallClock;
 use super::state::{LaneConfig, LaneError, LaneState, Request};
 use crate::channel::{timespec, Channel, Step};
-use crate::endpoint::EndpointEvent;
+use crate::endpoint::{EndpointEvent, Ticket};
 
 /// Rings the worker's bell.
 pub(crate) type Ring = Arc<dyn Fn() + Send + Sync>;
@@ -110,6 +111,11 @@ impl Lane {
             (self.ring)();
         }
         Ok(())
+    }
+
+    /// The requests without an answer that one with this scope may not overtake. What the caller has not polled yet counts as answered.
+    pub(crate) fn unanswered(&self, scope: &Scope) -> Vec<Ticket> {
+        self.inner.lock().state.unanswered(scope)
     }
 
     /// Gives an answer that needed no frame.

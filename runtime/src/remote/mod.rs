@@ -6,9 +6,11 @@
 //! * `lane` is its edge: one thread that polls, and a first write by whoever submits;
 //! * `health` is the other lane: it alone decides about liveness, and its verdict wakes every waiter; `stall` knows whether we ran;
 //! * `transport` chooses how an importer reaches an owner's bytes;
+//! * `bulk` moves large copies around the lane, and keeps the order of all around them;
 //! * `staging` brings machine code that is larger than a frame;
 //! * `endpoint` puts them behind the [`crate::endpoint::Endpoint`] trait, `requests` turns controls into frames and back.
 
+mod bulk;
 mod connect;
 mod endpoint;
 mod handshake;
@@ -29,7 +31,7 @@ pub use health::{HealthMonitor, Verdict};
 pub use spec::{RemoteWorkerSpec, SpecError};
 
 /// Extensions that this parent can use; offered in the manifest.
-pub(crate) const OFFERED: [&str; 9] = [
+pub(crate) const OFFERED: [&str; 12] = [
     "pipelining",
     "task_tags",
     "timed_completion",
@@ -38,5 +40,8 @@ pub(crate) const OFFERED: [&str; 9] = [
     "health_echo",
     "float64",
     "peer_fetch",
+    "peer_fence",
+    "data_lane",
+    "same_host",
     "staged_blobs",
 ];

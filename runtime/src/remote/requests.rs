@@ -7,10 +7,10 @@ use echelon_wire::error::EncodeError;
 use echelon_wire::frame::control::buffer::{AllocCommand, CopyHeader, FreeCommand};
 use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand};
 use echelon_wire::frame::control::transfer::{
-    ExportRequest, ExportResult, ImportRequest, ReleaseImport,
+    ExportRequest, ExportResult, ImportRequest, PeerFence, ReleaseImport,
 };
 use echelon_wire::frame::{Control, ControlName, Features, FrameType};
-use echelon_wire::id::{ImportId, WorkerId};
+use echelon_wire::id::{ImportId, SessionId, WorkerId};
 use echelon_wire::limits::{MAX_COPY_FROM_BYTES, MAX_COPY_TO_BYTES};
 use echelon_wire::order::Scope;
 
@@ -95,6 +95,11 @@ pub(crate) fn encode(
             let export = side.import_of(*export).map_err(ControlFailure::Refused)?;
             import(worker, export, access).map_err(refused)
         }
+        ControlRequest::Fence {
+            buffer,
+            importer,
+            lasting,
+        } => fence((worker, side), buffer, SessionId(importer), lasting),
         ControlRequest::ReleaseImport {
             owner,
             buffer,
@@ -166,6 +171,25 @@ fn import(
     };
     let reply = ReplyKind::Imported { asked };
     control(ControlName::ImportBuffer, &command, reply)
+}
+
+fn fence(
+    (worker, side): (WorkerId, Side),
+    buffer: BufferKey,
+    importer: SessionId,
+    lasting: bool,
+) -> Result<Outgoing, ControlFailure> {
+    if !side.features.contains(Features::PEER_FENCE) {
+        return Err(unsupported("a fence", "the session has no peer_fence"));
+    }
+    let command = PeerFence {
+        worker_id: worker,
+        buffer_id: buffer.buffer,
+        generation: buffer.generation,
+        importer,
+        lasting,
+    };
+    control(ControlName::PeerFence, &command, ReplyKind::Empty).map_err(refused)
 }
 
 fn refused(error: EncodeError) -> ControlFailure {
@@ -269,16 +293,33 @@ fn copy_to(
         .encode_copy_to_head(&mut writer)
         .map_err(|error| ControlFailure::Refused(error.to_string()))?;
     let mut payload = writer.into_bytes();
-    let start = payload.len();
-    payload.resize(start + source.len(), 0);
-    source
-        .copy_out(0, &mut payload[start..])
-        .map_err(|error| ControlFailure::Refused(error.to_string()))?;
+    source.append_to(&mut payload);
     Ok(Outgoing {
         name: ControlName::CopyToRemote,
         payload,
         reply: ReplyKind::Empty,
     })
+}
+
+/// The payload of a copy without its bytes, for what it may overtake.
+pub(super) fn copy_scope_payload(
+    worker: WorkerId,
+    to_remote: bool,
+    buffer: BufferKey,
+) -> Result<Vec<u8>, EncodeError> {
+    let header = CopyHeader {
+        worker_id: worker,
+        buffer_id: buffer.buffer,
+        generation: buffer.generation,
+        offset: 0,
+        size: 0,
+    };
+    let name = if to_remote {
+        ControlName::CopyToRemote
+    } else {
+        ControlName::CopyFromRemote
+    };
+    Ok(control(name, &header, ReplyKind::Empty)?.payload)
 }
 
 fn copy_from(

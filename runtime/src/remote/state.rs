@@ -96,6 +96,10 @@ impl Request {
             scope,
         }
     }
+
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.scope
+    }
 }
 
 /// Identity and bounds of a lane.
@@ -165,6 +169,15 @@ impl LaneState {
                     .push_back(request.expected.refused(request.ticket, error.to_string())),
             }
         }
+    }
+
+    /// The requests without an answer that one with this scope may not overtake.
+    pub(crate) fn unanswered(&self, scope: &Scope) -> Vec<Ticket> {
+        let queued = self.queue.iter();
+        let queued = queued.filter(|request| !scope.may_overtake(&request.scope));
+        let mut before = self.in_flight.before(scope);
+        before.extend(queued.map(|request| request.ticket));
+        before
     }
 
     /// Appends a request; it is put into the outbox when its turn has come. One that no frame of this lane holds is refused at once

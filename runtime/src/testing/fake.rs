@@ -164,6 +164,7 @@ impl FakeWorld {
             shares_memory: worker.is_none(),
             session: worker.map(|id| 1000 * (1 + u64::from(later)) + u64::from(id.unsigned_abs())),
             frame_bytes: MAX_PAYLOAD_BYTES,
+            copy_step: None,
         };
         let state = State {
             shares_memory: worker.is_none(),

@@ -153,7 +153,8 @@ impl Live {
             }
         }
         let mut core = self.engine.core.lock();
-        let uncertain = core.give_up(CLOSED, left);
+        let mut uncertain = core.give_up(CLOSED, left);
+        uncertain.extend(core.unwatched_failures());
         drop(core);
         self.engine.wake();
         if survivors.is_empty() {

@@ -7,6 +7,7 @@ mod builder;
 mod callable_handle;
 mod chips;
 mod close;
+mod copies;
 mod init;
 mod locals;
 mod options;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use builder::{ChildProgram, WorkerBuilder};
 pub use callable_handle::CallableHandle;
+pub use copies::PendingCopy;
 pub use options::TaskOptions;
 pub(crate) use orchestrator::ScopedBlock;
 pub use orchestrator::{CopySide, Orchestrator, TaskHandle};

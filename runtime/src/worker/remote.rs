@@ -8,7 +8,7 @@ use crate::buffer::{
     access_name, buffer_key, BufferFacts, ExportFacts, RemoteBuffer, RemoteExport,
 };
 use crate::endpoint::{ControlReply, ControlRequest};
-use crate::engine::{step_limit, Asked, ControlCell, CopySide, Engine};
+use crate::engine::{Asked, ControlCell, CopySide, Engine};
 use crate::error::Error;
 use crate::graph::EndpointId;
 use crate::memory::HostMemory;
@@ -184,26 +184,18 @@ impl Worker {
         } else {
             "remote_copy_from"
         };
-        let engine = self.engine("copy with")?;
-        if buffer.is_imported() {
-            return Err(Error::handle(
-                "buffer",
-                "this is an import; copy with the owner's handle",
-            ));
-        }
-        buffer.check_live(what)?;
         let nbytes = host.len() as u64;
-        buffer.check_range(what, offset, nbytes)?;
+        let engine = self.copyable(what, buffer, offset, nbytes)?;
         let _pin = Pinned::take(&engine, buffer, what)?;
         let CopySide::Remote(range) = CopySide::of_buffer(buffer, offset, nbytes) else {
             return Ok(());
         };
-        let frame_bytes = engine.frame_bytes(range.endpoint);
+        let limit = engine.copy_step(range.endpoint, to);
         let mut done = 0;
         loop {
             // Each step may be answered before its wait asks for the first time.
             engine.interrupt.check().map_err(|_| Error::Interrupted)?;
-            let step = (nbytes - done).min(step_limit(to, frame_bytes));
+            let step = (nbytes - done).min(limit);
             // Offsets within this process's memory fit `usize`.
             let part = host.slice(done as usize, step as usize)?;
             let (endpoint, request) = if to {

@@ -13,6 +13,7 @@ use echelon_wire::id::{BufferId, Generation, Sequence, SessionId, WorkerId};
 use echelon_wire::limits::{MAX_PEER_CHUNK_BYTES, MAX_PEER_MESSAGE_BYTES, PEER_HEAD_BYTES};
 use parking_lot::Mutex;
 
+use super::fence::Mark;
 use super::lane::unexpected;
 use super::link::Link;
 use super::PeerError;
@@ -58,21 +59,23 @@ type OwnerKey = (SessionId, WorkerId, SocketAddrV4);
 #[derive(Debug)]
 struct Dialled {
     link: Link,
-    next: u64,
+    next: u32,
 }
 
 /// Lanes to owners.
 #[derive(Debug)]
 pub(super) struct Client {
     lifeline: Arc<Lifeline>,
+    mark: Mark,
     limit: Duration,
     kept: Mutex<HashMap<OwnerKey, Dialled>>,
 }
 
 impl Client {
-    pub(super) fn new(lifeline: Arc<Lifeline>, limit: Duration) -> Self {
+    pub(super) fn new(lifeline: Arc<Lifeline>, mark: Mark, limit: Duration) -> Self {
         Self {
             lifeline,
+            mark,
             limit,
             kept: Mutex::default(),
         }
@@ -134,8 +137,8 @@ impl Client {
         loop {
             while waiting.len() < IN_FLIGHT {
                 let Some(chunk) = chunks.next() else { break };
-                let sequence = Sequence(dialled.next);
-                dialled.next += 1;
+                let sequence = self.mark.sequence(dialled.next);
+                dialled.next = dialled.next.wrapping_add(1);
                 let chunk = chunk?;
                 self.request(&dialled.link, direction, sequence, &chunk)?;
                 waiting.push_back((sequence, chunk));

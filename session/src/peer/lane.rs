@@ -11,6 +11,7 @@ use echelon_wire::frame::{truncate_utf8, FrameHeader, FrameType};
 use echelon_wire::id::{Sequence, SessionId, WorkerId};
 use echelon_wire::limits::{MAX_PEER_MESSAGE_BYTES, PEER_HEAD_BYTES};
 
+use super::fence::Listed;
 use super::link::Link;
 use super::{PeerError, Tickets};
 
@@ -52,6 +53,7 @@ pub(super) struct Service<'a> {
     pub(super) session: SessionId,
     pub(super) worker: WorkerId,
     pub(super) tickets: &'a Tickets,
+    pub(super) listed: &'a Listed,
     pub(super) stage: &'a Stage,
     /// How long a frame may take on its way.
     pub(super) limit: Duration,
@@ -98,6 +100,8 @@ impl Service<'_> {
             FrameType::PeerWrite => AccessFlags::WRITE,
             _ => return Err(unexpected(&header)),
         };
+        // Until the answer is written: a fence waits for it.
+        let _working = self.listed.enter(header.sequence)?;
         let range = self.read_range(&header, deadline)?;
         let memory = match self.tickets.admit(&range, needed) {
             Ok(memory) => memory,

@@ -8,6 +8,7 @@
 //! waits for nobody, and what was being transferred is refused at the next request.
 
 mod client;
+mod fence;
 mod lane;
 mod link;
 mod port;
@@ -29,6 +30,7 @@ use rustix::io::Errno;
 use crate::runner::lifeline::Lifeline;
 use client::Client;
 pub(crate) use client::Source;
+use fence::{Fences, Mark};
 use port::Port;
 pub use tickets::TicketError;
 pub(crate) use tickets::{Tickets, Window};
@@ -73,6 +75,9 @@ pub(crate) enum PeerError {
         /// Its sequence.
         sequence: u64,
     },
+    /// The importer was given up by the parent.
+    #[error("the importer was given up, and its requests are not served any more")]
+    Fenced,
     /// Mapped memory.
     #[error("{0}")]
     Memory(MemoryError),
@@ -123,17 +128,23 @@ pub(crate) struct Peers {
     identity: Identity,
     lifeline: Arc<Lifeline>,
     tickets: Arc<Tickets>,
+    fences: Arc<Fences>,
     port: Mutex<Option<Port>>,
     client: Client,
 }
 
 impl Peers {
     pub(crate) fn new(identity: Identity, lifeline: Arc<Lifeline>) -> Self {
-        let client = Client::new(Arc::clone(&lifeline), identity.limit);
+        let client = Client::new(
+            Arc::clone(&lifeline),
+            Mark::of(identity.session),
+            identity.limit,
+        );
         Self {
             identity,
             lifeline,
             tickets: Arc::default(),
+            fences: Arc::default(),
             port: Mutex::new(None),
             client,
         }
@@ -142,6 +153,14 @@ impl Peers {
     /// What importers may do.
     pub(crate) fn tickets(&self) -> &Arc<Tickets> {
         &self.tickets
+    }
+
+    /// Answers when nothing that an importer sent before is being carried out any more. `lasting`: it is never served again.
+    ///
+    /// # Errors
+    /// As [`Fences::raise`].
+    pub(crate) fn keep_away(&self, importer: SessionId, lasting: bool) -> Result<(), String> {
+        self.fences.raise(importer, lasting, self.identity.limit)
     }
 
     /// An import was released: the lane to its owner is closed. Others of the same owner dial again.
@@ -161,6 +180,7 @@ impl Peers {
                 let opened = Port::open(
                     &self.identity,
                     Arc::clone(&self.tickets),
+                    Arc::clone(&self.fences),
                     Arc::clone(&self.lifeline),
                 )?;
                 port.insert(opened).number()

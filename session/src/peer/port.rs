@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use echelon_wire::frame::peer::Refusal;
 use echelon_wire::id::Sequence;
 
+use super::fence::Fences;
 use super::lane::{refusal, Service, Stage};
 use super::link::Link;
 use super::{Identity, PeerError, Tickets};
@@ -36,6 +37,7 @@ impl Port {
     pub(super) fn open(
         identity: &Identity,
         tickets: Arc<Tickets>,
+        fences: Arc<Fences>,
         lifeline: Arc<Lifeline>,
     ) -> std::io::Result<Self> {
         let listener = listener_for(identity.address, BACKLOG)?;
@@ -43,6 +45,7 @@ impl Port {
         let mut lanes = Lanes {
             identity: identity.clone(),
             tickets,
+            fences,
             lifeline: Arc::clone(&lifeline),
             open: Vec::new(),
         };
@@ -93,6 +96,7 @@ impl Lane {
 struct Lanes {
     identity: Identity,
     tickets: Arc<Tickets>,
+    fences: Arc<Fences>,
     lifeline: Arc<Lifeline>,
     /// In the order in which they were accepted.
     open: Vec<Lane>,
@@ -134,6 +138,7 @@ impl Lanes {
         let stream = Arc::new(stream);
         let stage = Arc::new(Stage::new());
         let weak = Arc::downgrade(&stream);
+        let listed = self.fences.list(&stream);
         let link = Link::new(stream, Arc::clone(&self.lifeline));
         let (identity, tickets) = (self.identity.clone(), Arc::clone(&self.tickets));
         let seen = Arc::clone(&stage);
@@ -145,6 +150,7 @@ impl Lanes {
                     session: identity.session,
                     worker: identity.worker,
                     tickets: &tickets,
+                    listed: &listed,
                     stage: &seen,
                     limit: identity.limit,
                 };

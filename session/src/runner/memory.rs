@@ -10,7 +10,7 @@ use echelon_wire::error::EncodeError;
 use echelon_wire::frame::control::buffer::{AllocCommand, CopyHeader, CopyTo, FreeCommand};
 use echelon_wire::frame::control::domain::reserved_control_message;
 use echelon_wire::frame::control::transfer::{
-    ExportRequest, ImportRequest, ReleaseImport, TcpDescriptor,
+    ExportRequest, ImportRequest, PeerFence, ReleaseImport, TcpDescriptor,
 };
 use echelon_wire::frame::{ControlName, Features};
 use echelon_wire::id::{Sequence, WorkerId};
@@ -119,6 +119,19 @@ impl Memory {
                         self.peers.forget(&fetched.source);
                     }
                 }
+                Ok(Vec::new())
+            }
+            ControlName::PeerFence => {
+                let fence = PeerFence::decode(command).map_err(text)?;
+                if fence.worker_id != self.worker_id {
+                    return Err(text(BufferError::WorkerMismatch {
+                        control: name,
+                        got: fence.worker_id,
+                        own: self.worker_id,
+                    }));
+                }
+                // The buffer may be freed by now; whose it was says who waits for the answer.
+                self.peers.keep_away(fence.importer, fence.lasting)?;
                 Ok(Vec::new())
             }
             // The main thread has what others need.

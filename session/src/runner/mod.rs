@@ -68,6 +68,9 @@ const SERVED: Features = Features::PIPELINING
     .union(Features::FLOAT64)
     .union(Features::TASK_TAGS)
     .union(Features::PEER_FETCH)
+    .union(Features::PEER_FENCE)
+    .union(Features::DATA_LANE)
+    .union(Features::SAME_HOST)
     .union(Features::STAGED_BLOBS);
 
 const LATE: &str = "the session was up only after the parent's start had ended; raise startup_timeout_s if it needs longer";

@@ -8,7 +8,7 @@ use crate::id::Sequence;
 use crate::limits::{MAX_ERROR_MESSAGE_BYTES, MAX_RESULT_BYTES};
 
 /// Names of the extensions in the order of their HELLO bits.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "pipelining",
     "task_tags",
     "conditions",
@@ -26,6 +26,7 @@ const NAMES: [&str; 17] = [
     "health_echo",
     "float64",
     "staged_blobs",
+    "peer_fence",
 ];
 
 /// A set of extensions: what a parent offers by name in the manifest and a session accepts by bit in HELLO.
@@ -69,6 +70,8 @@ impl Features {
     pub const FLOAT64: Self = Self(1 << 15);
     /// Machine code that no single control holds comes in parts before it is registered.
     pub const STAGED_BLOBS: Self = Self(1 << 16);
+    /// An importer that failed is kept away from the buffers that it wrote to.
+    pub const PEER_FENCE: Self = Self(1 << 17);
 
     /// The bits as in HELLO.
     pub const fn bits(self) -> u64 {
@@ -124,10 +127,14 @@ impl Features {
     /// The set without extensions that need one which is not in it.
     #[must_use]
     pub const fn usable(self) -> Self {
-        if self.contains(Self::PIPELINING) {
-            return self;
+        let mut set = self.0;
+        if !self.contains(Self::PIPELINING) {
+            set &= !Self::CONCURRENT_CONTROL.0;
         }
-        Self(self.0 & !Self::CONCURRENT_CONTROL.0)
+        if !self.contains(Self::PEER_FETCH) {
+            set &= !(Self::PEER_FENCE.0 | Self::DATA_LANE.0 | Self::SAME_HOST.0);
+        }
+        Self(set)
     }
 
     /// True when no bit is set.
@@ -157,7 +164,8 @@ impl Features {
             return Err(RuleViolation::new(
                 "HELLO.feature_flags",
                 hello_bits,
-                "concurrent_control needs pipelining",
+                "it has an extension without the one that this needs: concurrent_control needs pipelining; peer_fence, data_lane and \
+                 same_host need peer_fetch",
             )
             .into());
         }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use crate::buffer::{AddressSpace, RemoteTensorDesc};
 use crate::codec::Decode;
 use crate::frame::control::buffer::{CopyHeader, CopyTo, FreeCommand};
-use crate::frame::control::transfer::{ExportRequest, ImportRequest, ReleaseImport};
+use crate::frame::control::transfer::{ExportRequest, ImportRequest, PeerFence, ReleaseImport};
 use crate::frame::{Control, ControlName, Features, FrameType};
 use crate::id::{BufferId, WorkerId};
 use crate::task::{Carrier, TaskPayload};
@@ -154,6 +154,9 @@ impl Scope {
                     (Buffer(c.owner_worker_id, c.buffer_id), Alone),
                 ]
             }),
+            ControlName::PeerFence => PeerFence::decode(command)
+                .ok()
+                .map(|c| vec![(Buffer(c.worker_id, c.buffer_id), Alone)]),
             // Whatever they may need, and the trace, which has what came before it.
             _ => return Self::IN_ORDER,
         };

@@ -5,7 +5,8 @@ use echelon_wire::frame::control::chip::{ChipBlob, ChipCallablePayload};
 use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand};
 use echelon_wire::frame::control::stage::{StageAppend, StageBegin, StageToken};
 use echelon_wire::frame::control::transfer::{
-    ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport, TcpDescriptor,
+    ExportRequest, ExportResult, ImportRequest, ImportResult, PeerFence, ReleaseImport,
+    TcpDescriptor,
 };
 use echelon_wire::frame::peer::{PeerRange, PeerRefused};
 use echelon_wire::{
@@ -66,6 +67,16 @@ pub(crate) fn tcp_descriptor(m: &TcpDescriptor<'_>) -> Value {
         "host": m.host,
         "port": m.port,
         "segment": m.segment,
+    })
+}
+
+pub(crate) fn peer_fence(m: &PeerFence) -> Value {
+    json!({
+        "worker_id": m.worker_id.0,
+        "buffer_id": m.buffer_id.0,
+        "generation": m.generation.0,
+        "importer_session_id": m.importer.0,
+        "lasting": u32::from(m.lasting),
     })
 }
 

@@ -56,6 +56,7 @@ pub(crate) fn control_kinds(name: ControlName) -> &'static [&'static str] {
         ControlName::StageBegin => &["stage_begin", "stage_token"],
         ControlName::StageAppend => &["stage_append"],
         ControlName::StageSeal | ControlName::StageDrop => &["stage_token"],
+        ControlName::PeerFence => &["peer_fence"],
         ControlName::CommInit
         | ControlName::AllocDomain
         | ControlName::ReleaseDomain

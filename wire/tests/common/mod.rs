@@ -17,7 +17,8 @@ use echelon_wire::frame::control::chip::ChipCallablePayload;
 use echelon_wire::frame::control::register::{DigestCommand, RegisterCommand};
 use echelon_wire::frame::control::stage::{StageAppend, StageBegin, StageToken};
 use echelon_wire::frame::control::transfer::{
-    ExportRequest, ExportResult, ImportRequest, ImportResult, ReleaseImport, TcpDescriptor,
+    ExportRequest, ExportResult, ImportRequest, ImportResult, PeerFence, ReleaseImport,
+    TcpDescriptor,
 };
 use echelon_wire::frame::peer::{PeerRange, PeerRefused};
 use echelon_wire::{
@@ -28,7 +29,7 @@ use echelon_wire::{
 use serde_json::{json, Map, Value};
 
 /// All kinds that [`recode`] knows.
-pub(crate) const KINDS: [&str; 42] = [
+pub(crate) const KINDS: [&str; 43] = [
     "hello",
     "hello_pipelined",
     "call_config",
@@ -71,12 +72,14 @@ pub(crate) const KINDS: [&str; 42] = [
     "stage_begin",
     "stage_token",
     "stage_append",
+    "peer_fence",
 ];
 
 /// Features under which the extension kinds are decoded.
 pub(crate) const EXTENDED: Features = Features::TIMED_COMPLETION
     .union(Features::PEER_FETCH)
-    .union(Features::STAGED_BLOBS);
+    .union(Features::STAGED_BLOBS)
+    .union(Features::PEER_FENCE);
 /// TASK frames of a session with `float64`.
 pub(crate) const WITH_FLOAT64: Carrier = Carrier::Wire(Features::FLOAT64);
 /// TASK frames of a session with `float64` and `task_tags`.
@@ -221,6 +224,7 @@ pub(crate) fn recode(kind: &str, bytes: &[u8]) -> Result<Recoded, DecodeError> {
         "peer_write" => peer_write_of(bytes)?,
         "peer_refused" => both(PeerRefused::decode(bytes)?, fields::peer_refused),
         "tcp_descriptor" => both(TcpDescriptor::decode(bytes)?, fields::tcp_descriptor),
+        "peer_fence" => both(PeerFence::decode(bytes)?, fields::peer_fence),
         "stage_begin" => both(StageBegin::decode(bytes)?, fields::stage_begin),
         "stage_token" => both(StageToken::decode(bytes)?, fields::stage_token),
         "stage_append" => both(StageAppend::decode(bytes)?, fields::stage_append),

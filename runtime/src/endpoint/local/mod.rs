@@ -125,6 +125,7 @@ impl Endpoint for LocalEndpoint {
             shares_memory: true,
             session: None,
             frame_bytes: MAX_PAYLOAD_BYTES,
+            copy_step: None,
         }
     }
 

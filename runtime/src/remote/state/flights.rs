@@ -82,6 +82,13 @@ impl Flights {
         });
     }
 
+    /// Those that one with this scope may not overtake.
+    pub(super) fn before(&self, scope: &Scope) -> Vec<Ticket> {
+        let before = self.list.iter();
+        let before = before.filter(|flight| !scope.may_overtake(&flight.scope));
+        before.map(|flight| flight.ticket).collect()
+    }
+
     /// So many bytes of the lane are written.
     pub(super) fn written(&mut self, bytes: u64, now: Instant) {
         for flight in &mut self.list {

@@ -61,6 +61,8 @@ pub enum ControlName {
     StageSeal = 77,
     /// Forget staged machine code.
     StageDrop = 78,
+    /// Keep a failed importer away from a buffer. Needs [`Features::PEER_FENCE`].
+    PeerFence = 79,
 }
 
 impl ControlName {
@@ -101,6 +103,9 @@ impl ControlName {
         if code == Self::CollectTrace.code() && features.contains(Features::TIMED_COMPLETION) {
             return Some(Self::CollectTrace);
         }
+        if code == Self::PeerFence.code() && features.contains(Features::PEER_FENCE) {
+            return Some(Self::PeerFence);
+        }
         if features.contains(Features::STAGED_BLOBS) {
             if let Some(name) = Self::STAGING.into_iter().find(|name| name.code() == code) {
                 return Some(name);
@@ -132,6 +137,7 @@ impl ControlName {
             Self::StageAppend => "STAGE_APPEND",
             Self::StageSeal => "STAGE_SEAL",
             Self::StageDrop => "STAGE_DROP",
+            Self::PeerFence => "PEER_FENCE",
         }
     }
 

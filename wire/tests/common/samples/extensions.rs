@@ -1,7 +1,7 @@
 //! Random messages that only extensions have: credits, the peer lane, staging.
 
 use echelon_wire::frame::control::stage::{StageAppend, StageBegin, StageToken};
-use echelon_wire::frame::control::transfer::TcpDescriptor;
+use echelon_wire::frame::control::transfer::{PeerFence, TcpDescriptor};
 use echelon_wire::frame::peer::{PeerRange, PeerRefused, Refusal, Ticket};
 use echelon_wire::{
     BufferId, Credits, Encode, Features, Generation, Hello, ReadyState, SessionId, Writer,
@@ -83,7 +83,17 @@ fn peer_lane() -> BoxedStrategy<Sample> {
             segment: segment.into(),
         },
     );
+    let fence = (worker(), id(), id(), id(), any::<bool>()).prop_map(
+        |(worker_id, buffer, generation, importer, lasting)| PeerFence {
+            worker_id,
+            buffer_id: BufferId(buffer),
+            generation: Generation(generation),
+            importer: SessionId(importer),
+            lasting,
+        },
+    );
     prop_oneof![
+        fence.prop_map(|m| sample("peer_fence", &m, fields::peer_fence)),
         range(1..=1_u32 << 20).prop_map(|m| sample("peer_range", &m, fields::peer_range)),
         write,
         refused.prop_map(|m| sample("peer_refused", &m, fields::peer_refused)),
