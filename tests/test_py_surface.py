@@ -71,6 +71,7 @@ def test_errors_are_one_tree():
     [
         ec.RemoteBufferHandle,
         ec.RemoteBufferExport,
+        ec.RemoteCopy,
         ec.CallableHandle,
         ec.Orchestrator,
         ec.Tensor,

@@ -14,6 +14,7 @@ __all__ = [
     "RemoteBufferExport",
     "RemoteBufferHandle",
     "RemoteCallable",
+    "RemoteCopy",
     "RemoteTensorRef",
     "RemoteWorkerSpec",
     "RunReport",
@@ -96,6 +97,22 @@ class Worker:
         *,
         offset: int | None = None,
     ) -> None: ...
+    def remote_copy_to_async(
+        self,
+        handle: RemoteBufferHandle,
+        host: _Array,
+        nbytes: int | None = None,
+        *,
+        offset: int | None = None,
+    ) -> RemoteCopy: ...
+    def remote_copy_from_async(
+        self,
+        handle: RemoteBufferHandle,
+        host: _Array,
+        nbytes: int | None = None,
+        *,
+        offset: int | None = None,
+    ) -> RemoteCopy: ...
     def remote_export(
         self,
         handle: RemoteBufferHandle,
@@ -285,6 +302,11 @@ class RemoteBufferExport:
     def __copy__(self) -> Any: ...
     def __deepcopy__(self, _memo: Any) -> Any: ...
     def __reduce_ex__(self, _protocol: SupportsIndex) -> Any: ...
+
+@final
+class RemoteCopy:
+    def wait(self, timeout_s: float | None = None) -> None: ...
+    def done(self) -> bool: ...
 
 @final
 class RemoteTensorRef:

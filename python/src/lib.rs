@@ -18,6 +18,7 @@ mod process;
 mod remote_buffer_export;
 mod remote_buffer_handle;
 mod remote_callable;
+mod remote_copy;
 mod remote_tensor_ref;
 mod remote_worker_spec;
 mod run_report;
@@ -44,6 +45,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<remote_buffer_export::PyRemoteBufferExport>()?;
     module.add_class::<remote_buffer_handle::PyRemoteBufferHandle>()?;
     module.add_class::<remote_callable::PyRemoteCallable>()?;
+    module.add_class::<remote_copy::PyRemoteCopy>()?;
     module.add_class::<remote_tensor_ref::PyRemoteTensorRef>()?;
     module.add_class::<remote_worker_spec::PyRemoteWorkerSpec>()?;
     module.add_class::<run_report::PyRunReport>()?;

@@ -9,6 +9,7 @@ use pyo3::types::PyDict;
 use crate::callable_handle::{callable_of, PyCallableHandle};
 use crate::remote_buffer_export::PyRemoteBufferExport;
 use crate::remote_buffer_handle::PyRemoteBufferHandle;
+use crate::remote_copy::PyRemoteCopy;
 use crate::remote_worker_spec::PyRemoteWorkerSpec;
 use crate::run_report::PyRunReport;
 use crate::worker_life::Life;
@@ -275,6 +276,47 @@ impl PyWorker {
         let worker = self.0.get(py)?;
         let (memory, offset) = buffer::host_range(host, nbytes, offset)?;
         gil::blocking(py, || worker.remote_copy_from(&handle.0, &memory, offset))
+    }
+
+    /// Begins `remote_copy_to` and returns at once with a `RemoteCopy`. The copy keeps its place among everything that uses the buffer:
+    /// what is submitted afterwards sees the bytes. `host` must not be changed until the copy has ended.
+    ///
+    /// Args and errors as `remote_copy_to`; what happens later is raised by `RemoteCopy.wait`.
+    #[pyo3(signature = (handle, host, nbytes=None, *, offset=None))]
+    fn remote_copy_to_async(
+        &self,
+        py: Python<'_>,
+        handle: &PyRemoteBufferHandle,
+        host: &Bound<'_, PyAny>,
+        nbytes: Option<&Bound<'_, PyAny>>,
+        offset: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<PyRemoteCopy> {
+        let worker = self.0.get(py)?;
+        let (memory, offset) = buffer::host_range(host, nbytes, offset)?;
+        gil::blocking(py, || {
+            worker.remote_copy_to_async(&handle.0, &memory, offset)
+        })
+        .map(PyRemoteCopy)
+    }
+
+    /// Begins `remote_copy_from` and returns at once with a `RemoteCopy`. What `host` holds until the copy has ended is undefined.
+    ///
+    /// Args and errors as `remote_copy_from`; what happens later is raised by `RemoteCopy.wait`.
+    #[pyo3(signature = (handle, host, nbytes=None, *, offset=None))]
+    fn remote_copy_from_async(
+        &self,
+        py: Python<'_>,
+        handle: &PyRemoteBufferHandle,
+        host: &Bound<'_, PyAny>,
+        nbytes: Option<&Bound<'_, PyAny>>,
+        offset: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<PyRemoteCopy> {
+        let worker = self.0.get(py)?;
+        let (memory, offset) = buffer::host_range(host, nbytes, offset)?;
+        gil::blocking(py, || {
+            worker.remote_copy_from_async(&handle.0, &memory, offset)
+        })
+        .map(PyRemoteCopy)
     }
 
     /// Makes a range of an owned buffer importable by other workers.
