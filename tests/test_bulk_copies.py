@@ -1,4 +1,4 @@
-"""Bulk copies: through shared memory where parent and session are on one host, else through data lanes; and asynchronously."""
+"""Bulk copies: through shared memory where parent and session are on one host, or through data lanes; asynchronously."""
 
 from __future__ import annotations
 

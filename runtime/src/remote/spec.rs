@@ -31,8 +31,8 @@ pub struct RemoteWorkerSpec {
     pub session_listen_host: Option<String>,
     /// Allow the session to listen on every address of its host.
     pub allow_wildcard_session_bind: bool,
-    /// False: this worker never maps memory of another, nor another its memory; what is imported is fetched over the network, also
-    /// where both are on one host. True lets them find out: they map what they prove to be on one host.
+    /// False: this worker never maps memory of another, nor another its memory; what is imported is fetched over the network, and
+    /// bulk copies go there too, also where both are on one host. True lets them find out: they map what they prove to be on one host.
     pub same_host: bool,
 }
 

@@ -121,23 +121,25 @@ impl Memory {
                 }
                 Ok(Vec::new())
             }
-            ControlName::PeerFence => {
-                let fence = PeerFence::decode(command).map_err(text)?;
-                if fence.worker_id != self.worker_id {
-                    return Err(text(BufferError::WorkerMismatch {
-                        control: name,
-                        got: fence.worker_id,
-                        own: self.worker_id,
-                    }));
-                }
-                // The buffer may be freed by now; whose it was says who waits for the answer.
-                self.peers.keep_away(fence.importer, fence.lasting)?;
-                Ok(Vec::new())
-            }
+            ControlName::PeerFence => self.keep_away(command),
             // The main thread has what others need.
             other => Err(reserved_control_message(other)
                 .unwrap_or_else(|| format!("{} is not supported", other.name()))),
         }
+    }
+
+    fn keep_away(&self, command: &[u8]) -> Outcome {
+        let fence = PeerFence::decode(command).map_err(text)?;
+        if fence.worker_id != self.worker_id {
+            return Err(text(BufferError::WorkerMismatch {
+                control: ControlName::PeerFence,
+                got: fence.worker_id,
+                own: self.worker_id,
+            }));
+        }
+        // The buffer may be freed by now; whose it was says who waits for the answer.
+        self.peers.keep_away(fence.importer, fence.lasting)?;
+        Ok(Vec::new())
     }
 
     /// Where importers on other hosts would find what is exported; set when they are asked for and were negotiated.

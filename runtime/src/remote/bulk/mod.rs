@@ -287,6 +287,8 @@ impl Bulk {
     pub(super) fn close(&mut self, deadline: std::time::Instant) {
         if let Some(mover) = &self.mover {
             drain(mover, self.jobs, deadline);
+            // Nobody is told of them any more.
+            self.jobs = 0;
         }
     }
 
