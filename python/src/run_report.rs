@@ -106,8 +106,8 @@ impl PyRunReport {
 
 fn event_to_py<'py>(py: Python<'py>, event: &TraceEvent) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
-    dict.set_item("name", &event.name)?;
-    dict.set_item("worker", &event.worker)?;
+    dict.set_item("name", &*event.name)?;
+    dict.set_item("worker", &*event.worker)?;
     dict.set_item("pid", event.pid)?;
     dict.set_item("task", event.task)?;
     dict.set_item("member", event.member)?;
@@ -117,6 +117,6 @@ fn event_to_py<'py>(py: Python<'py>, event: &TraceEvent) -> PyResult<Bound<'py, 
     dict.set_item("start_ns", event.start_ns)?;
     dict.set_item("end_ns", event.end_ns)?;
     dict.set_item("deps", &event.deps)?;
-    dict.set_item("outcome", &event.outcome)?;
+    dict.set_item("outcome", &*event.outcome)?;
     Ok(dict)
 }

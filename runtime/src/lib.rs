@@ -26,6 +26,7 @@ mod engine;
 pub mod error;
 pub mod failpoint;
 mod failure;
+mod fast;
 pub mod graph;
 pub mod mailbox;
 pub mod memory;

@@ -2,7 +2,9 @@
 //!
 //! All times are CLOCK_MONOTONIC in ns of the process that holds the log; events of other hosts are shifted on receipt.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
@@ -10,13 +12,13 @@ use serde_json::{json, Value};
 /// Most events kept; further ones are counted and dropped.
 pub const MAX_EVENTS: usize = 1 << 18;
 
-/// One member of one task.
+/// One member of one task. Its texts are shared with what they name, as there is one of these for every task of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceEvent {
     /// Name of the callable, or `copy`.
-    pub name: String,
+    pub name: Arc<str>,
     /// Name of the worker that ran it, e.g. `remote0/sub1`.
-    pub worker: String,
+    pub worker: Arc<str>,
     /// Process id of that worker; 0 where it is not known.
     pub pid: u32,
     /// Number of the task in its run, from 1.
@@ -37,7 +39,7 @@ pub struct TraceEvent {
     /// Numbers of the tasks that it waited for.
     pub deps: Vec<u64>,
     /// `completed`, `failed`, `lost`.
-    pub outcome: String,
+    pub outcome: Cow<'static, str>,
 }
 
 /// What a peer that does not know of attempts means.
@@ -106,7 +108,7 @@ impl TraceLog {
 pub(crate) fn adopt(report: TraceReport, prefix: &str, skew_ns: i64, into: &mut Vec<TraceEvent>) {
     let shift = |t: u64| t.saturating_add_signed(skew_ns);
     into.extend(report.events.into_iter().map(|mut event| {
-        event.worker = format!("{prefix}/{}", event.worker);
+        event.worker = format!("{prefix}/{}", event.worker).into();
         event.submit_ns = shift(event.submit_ns);
         event.ready_ns = shift(event.ready_ns);
         event.start_ns = shift(event.start_ns);
@@ -118,7 +120,7 @@ pub(crate) fn adopt(report: TraceReport, prefix: &str, skew_ns: i64, into: &mut 
 /// The events in Chrome-trace form: one process row a worker, complete events in µs, flow arrows along dependencies.
 #[must_use]
 pub fn chrome_trace(events: &[TraceEvent]) -> String {
-    let mut rows: Vec<&str> = events.iter().map(|event| event.worker.as_str()).collect();
+    let mut rows: Vec<&str> = events.iter().map(|event| &*event.worker).collect();
     rows.sort_unstable();
     rows.dedup();
     let row_of: HashMap<&str, usize> = rows
@@ -141,7 +143,7 @@ pub fn chrome_trace(events: &[TraceEvent]) -> String {
     }
     let mut last_of: HashMap<u64, &TraceEvent> = HashMap::new();
     for event in events {
-        let row = row_of[event.worker.as_str()];
+        let row = row_of[&*event.worker];
         out.push(json!({
             "ph": "X", "cat": "task", "name": event.name, "pid": row, "tid": row, "ts": micros(event.start_ns),
             "dur": event.end_ns.saturating_sub(event.start_ns) as f64 / 1000.0,
@@ -159,10 +161,7 @@ pub fn chrome_trace(events: &[TraceEvent]) -> String {
                 continue;
             };
             let id = format!("{}-{}-{}", dep, event.task, event.member);
-            let (from, to) = (
-                row_of[producer.worker.as_str()],
-                row_of[event.worker.as_str()],
-            );
+            let (from, to) = (row_of[&*producer.worker], row_of[&*event.worker]);
             out.push(
                 json!({"ph": "s", "cat": "dep", "name": "dep", "id": id, "pid": from, "tid": from,
                             "ts": micros(producer.end_ns)}),

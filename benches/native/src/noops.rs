@@ -121,6 +121,7 @@ impl Endpoint for Idle {
             shares_memory: true,
             session: None,
             frame_bytes: 1 << 20,
+            copy_step: None,
         }
     }
 

@@ -6,6 +6,8 @@
 
 use std::time::Instant;
 
+use smallvec::smallvec;
+
 use super::attempts::check_repeatable;
 use super::drive::INTERRUPT_PERIOD;
 use super::prepare::{check_arrays_disjoint, check_imports_disjoint};
@@ -19,7 +21,6 @@ use crate::error::Error;
 use crate::failpoint::hit;
 use crate::graph::{self, NodeSpec, RunId};
 use crate::memory::MemoryError;
-use crate::trace::now_ns;
 
 /// Tasks of a batch that are submitted under one lock: long enough that the lock costs nothing, short enough (tens of
 /// microseconds) that others get in.
@@ -64,7 +65,7 @@ impl Engine {
         };
         let limited = spec.options.timeout.is_some();
         let done = self.submit_locked(&mut core, spec, tensors);
-        drop(core);
+        self.leave_submit(core);
         if limited {
             // Whoever sleeps must not sleep beyond the limit.
             self.wake();
@@ -140,6 +141,7 @@ impl Engine {
             };
             sequences.push(sequence);
         }
+        self.leave_submit(core);
         Ok(())
     }
 
@@ -194,7 +196,7 @@ impl Engine {
             prefer: plan.prefer,
         };
         let mut actions = std::mem::take(&mut core.actions);
-        core.scheduler.advance(now_ns());
+        core.tick();
         let task = match core.scheduler.submit(node, &mut actions) {
             Ok(task) => task,
             Err(error) => {
@@ -210,7 +212,7 @@ impl Engine {
         let work = Work::Call {
             callable: spec.callable,
             config: spec.config,
-            members: vec![prepared],
+            members: smallvec![prepared],
         };
         let number = core.plan_number();
         let what = (name, work, spec.options);

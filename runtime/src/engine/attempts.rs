@@ -82,6 +82,9 @@ impl Core {
     /// The time of the member that an endpoint works on begins when it is the oldest there: what waits in the endpoint's queue
     /// spends no time of its own.
     pub(super) fn watch_time(&mut self, endpoint: EndpointId) {
+        if !self.any_limits {
+            return;
+        }
         let Some(&ticket) = self.slot(endpoint).and_then(|slot| slot.queue.front()) else {
             return;
         };

@@ -9,7 +9,6 @@ use crate::endpoint::{OutboundTask, OutboundTensor, Place, SubmitError, Ticket};
 use crate::error::FailureKind;
 use crate::graph::{EndpointId, Event, MemberResult, TaskId};
 use crate::memory::HostMemory;
-use crate::trace::now_ns;
 
 impl Core {
     /// Sends a member. An event comes back when that fails at once.
@@ -23,7 +22,7 @@ impl Core {
         // A session may have been followed by another since the task was submitted, with other buffers under the same numbers.
         let record = self.records.get(&task)?;
         let gone = self.ended_session(record, member);
-        let slot = self.endpoints.get_mut(endpoint.0 as usize)?;
+        let slot = self.endpoints.at_work(endpoint)?;
         let record = self.records.get_mut(&task)?;
         let Work::Call {
             callable,
@@ -35,7 +34,7 @@ impl Core {
         };
         let part = members.get_mut(member as usize)?;
         part.endpoint = Some(endpoint);
-        part.dispatched_ns = now_ns();
+        part.dispatched_ns = self.now_ns;
         let ended = |result| Event::MemberDone {
             task,
             member,
@@ -88,7 +87,7 @@ impl Core {
 impl Core {
     /// A member was handed over; when it is alone there, its time begins.
     fn join_queue(&mut self, endpoint: EndpointId, ticket: Ticket) {
-        let Some(slot) = self.slot_mut(endpoint) else {
+        let Some(slot) = self.endpoints.at_work(endpoint) else {
             return;
         };
         slot.queue.push_back(ticket);

@@ -5,11 +5,20 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use parking_lot::MutexGuard;
+
 use super::{Core, Engine};
 use crate::error::Error;
 
 /// Longest time without asking the caller whether to go on.
 pub(super) const INTERRUPT_PERIOD: Duration = Duration::from_millis(50);
+
+/// While threads submit and wait, the driver looks in this often whether they still do, and does nothing else: it would fight with
+/// them for the lock and for a core at every completion.
+const LOOK_PERIOD: Duration = Duration::from_micros(100);
+
+/// Time between two looks of a submitting thread for what has ended.
+const SUBMITTER_PERIOD_NS: u64 = 5_000;
 
 /// Longest sleep of the idle driver. The bell wakes it at once; this only bounds the wait.
 const IDLE_PERIOD: Duration = Duration::from_secs(5);
@@ -20,6 +29,8 @@ pub(super) struct Gate {
     stopped: bool,
     /// There is something to do also while others wait and drive.
     errands: bool,
+    /// The driver sleeps until the last waiter leaves.
+    off_duty: bool,
 }
 
 /// Why a wait ended without its condition.
@@ -110,6 +121,27 @@ impl Engine {
         Ok((value, due))
     }
 
+    /// After a submit: takes what has ended meanwhile, now and then, and gives the lock back. The driver sees that somebody does.
+    pub(super) fn leave_submit(&self, mut core: MutexGuard<'_, Core>) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let mut progressed = false;
+        if core.now_ns.saturating_sub(core.pumped_ns) > SUBMITTER_PERIOD_NS {
+            core.pumped_ns = core.now_ns;
+            // Taken before the look, so that what comes later is seen as new.
+            let rung = self.bell.value();
+            if std::mem::replace(&mut core.rung, rung) != rung {
+                progressed = core.pump();
+            }
+        }
+        let errands = progressed && core.has_errands();
+        drop(core);
+        if errands {
+            self.call_driver();
+        } else if progressed && self.waiters.load(Ordering::Acquire) > 0 {
+            self.bell.ring();
+        }
+    }
+
     /// Wakes the driver thread for what must not be done under the lock.
     pub(super) fn call_driver(&self) {
         self.driver_gate.lock().errands = true;
@@ -129,6 +161,7 @@ struct Waiting<'a>(&'a Engine);
 impl<'a> Waiting<'a> {
     fn enter(engine: &'a Engine) -> Self {
         engine.waiters.fetch_add(1, Ordering::AcqRel);
+        engine.calls.fetch_add(1, Ordering::Relaxed);
         Self(engine)
     }
 }
@@ -136,8 +169,11 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if self.0.waiters.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let _gate = self.0.driver_gate.lock();
-            self.0.driver_wake.notify_one();
+            let off_duty = std::mem::take(&mut self.0.driver_gate.lock().off_duty);
+            // Otherwise it looks again soon.
+            if off_duty {
+                self.0.driver_wake.notify_one();
+            }
         }
     }
 }
@@ -177,18 +213,38 @@ impl Drop for Driver {
 }
 
 impl Engine {
-    fn drive_while_nobody_waits(&self) {
+    /// Returns when nobody else drives, or there are errands; false when the driver is to end.
+    fn wait_for_duty(&self) -> bool {
+        let mut gate = self.driver_gate.lock();
+        let mut calls = self.calls_seen.load(Ordering::Relaxed);
         loop {
-            {
-                let mut gate = self.driver_gate.lock();
-                while !gate.stopped && !gate.errands && self.waiters.load(Ordering::Acquire) > 0 {
+            if gate.stopped {
+                return false;
+            }
+            if std::mem::take(&mut gate.errands) {
+                return true;
+            }
+            let now = self.calls.load(Ordering::Relaxed);
+            let quiet = now == calls;
+            calls = now;
+            self.calls_seen.store(calls, Ordering::Relaxed);
+            if !quiet {
+                self.driver_wake.wait_for(&mut gate, LOOK_PERIOD);
+            } else if self.waiters.load(Ordering::Acquire) > 0 {
+                // Asked again after it was said: a waiter that left before did not know.
+                gate.off_duty = true;
+                if self.waiters.load(Ordering::Acquire) > 0 {
                     self.driver_wake.wait_for(&mut gate, IDLE_PERIOD);
                 }
-                if gate.stopped {
-                    return;
-                }
-                gate.errands = false;
+                gate.off_duty = false;
+            } else {
+                return true;
             }
+        }
+    }
+
+    fn drive_while_nobody_waits(&self) {
+        while self.wait_for_duty() {
             let seen = self.bell.value();
             let (progressed, errands, due) = {
                 let mut core = self.core.lock();

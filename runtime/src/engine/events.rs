@@ -1,5 +1,7 @@
 //! What endpoints report, fed to the scheduler.
 
+use std::collections::hash_map::Entry;
+
 use super::record::{ControlCell, EndpointSlot, Flight, Work};
 use super::story::StepKind;
 use super::Core;
@@ -8,7 +10,7 @@ use crate::endpoint::{ControlFailure, ControlReply, EndpointEvent, TaskReport, T
 use crate::error::FailureKind;
 use crate::failpoint::hit;
 use crate::graph::{EndpointId, Event, MemberResult, TaskId};
-use crate::trace::{now_ns, TraceEvent};
+use crate::trace::TraceEvent;
 
 impl Core {
     /// Takes every event that is there. True when there was one.
@@ -17,20 +19,25 @@ impl Core {
         // Compiled in for development only.
         let _armed = hit("engine.pump");
         let mut progressed = false;
-        self.scheduler.advance(now_ns());
+        self.tick();
         progressed |= self.fire_timers();
         for index in 0..self.endpoints.len() {
             if self.endpoints[index].lost.is_some() {
                 continue;
             }
-            while let Some(event) = self.endpoints[index].endpoint.poll_event() {
+            // The index came from the length above; ids were given out as u32.
+            let id = EndpointId(index as u32);
+            while let Some(event) = self.next_event(id) {
                 progressed = true;
-                // The index came from the length above; ids were given out as u32.
-                self.on_event(EndpointId(index as u32), event);
+                self.on_event(id, event);
             }
         }
         self.torn = before;
         progressed
+    }
+
+    fn next_event(&mut self, id: EndpointId) -> Option<EndpointEvent> {
+        self.endpoints.at_work(id)?.endpoint.poll_event()
     }
 
     fn on_event(&mut self, endpoint: EndpointId, event: EndpointEvent) {
@@ -50,15 +57,21 @@ impl Core {
 
     fn on_done(&mut self, endpoint: EndpointId, ticket: Ticket, report: TaskReport) {
         // Looked at before it is taken: an endpoint that answers for another, or in the wrong way, settles nothing.
-        let found = match self.flights.get(&ticket) {
-            Some(Flight::Member {
+        let mut found = None;
+        if let Entry::Occupied(flight) = self.flights.entry(ticket) {
+            if let Flight::Member {
                 task,
                 member,
                 endpoint: at,
                 ..
-            }) if *at == endpoint => Some((*task, *member)),
-            _ => None,
-        };
+            } = *flight.get()
+            {
+                if at == endpoint {
+                    found = Some((task, member));
+                    flight.remove();
+                }
+            }
+        }
         let Some((task, member)) = found else {
             tracing::warn!(
                 ticket = ticket.0,
@@ -66,7 +79,6 @@ impl Core {
             );
             return;
         };
-        self.flights.remove(&ticket);
         self.leave_queue(endpoint, ticket);
         if let (Some(start_ns), Some(end_ns)) = (report.start_ns, report.end_ns) {
             self.scheduler
@@ -89,11 +101,15 @@ impl Core {
 
     /// A member has left an endpoint's queue; the time of the next one may begin.
     fn leave_queue(&mut self, endpoint: EndpointId, ticket: Ticket) {
-        let Some(slot) = self.slot_mut(endpoint) else {
+        let Some(slot) = self.endpoints.at_work(endpoint) else {
             return;
         };
         let first = slot.queue.front() == Some(&ticket);
-        slot.queue.retain(|queued| *queued != ticket);
+        if first {
+            slot.queue.pop_front();
+        } else {
+            slot.queue.retain(|queued| *queued != ticket);
+        }
         if first {
             self.watch_time(endpoint);
         }
@@ -107,8 +123,8 @@ impl Core {
         endpoint: EndpointId,
         report: TaskReport,
     ) -> MemberResult {
-        let now = now_ns();
-        let Some(slot) = self.endpoints.get_mut(endpoint.0 as usize) else {
+        let now = self.now_ns;
+        let Some(slot) = self.endpoints.at_work(endpoint) else {
             return MemberResult::Lost;
         };
         slot.served += 1;
@@ -119,8 +135,8 @@ impl Core {
         let Some(record) = self.records.get_mut(&task) else {
             return MemberResult::Lost;
         };
-        let run = self.runs.get(&record.run);
-        let frozen = run.is_none_or(|run| run.interrupted);
+        let mut run = self.runs.get_mut(&record.run);
+        let frozen = run.as_ref().is_none_or(|run| run.interrupted);
         let mut result = MemberResult::Completed;
         if report.failure.as_ref().is_some_and(|f| f.infrastructure) {
             result = MemberResult::Lost;
@@ -140,14 +156,20 @@ impl Core {
             member,
             StepKind::Ended(endpoint),
         );
-        if let Some(run) = self.runs.get_mut(&record.run) {
-            *run.per_worker.entry(slot.info.name.clone()).or_default() += 1;
+        if let Some(run) = &mut run {
+            run.count_at(endpoint);
             let outcome = match result {
                 MemberResult::Completed => "completed",
                 MemberResult::Failed => "failed",
                 MemberResult::Lost => "lost",
             };
-            let mut event = member_event(record, slot, member, outcome);
+            let mut event = member_event(record, slot, member, outcome, now);
+            if result == MemberResult::Completed && record.is_alone() {
+                // Nobody tells the story of a task that completed.
+                event.deps = std::mem::take(&mut record.deps);
+            } else {
+                event.deps.clone_from(&record.deps);
+            }
             event.start_ns = report.start_ns.unwrap_or(event.ready_ns);
             event.end_ns = report.end_ns.unwrap_or(now);
             self.trace.push(&event);
@@ -365,7 +387,8 @@ impl Core {
         let (Some(record), Some(slot)) = (self.records.get(&task), self.slot(endpoint)) else {
             return;
         };
-        let event = member_event(record, slot, member, "lost");
+        let mut event = member_event(record, slot, member, "lost", self.now_ns);
+        event.deps.clone_from(&record.deps);
         self.trace.push(&event);
         if let Some(run) = self.runs.get_mut(&record.run) {
             run.push_event(event);
@@ -385,17 +408,17 @@ fn member_event(
     record: &super::TaskRecord,
     slot: &EndpointSlot,
     member: u32,
-    outcome: &str,
+    outcome: &'static str,
+    now: u64,
 ) -> TraceEvent {
-    let now = now_ns();
     let part = match &record.work {
         Work::Call { members, .. } => members.get(member as usize),
         Work::Copy(_) => None,
     };
     let dispatched_ns = part.map_or(now, |part| part.dispatched_ns);
     TraceEvent {
-        name: record.name.to_string(),
-        worker: slot.info.name.clone(),
+        name: std::sync::Arc::clone(&record.name),
+        worker: std::sync::Arc::clone(&slot.traced_as),
         pid: slot.info.pid,
         task: record.sequence,
         member,
@@ -404,7 +427,7 @@ fn member_event(
         ready_ns: dispatched_ns,
         start_ns: dispatched_ns,
         end_ns: now,
-        deps: record.deps.clone(),
+        deps: Vec::new(),
         outcome: outcome.into(),
     }
 }

@@ -65,7 +65,6 @@ impl Core {
         let Some(state) = self.runs.get_mut(&run) else {
             return;
         };
-        state.sequence_of.remove(&task);
         let (counter, kind) = match outcome {
             Outcome::Completed => (&mut state.completed, None),
             Outcome::Failed => (&mut state.failed, Some(FailureKind::Failed)),

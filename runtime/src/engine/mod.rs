@@ -13,6 +13,7 @@ mod drive;
 mod events;
 mod fences;
 mod finish;
+mod known;
 mod prepare;
 mod record;
 mod registration;
@@ -20,9 +21,10 @@ mod signature;
 mod story;
 mod submit;
 mod succession;
+mod tables;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicUsize;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::Arc;
 
 use echelon_wire::callable::Digest;
@@ -36,16 +38,19 @@ pub(crate) use record::{ControlCell, EndpointRole, EndpointSlot, Flight, RunStat
 pub(crate) use submit::{GroupKind, SubmitSpec, Target};
 pub(crate) use succession::Recipe;
 
+use known::Known;
 use record::Undo;
+use tables::{Slots, TaskMap};
 
 use crate::buffer::RemoteBuffer;
 use crate::endpoint::{Endpoint, Ticket};
 use crate::error::{Error, Interrupt};
-use crate::graph::{Action, EndpointId, Event, RunId, Scheduler, TaskId};
+use crate::fast::NumberMap;
+use crate::graph::{Action, EndpointId, Event, RunId, Scheduler};
 use crate::mailbox::Bell;
 use crate::memory::{Arena, SharedRegion};
 use crate::registration::Key;
-use crate::trace::TraceLog;
+use crate::trace::{now_ns, TraceLog};
 
 /// What all threads of a `Worker` share.
 pub(crate) struct Engine {
@@ -59,6 +64,10 @@ pub(crate) struct Engine {
     pub(crate) interrupt: Arc<dyn Interrupt>,
     /// Threads inside a wait: while there are any, the driver thread stays out.
     waiters: AtomicUsize,
+    /// Submits and waits so far: while there are new ones, the driver thread stays out too.
+    calls: AtomicU64,
+    /// As of the driver's last look.
+    calls_seen: AtomicU64,
     driver_gate: Mutex<drive::Gate>,
     driver_wake: Condvar,
 }
@@ -66,10 +75,16 @@ pub(crate) struct Engine {
 /// Everything that changes.
 pub(crate) struct Core {
     pub(crate) scheduler: Scheduler,
-    pub(crate) endpoints: Vec<EndpointSlot>,
-    pub(crate) records: HashMap<TaskId, TaskRecord>,
-    pub(crate) flights: HashMap<Ticket, Flight>,
-    pub(crate) runs: HashMap<RunId, RunState>,
+    pub(crate) endpoints: Slots,
+    known: Known,
+    pub(crate) records: TaskMap<TaskRecord>,
+    pub(crate) flights: NumberMap<Ticket, Flight>,
+    pub(crate) runs: NumberMap<RunId, RunState>,
+    /// CLOCK_MONOTONIC in ns as of this call: read once a submit and once a batch of events.
+    pub(super) now_ns: u64,
+    /// When a submitting thread looked last for what has ended, and the bell's value then.
+    pumped_ns: u64,
+    rung: u32,
     pub(crate) trace: TraceLog,
     pub(crate) submitted: u64,
     pub(crate) finished: u64,
@@ -82,6 +97,8 @@ pub(crate) struct Core {
     /// What the driver thread is to do without the lock.
     errands: succession::Errands,
     timers: attempts::Timers,
+    /// A task with a time limit was submitted, ever.
+    any_limits: bool,
     /// Times that an idempotent task is begun at most.
     pub(crate) max_attempts: u32,
     /// Attempts beyond the first.
@@ -95,7 +112,7 @@ pub(crate) struct Core {
     /// What a thread is registering or removing now.
     turns: HashSet<Key>,
     /// Calls that are planned and not yet submitted, by number of the plan: they may call what they were planned with.
-    planned: HashMap<u64, Digest>,
+    planned: NumberMap<u64, Digest>,
     next_plan: u64,
     actions: Vec<Action>,
     next_ticket: u64,
@@ -113,10 +130,14 @@ impl Engine {
     ) -> Arc<Self> {
         let core = Core {
             scheduler: Scheduler::new(max_tasks),
-            endpoints: Vec::new(),
-            records: HashMap::new(),
-            flights: HashMap::new(),
-            runs: HashMap::new(),
+            endpoints: Slots::default(),
+            known: Known::default(),
+            records: TaskMap::default(),
+            flights: NumberMap::default(),
+            runs: NumberMap::default(),
+            now_ns: 0,
+            pumped_ns: 0,
+            rung: 0,
             trace: TraceLog::default(),
             submitted: 0,
             finished: 0,
@@ -125,13 +146,14 @@ impl Engine {
             unwatched: Vec::new(),
             errands: succession::Errands::default(),
             timers: attempts::Timers::default(),
+            any_limits: false,
             max_attempts: 1,
             retried: 0,
             last_loss: None,
             torn: false,
             closed: false,
             turns: HashSet::new(),
-            planned: HashMap::new(),
+            planned: NumberMap::default(),
             next_plan: 0,
             actions: Vec::new(),
             next_ticket: 0,
@@ -145,6 +167,8 @@ impl Engine {
             inherited,
             interrupt,
             waiters: AtomicUsize::new(0),
+            calls: AtomicU64::new(0),
+            calls_seen: AtomicU64::new(0),
             driver_gate: Mutex::default(),
             driver_wake: Condvar::new(),
         })
@@ -182,8 +206,7 @@ impl Core {
         let Some(slot) = self.slot_mut(id) else {
             return;
         };
-        slot.info = fresh.info();
-        slot.endpoint = fresh;
+        slot.take_over(fresh);
         slot.lost = None;
         let added = slot.added(id);
         let owed = std::mem::take(&mut self.pending_undos);
@@ -229,8 +252,18 @@ impl Core {
         run
     }
 
+    /// Reads the clock for all that follows in this call.
+    pub(super) fn tick(&mut self) {
+        self.now_ns = now_ns();
+        self.scheduler.advance(self.now_ns);
+    }
+
     /// Tells the scheduler and carries out what it asks for, until it asks for nothing.
     pub(crate) fn feed(&mut self, event: Event) {
+        // Within a pump or a submit the clock was read already.
+        if !self.torn {
+            self.tick();
+        }
         let mut actions = std::mem::take(&mut self.actions);
         self.scheduler.handle(event, &mut actions);
         self.carry_out(actions);
@@ -238,6 +271,10 @@ impl Core {
 
     /// Carries out actions. They may cause events (a submit to an endpoint that is just lost), which cause further actions.
     pub(crate) fn carry_out(&mut self, mut actions: Vec<Action>) {
+        if actions.is_empty() {
+            self.actions = actions;
+            return;
+        }
         let before = std::mem::replace(&mut self.torn, true);
         let mut next = 0;
         while next < actions.len() {
@@ -252,7 +289,7 @@ impl Core {
                 Action::Chain { task, endpoint } => self.dispatch(task, 0, endpoint),
                 Action::Waits { task } => {
                     if let Some(record) = self.records.get_mut(&task) {
-                        record.steps.note(0, story::StepKind::Waits);
+                        record.steps.note_at(self.now_ns, 0, story::StepKind::Waits);
                     }
                     None
                 }

@@ -351,6 +351,15 @@ fn unable(
     if let Some(refused) = slot.refused(&callable.digest) {
         return Some(format!("{refused}; register it again"));
     }
+    args_obstacle(id, slot, tensors)
+}
+
+/// Why the endpoint cannot take these arguments, whatever is called.
+pub(super) fn args_obstacle(
+    id: EndpointId,
+    slot: &EndpointSlot,
+    tensors: &[TensorArg],
+) -> Option<String> {
     let remote = matches!(slot.role, EndpointRole::RemoteNextLevel { .. });
     let mut inline = 0;
     for (index, arg) in tensors.iter().enumerate() {

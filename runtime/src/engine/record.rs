@@ -6,6 +6,7 @@ use std::sync::Arc;
 use echelon_wire::call_config::CallConfig;
 use echelon_wire::callable::Digest;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use super::copies::CopyJob;
 use super::story::Steps;
@@ -78,6 +79,8 @@ impl EndpointRole {
 pub(crate) struct EndpointSlot {
     pub(crate) endpoint: Box<dyn Endpoint>,
     pub(crate) info: EndpointInfo,
+    /// Its name in timelines.
+    pub(crate) traced_as: Arc<str>,
     pub(crate) role: EndpointRole,
     /// Set with the reason while nothing can be done there any more.
     pub(crate) lost: Option<String>,
@@ -95,11 +98,23 @@ pub(crate) struct EndpointSlot {
     pub(crate) succession: Option<Succession>,
 }
 
+impl RunState {
+    /// A member has run at an endpoint.
+    pub(super) fn count_at(&mut self, endpoint: EndpointId) {
+        let at = endpoint.0 as usize;
+        if at >= self.per_endpoint.len() {
+            self.per_endpoint.resize(at + 1, 0);
+        }
+        self.per_endpoint[at] += 1;
+    }
+}
+
 impl EndpointSlot {
     pub(crate) fn new(endpoint: Box<dyn Endpoint>, role: EndpointRole) -> Self {
         let info = endpoint.info();
         Self {
             endpoint,
+            traced_as: info.name.as_str().into(),
             info,
             role,
             lost: None,
@@ -110,6 +125,13 @@ impl EndpointSlot {
             queue: VecDeque::new(),
             succession: None,
         }
+    }
+
+    /// A fresh endpoint takes this position.
+    pub(super) fn take_over(&mut self, fresh: Box<dyn Endpoint>) {
+        self.info = fresh.info();
+        self.traced_as = self.info.name.as_str().into();
+        self.endpoint = fresh;
     }
 
     /// What the scheduler is told when it comes into service.
@@ -158,10 +180,10 @@ pub(crate) enum Work {
     Call {
         callable: Arc<Callable>,
         config: CallConfig,
-        members: Vec<MemberRecord>,
+        members: SmallVec<[MemberRecord; 1]>,
     },
     /// Move bytes.
-    Copy(CopyJob),
+    Copy(Box<CopyJob>),
 }
 
 /// One task that has not ended.
@@ -179,7 +201,14 @@ pub(crate) struct TaskRecord {
     pub(crate) submit_ns: u64,
     pub(crate) deps: Vec<u64>,
     pub(super) steps: Steps,
-    pub(crate) failure: Option<TaskFailureInfo>,
+    pub(crate) failure: Option<Box<TaskFailureInfo>>,
+}
+
+impl TaskRecord {
+    /// It has one member, or is a copy.
+    pub(super) fn is_alone(&self) -> bool {
+        !matches!(&self.work, Work::Call { members, .. } if members.len() > 1)
+    }
 }
 
 /// The answer to a blocking control, put there by whoever drives.
@@ -273,10 +302,9 @@ pub(crate) struct RunState {
     /// Numbers of tasks that did not complete, to be named as causes.
     pub(crate) roots: HashMap<TaskId, u64>,
     pub(crate) retried: u64,
-    pub(crate) per_worker: std::collections::BTreeMap<String, u64>,
+    /// Members that each endpoint has run, by position.
+    pub(crate) per_endpoint: Vec<u64>,
     pub(crate) events: Vec<crate::trace::TraceEvent>,
-    /// Sequence numbers of unfinished tasks, for the dependency lists of the trace.
-    pub(crate) sequence_of: HashMap<TaskId, u64>,
     /// No further submits: the orchestration function has returned.
     pub(crate) closed: bool,
     /// Ended by an interrupt: nothing is copied back into the caller's arrays any more (design §15.2).

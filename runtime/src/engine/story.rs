@@ -64,7 +64,7 @@ impl TaskRecord {
     /// Keeps the first failure of the worst kind.
     pub(crate) fn fail(&mut self, kind: FailureKind, slot: Option<&EndpointSlot>, message: String) {
         if self.failure.as_ref().is_none_or(|known| known.kind < kind) {
-            self.failure = Some(self.failed_as(kind, slot, message));
+            self.failure = Some(Box::new(self.failed_as(kind, slot, message)));
         }
     }
 
@@ -201,7 +201,7 @@ impl Core {
                 info.hint = "another thread called close() while this run was under way: let run() return before, or submit the work again to a new Worker";
             }
             info.story = record.story(&self.endpoints, info.kind);
-            state.failures.push(info);
+            state.failures.push(*info);
         } else if state.affected.len() < MAX_FAILURES_KEPT {
             let message = match (kind, cause) {
                 (FailureKind::Skipped, Some(cause)) => {

@@ -21,7 +21,6 @@ use crate::callable::Callable;
 use crate::error::Error;
 use crate::graph::{self, Access, Eligible, EndpointId, NodeKind, NodeSpec, RunId};
 use crate::memory::MemoryError;
-use crate::trace::now_ns;
 use crate::worker::TaskOptions;
 
 /// Which kind of worker a task is for.
@@ -62,6 +61,7 @@ pub(crate) struct SubmitSpec {
 pub(super) type What = (Arc<str>, Work, TaskOptions);
 
 /// What the scheduler is to be given, once arguments are prepared.
+#[derive(PartialEq)]
 pub(super) struct Plan {
     pub(super) kind: NodeKind,
     pub(super) accesses: Vec<Access>,
@@ -117,7 +117,7 @@ impl Engine {
         let work = Work::Call {
             callable: spec.callable,
             config: spec.config,
-            members: prepared,
+            members: prepared.into(),
         };
         let node = NodeSpec {
             run: spec.run,
@@ -150,7 +150,11 @@ impl Engine {
             accesses,
             prefer: None,
         };
-        let what = ("copy".into(), Work::Copy(job), TaskOptions::default());
+        let what = (
+            "copy".into(),
+            Work::Copy(Box::new(job)),
+            TaskOptions::default(),
+        );
         self.admit(node, what, pins)
     }
 
@@ -206,7 +210,7 @@ impl Engine {
             let mut core = self.core.lock();
             core.check_run(node.run)?;
             let mut actions = std::mem::take(&mut core.actions);
-            core.scheduler.advance(now_ns());
+            core.tick();
             match core.scheduler.submit(node.clone(), &mut actions) {
                 Ok(task) => {
                     // `pending` is taken once: this arm returns.
@@ -216,7 +220,7 @@ impl Engine {
                     let (plan, pins) = pins.keep();
                     let plan = plan.map_or(0, |number| core.end_plan(number));
                     let sequence = core.admitted(task, node.run, what, (plan, pins), actions)?;
-                    drop(core);
+                    self.leave_submit(core);
                     if limited {
                         // Whoever sleeps must not sleep beyond the limit.
                         self.wake();
@@ -260,7 +264,7 @@ impl Core {
         }
     }
 
-    pub(super) fn plan(
+    pub(super) fn plan_anew(
         &self,
         spec: &SubmitSpec,
         members: &[Vec<TensorArg>],
@@ -310,7 +314,11 @@ impl Core {
     }
 
     /// Candidates a member: one list for all members, or one list each when the workers are named.
-    fn candidates(&self, target: &Target, group: GroupKind) -> Result<Vec<Vec<EndpointId>>, Error> {
+    pub(super) fn candidates(
+        &self,
+        target: &Target,
+        group: GroupKind,
+    ) -> Result<Vec<Vec<EndpointId>>, Error> {
         let all = |wanted: &dyn Fn(&EndpointRole) -> bool| -> Vec<EndpointId> {
             let ids = 0..u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
             ids.map(EndpointId)
@@ -370,18 +378,19 @@ impl Core {
         pins: Vec<RemoteBuffer>,
     ) -> TaskRecord {
         self.submitted += 1;
+        self.any_limits |= options.timeout.is_some();
         let predecessors = self.scheduler.predecessors(task);
         let mut sequence = 0;
         let mut deps = Vec::new();
         if let Some(state) = self.runs.get_mut(&run) {
             state.submitted += 1;
             sequence = state.submitted;
-            deps = predecessors
-                .iter()
-                .filter_map(|task| state.sequence_of.get(task))
-                .copied()
+            // Those of other runs have numbers of their own.
+            let records = predecessors.iter().filter_map(|id| self.records.get(id));
+            deps = records
+                .filter(|before| before.run == run)
+                .map(|before| before.sequence)
                 .collect();
-            state.sequence_of.insert(task, sequence);
         }
         TaskRecord {
             run,
@@ -391,7 +400,7 @@ impl Core {
             work,
             pins,
             options,
-            submit_ns: now_ns(),
+            submit_ns: self.now_ns,
             deps,
             steps: Steps::default(),
             failure: None,

@@ -181,8 +181,7 @@ impl Core {
         let Some(slot) = self.slot_mut(endpoint) else {
             return;
         };
-        slot.info = fresh.info();
-        slot.endpoint = fresh;
+        slot.take_over(fresh);
         slot.lost = None;
         for callable in slot.pairs.inherited() {
             for step in [RegisterStep::Prepare, RegisterStep::Commit] {

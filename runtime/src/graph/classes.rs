@@ -1,11 +1,12 @@
 //! Interned eligible sets. All tasks with one set share a class: its queue, and its endpoints with room in order.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use smallvec::SmallVec;
 
 use super::endpoint::{Endpoint, EndpointIndex, RoomKey};
 use super::id::{Eligible, TaskId};
+use crate::fast::NumberMap;
 
 /// Classes kept for sets that no unfinished task uses, so that a set that comes back costs nothing.
 const IDLE_CLASSES_MAX: usize = 64;
@@ -147,7 +148,7 @@ impl Class {
 #[derive(Debug, Default)]
 pub(super) struct Classes {
     table: Vec<Option<Class>>,
-    by_set: HashMap<Eligible, ClassId>,
+    by_set: NumberMap<Eligible, ClassId>,
     free: Vec<ClassId>,
     /// Classes that became unused, oldest first; some are in use again.
     idle: VecDeque<ClassId>,

@@ -4,12 +4,13 @@
 //! A mark lives as long as its task, so every edge leads to an unfinished task, and the size of the map is bounded by the
 //! accesses of unfinished tasks and the poison of unfinished runs.
 
-use std::collections::HashMap;
+use smallvec::SmallVec;
 
 use super::access::{Access, AccessMode, Space};
 use super::id::{RunId, TaskId};
 use super::interval::{Holder, IntervalMap, Writer};
 use super::poison::{Poison, PoisonIndex, Root};
+use crate::fast::NumberMap;
 
 /// An unfinished task that must end before another may start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,22 +21,21 @@ pub(super) struct Predecessor {
     pub(super) read: bool,
 }
 
+/// Those of one task: few, as a rule.
+pub(super) type Found = SmallVec<[Predecessor; 4]>;
+
 /// The map over all spaces.
 #[derive(Debug, Default)]
 pub(super) struct DependencyMap {
-    spaces: HashMap<Space, IntervalMap>,
+    spaces: NumberMap<Space, IntervalMap>,
     poison: PoisonIndex,
 }
 
 impl DependencyMap {
     /// Enters a task, the newest, and returns its predecessors (each once, in submit order) and the earliest root among
     /// the marks on what it reads.
-    pub(super) fn attach(
-        &mut self,
-        holder: Holder,
-        accesses: &[Access],
-    ) -> (Vec<Predecessor>, Option<Root>) {
-        let mut found = Vec::new();
+    pub(super) fn attach(&mut self, holder: Holder, accesses: &[Access]) -> (Found, Option<Root>) {
+        let mut found = Found::new();
         let mut root = None;
         // All look-ups come before the first entry, so a task with overlapping accesses never meets itself.
         for access in accesses {
@@ -64,7 +64,7 @@ impl DependencyMap {
         (found, root)
     }
 
-    fn look_up(&self, access: &Access, found: &mut Vec<Predecessor>, root: &mut Option<Root>) {
+    fn look_up(&self, access: &Access, found: &mut Found, root: &mut Option<Root>) {
         let Some(map) = self.spaces.get(&access.space) else {
             return;
         };

@@ -1,9 +1,10 @@
 //! One endpoint as the scheduler sees it: places, and who holds them.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use super::classes::ClassId;
 use super::depth::Depth;
+use super::flights::Flights;
 use super::id::{EndpointId, TaskId};
 
 /// Position of an endpoint in the scheduler's table.
@@ -34,7 +35,7 @@ pub(super) struct Endpoint {
     /// Where their number comes from.
     pub(super) depth: Depth,
     /// Members in flight.
-    pub(super) in_flight: BTreeSet<(TaskId, u32)>,
+    pub(super) in_flight: Flights,
     /// The gang that keeps a place free here until it has all of them.
     pub(super) claim: Option<TaskId>,
     /// Members ever dispatched here.
@@ -55,7 +56,7 @@ impl Endpoint {
             index,
             capacity: depth.places(0, false),
             depth,
-            in_flight: BTreeSet::new(),
+            in_flight: Flights::default(),
             claim: None,
             served: 0,
             standing: Standing::Up,

@@ -1,10 +1,13 @@
 //! Disjoint byte intervals of one space, each with its last writer and the readers since.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Bound;
+
+use smallvec::SmallVec;
 
 use super::id::{RunId, TaskId};
 use super::poison::Poison;
+use super::readers::Readers;
 
 /// An unfinished task as the map remembers it. `seq` is its place in submit order and never used twice, so comparing it
 /// tells this task from a later one in the same slot or on the same bytes.
@@ -30,7 +33,7 @@ pub(super) enum Writer {
 pub(super) struct Segment {
     end: u64,
     pub(super) writer: Writer,
-    pub(super) readers: VecDeque<Holder>,
+    pub(super) readers: Readers,
 }
 
 impl Segment {
@@ -69,22 +72,20 @@ impl IntervalMap {
     pub(super) fn add_reader(&mut self, start: u64, end: u64, holder: Holder) {
         self.split_at(start);
         self.split_at(end);
-        let mut gaps = Vec::new();
+        let mut gaps = SmallVec::<[(u64, u64); 2]>::new();
         let mut covered = start;
         for (&at, segment) in self.segments.range_mut(start..end) {
             if covered < at {
                 gaps.push((covered, at));
             }
             covered = segment.end;
-            if segment.readers.back() != Some(&holder) {
-                segment.readers.push_back(holder);
-            }
+            segment.readers.add(holder);
         }
         if covered < end {
             gaps.push((covered, end));
         }
         for (at, end) in gaps {
-            let (writer, readers) = (Writer::Settled, VecDeque::from([holder]));
+            let (writer, readers) = (Writer::Settled, Readers::one(holder));
             let segment = Segment {
                 end,
                 writer,
@@ -101,7 +102,7 @@ impl IntervalMap {
         while let Some((&at, _)) = self.segments.range(start..end).next() {
             self.segments.remove(&at);
         }
-        let (writer, readers) = (Writer::Live(holder), VecDeque::new());
+        let (writer, readers) = (Writer::Live(holder), Readers::default());
         let segment = Segment {
             end,
             writer,
@@ -113,9 +114,7 @@ impl IntervalMap {
     /// Removes the reader `seq` from `start..end`. A byte that was overwritten since does not know it any more.
     pub(super) fn retire_reader(&mut self, start: u64, end: u64, seq: u64) {
         self.retire(start, end, |segment| {
-            if let Ok(at) = segment.readers.binary_search_by_key(&seq, |r| r.seq) {
-                segment.readers.remove(at);
-            }
+            segment.readers.remove(seq);
         });
     }
 
@@ -202,7 +201,7 @@ impl IntervalMap {
     /// the size follows the unfinished tasks and not the boundaries of finished ones.
     fn retire(&mut self, start: u64, end: u64, mut change: impl FnMut(&mut Segment)) {
         let first = self.first_overlap(start);
-        let mut idle = Vec::new();
+        let mut idle = SmallVec::<[u64; 2]>::new();
         for (&at, segment) in self.segments.range_mut(first..end) {
             change(segment);
             if segment.is_idle() {

@@ -92,7 +92,7 @@ impl Scheduler {
         }
         let mut in_flight: HashMap<TaskId, u32> = HashMap::new();
         for endpoint in &self.placement.endpoints {
-            for &(id, _) in &endpoint.in_flight {
+            for &(id, _) in endpoint.in_flight.iter() {
                 *in_flight.entry(id).or_default() += 1;
             }
         }

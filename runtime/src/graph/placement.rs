@@ -4,8 +4,6 @@
 //! classes of its endpoint, so a task that waits for its explicit endpoint blocks nobody else. No step looks at
 //! all tasks or all endpoints.
 
-use std::collections::HashMap;
-
 use smallvec::SmallVec;
 
 use super::classes::{ClassId, Classes, Ticket, Waiting};
@@ -15,6 +13,7 @@ use super::error::SubmitError;
 use super::gang::Lines;
 use super::id::{Eligible, EndpointId, TaskId};
 use super::task::Work;
+use crate::fast::NumberMap;
 
 /// What a step of the placement decided; its owner turns it into actions and empties it.
 #[derive(Debug, Default)]
@@ -42,7 +41,7 @@ impl Decisions {
 #[derive(Debug, Default)]
 pub(super) struct Placement {
     pub(super) endpoints: Vec<Endpoint>,
-    index: HashMap<EndpointId, EndpointIndex>,
+    index: NumberMap<EndpointId, EndpointIndex>,
     pub(super) classes: Classes,
     pub(super) lines: Lines,
     next_ticket: Ticket,

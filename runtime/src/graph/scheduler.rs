@@ -1,6 +1,6 @@
 //! The scheduler: (state, submit or event) → (state, actions).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::access::{Access, Space};
 use super::chain::{Before, Chaining};
@@ -16,6 +16,7 @@ use super::placement::Placement;
 use super::slot::SlotTable;
 use super::stats::Stats;
 use super::task::{Phase, Successor, Task, Work};
+use crate::fast::NumberMap;
 
 /// What the scheduler knows of a run with tasks in the table.
 #[derive(Debug, Default)]
@@ -37,7 +38,7 @@ pub struct Scheduler {
     pub(super) tasks: SlotTable<Task>,
     pub(super) deps: DependencyMap,
     pub(super) placement: Placement,
-    pub(super) runs: HashMap<RunId, Run>,
+    pub(super) runs: NumberMap<RunId, Run>,
     pub(super) counts: Stats,
     /// Tasks in `Waiting` or `Running`.
     pub(super) active: usize,
@@ -55,7 +56,7 @@ impl Scheduler {
             tasks: SlotTable::new(max_tasks),
             deps: DependencyMap::default(),
             placement: Placement::default(),
-            runs: HashMap::new(),
+            runs: NumberMap::default(),
             counts: Stats::default(),
             active: 0,
             next_seq: 0,

@@ -15,8 +15,10 @@ impl Scheduler {
     pub(super) fn settle(&mut self, out: &mut Vec<Action>) {
         loop {
             self.place(out);
-            for id in std::mem::take(&mut self.placement.decisions.stranded) {
-                self.strand(id, out);
+            if !self.placement.decisions.stranded.is_empty() {
+                for id in std::mem::take(&mut self.placement.decisions.stranded) {
+                    self.strand(id, out);
+                }
             }
             match self.unblocked.pop_front() {
                 Some(id) => self.start(id, out),
@@ -32,6 +34,9 @@ impl Scheduler {
         self.placement.refill();
         while let Some(lane) = self.placement.decisions.leading.pop() {
             self.chain_followers(lane);
+        }
+        if self.placement.decisions.dispatched.is_empty() {
+            return;
         }
         let mut led: SmallVec<[TaskId; 2]> = SmallVec::new();
         for (id, member, index) in self.placement.decisions.dispatched.drain(..) {

@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 
 use super::extents::Extents;
 use super::region::allocate_pages;
+use super::spare::Spare;
 use super::{limit, HostMemory, MemoryError, SharedRegion};
 
 /// Pages are allocated in steps of this many bytes, so that small blocks do not cost a system call each.
@@ -26,9 +27,35 @@ pub struct Arena {
 #[derive(Debug)]
 struct State {
     extents: Extents,
+    /// Small blocks that are free and not in `extents`.
+    spare: Spare,
     /// Pages below this offset are allocated. Best fit takes the low end of extents, so this is nearly the high-water mark
     /// of use.
     committed: u64,
+}
+
+impl State {
+    fn free(&self) -> u64 {
+        self.extents.free() + self.spare.bytes()
+    }
+
+    /// Takes an extent; what is spare is joined with it when nothing else is large enough.
+    fn take(&mut self, reserved: u64) -> Option<u64> {
+        let found = self.extents.take(reserved);
+        if found.is_some() || self.spare.bytes() == 0 {
+            return found;
+        }
+        for (offset, len) in self.spare.drain() {
+            self.extents.give(offset, len);
+        }
+        self.extents.take(reserved)
+    }
+
+    fn give(&mut self, offset: u64, reserved: u64) {
+        if !self.spare.keep(offset, reserved) {
+            self.extents.give(offset, reserved);
+        }
+    }
 }
 
 impl Arena {
@@ -45,6 +72,7 @@ impl Arena {
         let region = SharedRegion::create_memfd(size, false)?;
         let state = Mutex::new(State {
             extents: Extents::new(size),
+            spare: Spare::default(),
             committed: 0,
         });
         Ok(Arc::new(Self { region, state }))
@@ -77,13 +105,14 @@ impl Arena {
         let exhausted = |state: &State| MemoryError::Exhausted {
             requested: nbytes,
             limit: self.region.len(),
-            in_use: self.region.len() - state.extents.free(),
+            in_use: self.region.len() - state.free(),
         };
         let reserved = Extents::rounded(nbytes).ok_or_else(|| exhausted(&state))?;
-        let offset = state
-            .extents
-            .take(reserved)
-            .ok_or_else(|| exhausted(&state))?;
+        if let Some(offset) = state.spare.take(reserved) {
+            drop(state);
+            return Ok(block(offset, reserved));
+        }
+        let offset = state.take(reserved).ok_or_else(|| exhausted(&state))?;
         let end = offset + reserved;
         if end > state.committed {
             if let Err(error) = self.commit(&mut state, end) {
@@ -115,7 +144,7 @@ impl Arena {
     /// Bytes in blocks that are alive, rounded up to their alignment.
     #[must_use]
     pub fn in_use(&self) -> u64 {
-        self.region.len() - self.state.lock().extents.free()
+        self.region.len() - self.state.lock().free()
     }
 
     /// The most bytes that blocks can have together.
@@ -181,11 +210,7 @@ impl ArenaBlock {
 impl Drop for ArenaBlock {
     fn drop(&mut self) {
         if self.reserved > 0 {
-            self.arena
-                .state
-                .lock()
-                .extents
-                .give(self.offset, self.reserved);
+            self.arena.state.lock().give(self.offset, self.reserved);
         }
     }
 }

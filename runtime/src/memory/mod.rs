@@ -24,6 +24,7 @@ mod limit;
 mod mapping;
 mod names;
 mod region;
+mod spare;
 
 pub use arena::{Arena, ArenaBlock};
 pub use error::MemoryError;

@@ -258,7 +258,7 @@ impl Core {
         registrations: &[Registration],
         of: impl Fn(i32) -> bool,
     ) {
-        for slot in &mut self.endpoints {
+        for slot in self.endpoints.iter_mut() {
             let Some(worker) = slot.role.worker_id().filter(|worker| of(*worker)) else {
                 continue;
             };

@@ -110,13 +110,12 @@ impl Worker {
         let returned = function(&orchestrator);
         engine.close_run(run.id, returned.is_err());
         let ended = self.wait_for_run(&engine, run.id);
-        let state = run.end();
+        let (mut state, undefined) = run.end();
         let result = match (returned, ended) {
             (Err(error), _) => return Err(RunEnd::Function(error)),
             (Ok(_), Err(error)) => return Err(RunEnd::Engine(error)),
             (Ok(result), Ok(())) => result,
         };
-        let (mut state, undefined) = state;
         if let Some(error) = state.error(undefined) {
             return Err(RunEnd::Engine(Error::Run(Box::new(error))));
         }
@@ -181,7 +180,7 @@ impl Worker {
         ]);
         let mut report = RunReport {
             counts,
-            tasks_per_worker: state.per_worker,
+            tasks_per_worker: engine.by_name(&state.per_endpoint),
             timeline: state.events,
             retried: state.retried,
         };
@@ -290,6 +289,18 @@ impl Engine {
                 "its task did not end within interrupt_grace_s after an interrupt",
             );
         }
+    }
+
+    /// Members that ran at each endpoint, by its name.
+    fn by_name(&self, per_endpoint: &[u64]) -> BTreeMap<String, u64> {
+        let core = self.core.lock();
+        let counts = core.endpoints.iter().zip(per_endpoint);
+        let ran = counts.filter(|(_, count)| **count > 0);
+        let mut by_name = BTreeMap::new();
+        for (slot, count) in ran {
+            *by_name.entry(slot.info.name.clone()).or_default() += count;
+        }
+        by_name
     }
 
     /// Asks the workers with runtimes of their own for their events. Best effort: a report without them is still right.

@@ -88,7 +88,7 @@ fn r_086_an_idempotent_task_is_tried_again_after_the_loss_of_its_worker() {
     let seen: Vec<(u32, &str)> = report
         .timeline
         .iter()
-        .map(|event| (event.attempt, event.outcome.as_str()))
+        .map(|event| (event.attempt, &*event.outcome))
         .collect();
     assert_eq!(seen, [(1, "lost"), (2, "lost"), (3, "completed")]);
     let story = report.explain(1).unwrap();
@@ -217,7 +217,7 @@ fn r_086_a_task_that_its_worker_could_not_carry_out_is_tried_again_there() {
         match ended {
             Ok(report) => {
                 assert_eq!((report.counts["completed"], report.retried), (1, 1));
-                let seen: Vec<_> = report.timeline.iter().map(|e| e.outcome.as_str()).collect();
+                let seen: Vec<_> = report.timeline.iter().map(|e| &*e.outcome).collect();
                 assert_eq!(seen, ["lost", "completed"]);
             }
             Err(error) => {
