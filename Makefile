@@ -36,7 +36,7 @@ BENCH_ARGS ?=
 INSTRUCTIONS_ARGS ?=
 MICRO_ARGS ?=
 
-.PHONY: help test test-rust test-loom test-python demo lint lint-rust lint-python requirements bench bench-smoke bench-micro bench-instructions docs build clean
+.PHONY: help test test-rust test-loom test-python demo lint lint-rust lint-python requirements bench bench-smoke bench-peers bench-micro bench-instructions docs build clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -110,6 +110,16 @@ $(VENV)/.stamp-benches: $(RUST_SOURCES) $(VENV)/.created
 bench: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-benches $(VENV)/.stamp-test
 	$(PY) -m benches $(BENCH_ARGS)
 
+# Other systems beside ours: they go into a virtual environment of their own. PEERS_TORCH=1 adds torch, which is large.
+.venv-peers/.stamp: benches/requirements-peers.txt benches/requirements-peers-torch.txt $(VENV)/.created
+	$(PY) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benches/requirements-peers.txt \
+	    $(if $(PEERS_TORCH),-r benches/requirements-peers-torch.txt)
+	@touch $@
+
+bench-peers: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-benches $(VENV)/.stamp-test .venv-peers/.stamp
+	$(PY) -m benches $(BENCH_ARGS) peers
+
 # How many instructions a noop takes, and whether that has grown; INSTRUCTIONS_ARGS=--update replaces the table.
 bench-instructions: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-benches $(VENV)/.stamp-test
 	$(PY) -m benches.instructions $(INSTRUCTIONS_ARGS)
@@ -128,5 +138,5 @@ docs: $(VENV)/.created
 # What was built goes, the virtual environment too.
 clean:
 	cargo clean
-	rm -rf $(VENV) dist python/echelon/*.so demo/timeline.json demo/timeline.png .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-peers dist python/echelon/*.so demo/timeline.json demo/timeline.png .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './target/*' -prune -exec rm -rf {} +

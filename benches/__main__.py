@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benches import instructions, lanes, report, scale, soak, stages, startup
+from benches import instructions, lanes, peers_table, plot, report, scale, soak, stages, startup
 from benches.machine import machine
 from benches.main_table import main_table
 from benches.report import Section
@@ -83,6 +83,11 @@ PARTS: dict[str, Part] = {
         lambda options: main_table(options.rounds, options.small, options.only),
         _figures,
     ),
+    "peers": Part(
+        "other systems beside ours",
+        lambda options: peers_table.peers_table(min(options.rounds, 5), options.small),
+        peers_table.body,
+    ),
     "stages": Part("where the time of a noop goes", _stages, _figures),
     "startup": Part("starts, memory and idle time of workers", _startup, _figures),
     "scale": Part("cost per task as graphs and clusters grow", _scale, _lines),
@@ -122,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         render()
         return 0
     if options.part == "smoke":
-        return smoke({name: PARTS[name].measure for name in ("main", "stages", "startup", "scale")})
+        return smoke({name: PARTS[name].measure for name in ("main", "peers", "stages", "startup", "scale")})
     name = options.part or "main"
     section = PARTS[name].measure(options)
     print(text_of(name, section))
@@ -133,7 +138,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def render() -> None:
-    """Makes the tables of the page from the JSON file."""
+    """Makes the tables of the page, and the picture, from the JSON file."""
+    if "peers" in report.load():
+        plot.write(report.load()["peers"])
     for name, section in report.load().items():
         report.write(report.PAGE, f"{name}-table", text_of(name, section))
 

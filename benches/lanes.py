@@ -30,6 +30,8 @@ class Lane:
     to: Callable[[ec.Orchestrator], list[Submit]]
     any: Callable[[ec.Orchestrator], Submit]
     """Submits to whichever worker is free."""
+    batch: Callable[[ec.Orchestrator], Callable[[list[ec.TaskArgs]], Any]]
+    """The same for many tasks in one call."""
     cells: Callable[[ec.Orchestrator, int], Cells]
     """So many cells of `CELL` bytes."""
     remote: int | None = None
@@ -83,11 +85,18 @@ def sub_worker(count: int = 1) -> Iterator[Lane]:
         def to(orch: ec.Orchestrator) -> Submit:
             return functools.partial(orch.submit_sub, leaf)
 
-        yield Lane("local", "local", worker, lambda orch: [to(orch)], to, _shared_cells)
+        def batch(orch: ec.Orchestrator) -> Callable[[list[ec.TaskArgs]], Any]:
+            return functools.partial(orch.submit_sub_many, leaf)
+
+        yield Lane("local", "local", worker, lambda orch: [to(orch)], to, batch, _shared_cells)
 
 
 def _any(handle: ec.CallableHandle) -> Callable[[ec.Orchestrator], Submit]:
     return lambda orch: functools.partial(orch.submit_next_level, handle)
+
+
+def _batch(handle: ec.CallableHandle) -> Callable[[ec.Orchestrator], Callable[[list[ec.TaskArgs]], Any]]:
+    return lambda orch: functools.partial(orch.submit_next_level_many, handle)
 
 
 def _each(handle: ec.CallableHandle, ids: list[int]) -> Callable[[ec.Orchestrator], list[Submit]]:
@@ -103,7 +112,9 @@ def children(count: int = 1) -> Iterator[Lane]:
     ids = [worker.add_worker(ec.Worker(level=3)) for _ in range(count)]
     entry = worker.register(ec.RemoteCallable(ENTRY), workers=ids)
     with worker:
-        yield Lane("child", "local child", worker, _each(entry, ids), _any(entry), _shared_cells)
+        yield Lane(
+            "child", "local child", worker, _each(entry, ids), _any(entry), _batch(entry), _shared_cells
+        )
 
 
 @contextmanager
@@ -126,4 +137,4 @@ def sessions(endpoint: str, count: int = 1, *, cells: int, same_host: bool = Fal
     with worker:
         key, name = ("mapped", "remote, mapped") if same_host else ("remote", "remote")
         memory = _RemoteCells(worker, ids, cells)
-        yield Lane(key, name, worker, _each(entry, ids), _any(entry), memory, ids[0])
+        yield Lane(key, name, worker, _each(entry, ids), _any(entry), _batch(entry), memory, ids[0])

@@ -57,6 +57,7 @@ class Workloads:
             Row(f"{key}.w1.asleep", f"W1 {name}, asleep", "µs", self.asleep, asleep),
             Row(f"{key}.w2", f"W2 {name}", "tasks/s", self.many),
             Row(f"{key}.w2.reuse", f"W2 {name}, one `TaskArgs` for all", "tasks/s", self.reused),
+            Row(f"{key}.w2.batch", f"W2 {name}, one call for all", "tasks/s", self.batch),
             Row(f"{key}.w3", f"W3 {name}", "µs/task", lambda: self.chain(1)),
             Row(f"{key}.w4", f"W4 {name}", "tasks/s", self.blocks, "limit.memcpy"),
             Row(f"{key}.w6", f"W6 {name}", "ms", self.fan),
@@ -112,6 +113,15 @@ class Workloads:
             submit, args = self._lane.to(orch)[0], ec.TaskArgs.of(scalars=(1,))
             for _ in range(self._sizes.many):
                 submit(args)
+
+        return per_second(self._sizes.many, lambda: self._inside(graph))
+
+    def batch(self) -> list[float]:
+        """The same in one call, with fresh arguments for each task."""
+
+        def graph(orch: ec.Orchestrator) -> None:
+            of = ec.TaskArgs.of
+            self._lane.batch(orch)([of(scalars=(n,)) for n in range(self._sizes.many)])
 
         return per_second(self._sizes.many, lambda: self._inside(graph))
 

@@ -115,6 +115,53 @@ def test_the_page_is_what_its_results_make_of_it():
         assert inside == text_of(name, section), f"{name}: run python -m benches render"
 
 
+def test_the_table_of_peers_and_the_picture_have_who_answered_and_say_who_did_not():
+    import xml.etree.ElementTree as xml
+
+    from benches import peers_table, plot
+    from benches.row import Figure
+
+    figures = [
+        Figure("peers.local.w1", "W1", "µs", 3.0),
+        Figure("peers.local.w2", "W2", "tasks/s", 500_000.0),
+        Figure("peers.dask.w1", "W1", "µs", 9_000.0),
+        Figure("peers.dask.w2", "W2", "tasks/s", 200.0),
+        Figure("peers.ray.w1", "W1", "µs", error="ModuleNotFoundError: no ray"),
+        Figure("peers.ray.w2", "W2", "tasks/s", error="ModuleNotFoundError: no ray"),
+    ]
+    section = {"figures": [figure.as_json() for figure in figures]}
+    text = "\n".join(peers_table.body(section))
+    assert "| Dask | 9,000 | 200 |" in text and "| Ray actor | ModuleNotFoundError: no ray |" in text
+    picture = plot.svg(section)
+    xml.fromstring(picture)
+    assert picture.count("<rect") == 4 and "Dask" in picture and "Ray" not in picture
+
+
+def test_a_peer_answers_over_its_pipe_and_ends(monkeypatch):
+    from benches import peers
+
+    monkeypatch.setattr(peers, "interpreter", lambda: Path(sys.executable))
+    peer = peers.Peer("executor", 0.002)
+    try:
+        assert all(sample > 0 for sample in peer.ask("w1") + peer.ask("w2"))
+        with pytest.raises(RuntimeError, match="KeyError"):
+            peer.ask("no such")
+    finally:
+        peer.close()
+
+
+def test_a_peer_that_is_not_there_says_so(monkeypatch):
+    from benches import peers
+
+    monkeypatch.setattr(peers, "interpreter", lambda: Path(sys.executable))
+    peer = peers.Peer("nobody")
+    try:
+        with pytest.raises(RuntimeError, match="ModuleNotFoundError"):
+            peer.ask("w1")
+    finally:
+        peer.close()
+
+
 def test_smoke_names_what_did_not_run_and_what_is_not_positive():
     from benches.row import Figure
     from benches.smoke import problems
