@@ -5,8 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use echelon_runtime::mailbox::bell::{ring, sleep, BellWords};
 use echelon_runtime::mailbox::ring::{Cells, Consumer, Producer};
+use echelon_runtime::mailbox::wake::{ring, sleep, BellWords};
 use echelon_runtime::mailbox::{MailboxError, RecordHead};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{fence, AtomicU32, AtomicU64, Ordering};
@@ -81,32 +81,33 @@ impl Cells for ModelCells {
 /// loom takes sequentially consistent accesses for acquire and release ones; the fences say what the real ones promise.
 struct ModelBell {
     sequence: AtomicU32,
-    sleepers: AtomicU32,
+    asleep: AtomicU64,
     kernel: Mutex<()>,
     woken: Condvar,
 }
 
 impl BellWords for ModelBell {
     fn sequence(&self) -> u32 {
+        fence(Ordering::SeqCst);
         self.sequence.load(Ordering::SeqCst)
     }
 
-    fn increment(&self) {
-        self.sequence.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn sleepers(&self) -> u32 {
+    fn increment(&self) -> u32 {
+        let before = self.sequence.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        self.sleepers.load(Ordering::SeqCst)
+        before
     }
 
-    fn enter(&self) {
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
+    fn asleep(&self) -> u64 {
+        self.asleep.load(Ordering::SeqCst)
+    }
+
+    fn exchange_asleep(&self, old: u64, new: u64) -> Result<(), u64> {
+        let exchanged = self
+            .asleep
+            .compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-    }
-
-    fn leave(&self) {
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        exchanged.map(drop)
     }
 
     fn sleep_while(&self, seen: u32, _deadline: Instant) {
@@ -126,10 +127,21 @@ impl BellWords for ModelBell {
 fn bell() -> Arc<ModelBell> {
     Arc::new(ModelBell {
         sequence: AtomicU32::new(0),
-        sleepers: AtomicU32::new(0),
+        asleep: AtomicU64::new(0),
         kernel: Mutex::new(()),
         woken: Condvar::new(),
     })
+}
+
+/// Waits until `work` is `all`, as a waiter of the mailbox does.
+fn wait_for(bell: &ModelBell, work: &AtomicU32, all: u32) {
+    loop {
+        let seen = bell.sequence();
+        if work.load(Ordering::Acquire) == all {
+            return;
+        }
+        let _ = sleep(bell, seen, far());
+    }
 }
 
 fn far() -> Instant {
@@ -189,7 +201,7 @@ fn r_092_no_wake_up_is_lost() {
             assert_eq!(work.load(Ordering::Acquire), 1);
         }
         ringer.join().unwrap();
-        assert_eq!(bell.sleepers(), 0);
+        assert_eq!(bell.asleep() as u32, 0);
     });
 }
 
@@ -244,5 +256,34 @@ fn r_044_shutdown_is_seen_by_a_child_that_goes_to_sleep() {
             let _ = sleep(&*bell, seen, far());
         }
         parent.join().unwrap();
+    });
+}
+
+#[test]
+fn r_092_two_sleepers_on_different_sequences_and_a_ringer() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let (bell, work) = (bell(), Arc::new(AtomicU32::new(0)));
+        // One waits for the first ring only, the other for both: the later one takes the earlier one's place in the word.
+        let (of_first, of_both) = (
+            (Arc::clone(&bell), Arc::clone(&work)),
+            (Arc::clone(&bell), Arc::clone(&work)),
+        );
+        let first = thread::spawn(move || loop {
+            let seen = of_first.0.sequence();
+            if of_first.1.load(Ordering::Acquire) > 0 {
+                return;
+            }
+            let _ = sleep(&*of_first.0, seen, far());
+        });
+        let both = thread::spawn(move || wait_for(&of_both.0, &of_both.1, 2));
+        for _ in 0..2 {
+            work.fetch_add(1, Ordering::AcqRel);
+            ring(&*bell);
+        }
+        first.join().unwrap();
+        both.join().unwrap();
+        assert_eq!(bell.asleep() as u32, 0);
     });
 }

@@ -7,9 +7,9 @@
 use super::MailboxError;
 
 /// First eight bytes of a mailbox: `ECHMBOX` and the version of the layout.
-pub const MAILBOX_MAGIC: u64 = u64::from_le_bytes(*b"ECHMBOX\x01");
+pub const MAILBOX_MAGIC: u64 = u64::from_le_bytes(*b"ECHMBOX\x02");
 /// First eight bytes of a bell.
-pub const BELL_MAGIC: u64 = u64::from_le_bytes(*b"ECHBELL\x01");
+pub const BELL_MAGIC: u64 = u64::from_le_bytes(*b"ECHBELL\x02");
 
 /// Bytes before the first ring.
 pub const HEADER_BYTES: u64 = 4096;
@@ -32,13 +32,13 @@ pub(super) const TASK_TAIL: u64 = 256;
 pub(super) const COMPLETION_HEAD: u64 = 384;
 pub(super) const COMPLETION_TAIL: u64 = 512;
 pub(super) const DOORBELL: u64 = 640;
-pub(super) const DOORBELL_SLEEPERS: u64 = 768;
+pub(super) const DOORBELL_ASLEEP: u64 = 768;
 pub(super) const SHUTDOWN: u64 = 896;
 pub(super) const SPINNING: u64 = 1024;
 pub(super) const STALLED: u64 = 1152;
 
 pub(super) const BELL_SEQUENCE: u64 = 128;
-pub(super) const BELL_SLEEPERS: u64 = 256;
+pub(super) const BELL_ASLEEP: u64 = 256;
 pub(super) const BELL_SPINNERS: u64 = 384;
 
 /// Checks the size of a ring: whole pages, at least one.

@@ -11,33 +11,37 @@
 //! | 384 | completion head | child | parent | release / acquire |
 //! | 512 | completion tail | parent | child | release / acquire |
 //! | 640 | doorbell sequence (futex): counts what the parent did | parent | child | sequentially consistent |
-//! | 768 | doorbell sleepers: 1 while the child may sleep | child | parent | sequentially consistent |
+//! | 768 | doorbell asleep: the sequence that the child sleeps on, and 1 while it may ([`wake`]) | child | parent | sequentially consistent |
 //! | 896 | shutdown: 0, then 1 for ever | parent | child | release / acquire |
 //! | 1024 | spinning: 1 while the child holds a spinner's slot of the bell | child | parent, after its death | relaxed |
 //! | 1152 | stalled: 1 while the child waits for room in the completion ring | child | parent | release / acquire |
 //!
 //! The parent's own waits go through the [`Bell`]: one small segment shared by a `Worker` and all its children, with a
-//! sequence (anyone increments), the number of sleepers (the parent's threads) and the number of spinners (any).
+//! sequence (anyone increments), who sleeps (the parent's threads) and the number of spinners (any).
 //!
 //! Invariants:
 //!
-//! 1. No system call when both sides are awake: a futex wake happens only when the other side has declared itself asleep.
+//! 1. No system call when both sides are awake: a futex wake happens only when the other side has declared itself asleep. One
+//!    sleep costs one wake, however many records follow before the sleeper is on its feet.
 //! 2. No wake-up is lost: a waiter declares itself asleep *before* it compares the sequence for the last time (the
 //!    kernel does, inside the futex call), a ringer increments the sequence *before* it looks for sleepers, and all
 //!    four are sequentially consistent. `tests/loom_ring.rs` runs all interleavings.
 //! 3. What the peer wrote is copied out, then decoded. Positions and lengths are checked against what is possible; one that
 //!    is not is [`MailboxError::Corrupt`], which ends the endpoint and nothing else.
-//! 4. An idle child sleeps in the kernel; it spins for at most [`bell::SPIN_LIMIT`] after work.
+//! 4. An idle child sleeps in the kernel; it spins for at most [`spin::SPIN_LIMIT`] after work.
 
-pub mod bell;
+mod bell;
 mod error;
 mod futex;
 pub mod layout;
 pub mod ring;
 mod sides;
+pub mod spin;
+pub mod wake;
 
 pub use bell::Bell;
 pub use error::MailboxError;
 pub use futex::{Word32, Word64};
 pub use ring::RecordHead;
 pub use sides::{ChildSide, Mailbox, ParentSide};
+pub use wake::KernelCalls;

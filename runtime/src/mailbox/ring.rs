@@ -111,6 +111,8 @@ fn record_bytes(payload: u64) -> u64 {
 pub struct Producer<C> {
     cells: C,
     head: u64,
+    /// Where that is in the ring.
+    at: u64,
     /// The consumer's position when we last looked.
     tail_seen: u64,
 }
@@ -119,9 +121,11 @@ impl<C: Cells> Producer<C> {
     /// The writing end of a ring. It starts where the ring stands, which for a new one is zero.
     pub fn new(cells: C) -> Self {
         let (head, tail_seen) = (cells.head(), cells.tail());
+        let at = head % cells.capacity();
         Self {
             cells,
             head,
+            at,
             tail_seen,
         }
     }
@@ -143,7 +147,7 @@ impl<C: Cells> Producer<C> {
         }
         let capacity = self.cells.capacity();
         let need = record_bytes(len);
-        let to_end = capacity - self.head % capacity;
+        let to_end = capacity - self.at;
         let pad = if need > to_end { to_end } else { 0 };
         if !self.has_room(pad + need)? {
             return Ok(false);
@@ -152,15 +156,16 @@ impl<C: Cells> Producer<C> {
             let mut bytes = [0; PAD_HEAD_BYTES as usize];
             bytes[..4].copy_from_slice(&((pad - PAD_HEAD_BYTES) as u32).to_le_bytes());
             bytes[4..].copy_from_slice(&PAD.to_le_bytes());
-            self.cells.write(self.head % capacity, &bytes)?;
+            self.cells.write(self.at, &bytes)?;
         }
-        let at = (self.head + pad) % capacity;
+        let at = if pad > 0 { 0 } else { self.at };
         let mut bytes = [0; RECORD_HEAD_BYTES];
         bytes[..4].copy_from_slice(&(len as u32).to_le_bytes());
         bytes[4..8].copy_from_slice(&head.kind.to_le_bytes());
         bytes[8..].copy_from_slice(&head.ticket.to_le_bytes());
         self.cells.write(at, &bytes)?;
         self.cells.write(at + RECORD_HEAD_BYTES as u64, payload)?;
+        self.at = if at + need == capacity { 0 } else { at + need };
         self.head += pad + need;
         self.cells.set_head(self.head);
         Ok(true)
@@ -206,6 +211,8 @@ impl<C: Cells> Producer<C> {
 pub struct Consumer<C> {
     cells: C,
     tail: u64,
+    /// Where that is in the ring.
+    at: u64,
     /// The producer's position when we last looked.
     head_seen: u64,
 }
@@ -214,9 +221,11 @@ impl<C: Cells> Consumer<C> {
     /// The reading end of a ring. It starts where the ring stands.
     pub fn new(cells: C) -> Self {
         let tail = cells.tail();
+        let at = tail % cells.capacity();
         Self {
             cells,
             tail,
+            at,
             head_seen: tail,
         }
     }
@@ -232,7 +241,7 @@ impl<C: Cells> Consumer<C> {
                 return Ok(None);
             }
             let capacity = self.cells.capacity();
-            let (at, available) = (self.tail % capacity, self.head_seen - self.tail);
+            let (at, available) = (self.at, self.head_seen - self.tail);
             let to_end = capacity - at;
             let mut start = [0; PAD_HEAD_BYTES as usize];
             self.cells.read(at, &mut start)?;
@@ -294,7 +303,10 @@ impl<C: Cells> Consumer<C> {
         Ok(head != self.tail)
     }
 
+    /// Goes on by bytes that were checked to end inside the ring.
     fn advance(&mut self, bytes: u64) {
+        let at = self.at + bytes;
+        self.at = if at == self.cells.capacity() { 0 } else { at };
         self.tail += bytes;
         self.cells.set_tail(self.tail);
     }

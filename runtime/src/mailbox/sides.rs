@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::bell::{ring, wait, BellWords, SpinHistory, SpinSlots, WaitPoint};
 use super::layout as at;
 use super::ring::{Consumer, Producer, RecordHead, SharedCells};
+use super::spin::{wait, SpinHistory, SpinSlots};
+use super::wake::{ring, BellWords, KernelCalls, WaitPoint};
 use super::{Bell, MailboxError, Word32, Word64};
 use crate::memory::{random_id, SharedRegion};
 
@@ -102,10 +103,7 @@ impl Words {
                 at::HEADER_BYTES + task_bytes,
                 completion_bytes,
             )?,
-            doorbell: WaitPoint {
-                sequence: Word32::new(region, at::DOORBELL)?,
-                sleepers: Word32::new(region, at::DOORBELL_SLEEPERS)?,
-            },
+            doorbell: WaitPoint::new(region, at::DOORBELL, at::DOORBELL_ASLEEP)?,
             shutdown: Word32::new(region, at::SHUTDOWN)?,
             spinning: Word32::new(region, at::SPINNING)?,
             stalled: Word32::new(region, at::STALLED)?,
@@ -155,6 +153,12 @@ impl ParentSide {
     #[must_use]
     pub fn position(&self) -> u64 {
         self.tasks.position()
+    }
+
+    /// How often the parent has called the kernel to wake the child.
+    #[must_use]
+    pub fn wake_calls(&self) -> u64 {
+        self.doorbell.calls().wakes
     }
 
     /// How far the child has taken records; everything when what it says cannot be.
@@ -270,35 +274,45 @@ impl ChildSide {
         self.tasks.pop(payload)
     }
 
+    /// Sends one record and rings the parent's bell. `Ok(false)` when the ring is full.
+    ///
+    /// # Errors
+    /// [`MailboxError::RecordTooLarge`], [`MailboxError::Corrupt`].
+    pub fn try_send(&mut self, head: RecordHead, payload: &[u8]) -> Result<bool, MailboxError> {
+        let sent = self.completions.push(head, payload)?;
+        if sent {
+            self.bell.ring();
+        }
+        Ok(sent)
+    }
+
     /// Sends one record and rings the parent's bell. When the ring is full it waits for the parent, until `deadline`;
     /// `Ok(false)` then.
     ///
     /// # Errors
-    /// [`MailboxError::RecordTooLarge`], [`MailboxError::Corrupt`].
+    /// As [`ChildSide::try_send`].
     pub fn send(
         &mut self,
         head: RecordHead,
         payload: &[u8],
         deadline: Instant,
     ) -> Result<bool, MailboxError> {
-        let mut sent = self.completions.push(head, payload)?;
-        while !sent {
+        let mut sent = self.try_send(head, payload)?;
+        if sent {
+            return Ok(true);
+        }
+        loop {
             let seen = self.doorbell_value();
             self.stalled.store(1, Ordering::Release);
-            sent = self.completions.push(head, payload)?;
-            if !sent {
-                let now = Instant::now();
-                if now >= deadline {
-                    break;
-                }
-                self.bell.ring();
-                let _ = self.wait(seen, deadline.min(now + STALL_RECHECK));
+            sent = self.try_send(head, payload)?;
+            let now = Instant::now();
+            if sent || now >= deadline {
+                break;
             }
+            self.bell.ring();
+            let _ = self.wait(seen, deadline.min(now + STALL_RECHECK));
         }
         self.stalled.store(0, Ordering::Release);
-        if sent {
-            self.bell.ring();
-        }
         Ok(sent)
     }
 
@@ -314,6 +328,15 @@ impl ChildSide {
         wait(&self.doorbell, &self.slots, &self.history, seen, deadline)
     }
 
+    /// How often the child has called the kernel to sleep at its doorbell, and to ring the parent's bell.
+    #[must_use]
+    pub fn kernel_calls(&self) -> KernelCalls {
+        KernelCalls {
+            sleeps: self.doorbell.calls().sleeps,
+            wakes: self.bell.kernel_calls().wakes,
+        }
+    }
+
     /// True once the parent has asked the child to end; it stays true.
     #[must_use]
     pub fn is_shutdown_requested(&self) -> bool {
@@ -322,157 +345,4 @@ impl ChildSide {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pair() -> (ParentSide, ChildSide, Arc<Bell>) {
-        let bell = Bell::create().unwrap();
-        let parent = Mailbox::create(4096, 4096)
-            .unwrap()
-            .into_parent_side()
-            .unwrap();
-        let child_bell = Bell::attach(bell.fd().try_clone_to_owned().unwrap()).unwrap();
-        let child =
-            ChildSide::attach(parent.fd().try_clone_to_owned().unwrap(), child_bell).unwrap();
-        (parent, child, bell)
-    }
-
-    fn head(ticket: u64) -> RecordHead {
-        RecordHead { kind: 1, ticket }
-    }
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(30)
-    }
-
-    #[test]
-    fn records_pass_both_ways_and_ring() {
-        let (mut parent, mut child, bell) = pair();
-        let (seen, bell_seen) = (child.doorbell_value(), bell.value());
-        assert!(parent.send(head(5), b"task").unwrap());
-        assert!(child.wait(seen, soon()));
-        let mut payload = Vec::new();
-        assert_eq!(child.receive(&mut payload).unwrap(), Some(head(5)));
-        assert_eq!(payload, b"task");
-        assert!(child.send(head(5), b"done", soon()).unwrap());
-        assert!(bell.wait(bell_seen, soon()));
-        assert_eq!(parent.receive(&mut payload).unwrap(), Some(head(5)));
-        assert_eq!(payload, b"done");
-        assert_eq!(parent.receive(&mut payload).unwrap(), None);
-    }
-
-    #[test]
-    fn r_044_shutdown_is_sticky_whatever_is_in_flight() {
-        let (mut parent, mut child, _bell) = pair();
-        let seen = child.doorbell_value();
-        parent.request_shutdown();
-        assert!(child.wait(seen, soon()));
-        let mut payload = Vec::new();
-        for ticket in 0..100 {
-            assert!(parent.send(head(ticket), b"control").unwrap());
-            assert!(child.receive(&mut payload).unwrap().is_some());
-            assert!(child.send(head(ticket), b"done", soon()).unwrap());
-            assert!(parent.receive(&mut payload).unwrap().is_some());
-            assert!(child.is_shutdown_requested());
-        }
-    }
-
-    #[test]
-    fn a_child_waits_for_room_and_goes_on() {
-        let (mut parent, mut child, bell) = pair();
-        let late = Instant::now();
-        let mut count = 0;
-        while child.send(head(count), &[1; 1000], late).unwrap() {
-            count += 1;
-        }
-        assert_eq!(count, 4);
-        let mut seen = bell.value();
-        let sender = std::thread::spawn(move || child.send(head(99), &[2; 1000], soon()).unwrap());
-        let (mut payload, mut got) = (Vec::new(), 0);
-        while got < 5 {
-            if parent.receive(&mut payload).unwrap().is_some() {
-                got += 1;
-            } else {
-                assert!(bell.wait(seen, soon()));
-                seen = bell.value();
-            }
-        }
-        assert!(sender.join().unwrap());
-        assert_eq!(payload, [2; 1000]);
-    }
-
-    #[test]
-    fn r_231_a_mailbox_of_another_build_is_refused() {
-        let (parent, _child, bell) = pair();
-        let attach =
-            || ChildSide::attach(parent.fd().try_clone_to_owned().unwrap(), Arc::clone(&bell));
-        let poke = |offset, value| {
-            Word64::new(&parent.region, offset)
-                .unwrap()
-                .store(value, Ordering::Release)
-        };
-        poke(64, 1);
-        assert!(matches!(
-            attach(),
-            Err(MailboxError::Corrupt {
-                what: "a reserved word",
-                ..
-            })
-        ));
-        poke(64, 0);
-        poke(at::TASK_BYTES, 1 << 20);
-        assert!(matches!(attach(), Err(MailboxError::Memory(_))));
-        poke(at::TASK_BYTES, 5);
-        assert!(matches!(
-            attach(),
-            Err(MailboxError::BadRingSize { bytes: 5, .. })
-        ));
-        // a child of another build is told apart, with what to do.
-        poke(at::MAGIC, at::MAILBOX_MAGIC + (1 << 56));
-        let Err(error) = attach() else {
-            panic!("it must be refused")
-        };
-        let text = error.to_string();
-        assert!(
-            text.contains("mailbox's magic") && text.contains("reinstall"),
-            "{text}"
-        );
-        assert!(matches!(
-            Mailbox::create(100, 4096),
-            Err(MailboxError::BadRingSize { .. })
-        ));
-    }
-
-    #[test]
-    fn a_record_of_more_than_half_a_ring_is_refused() {
-        let (mut parent, _child, _bell) = pair();
-        let limit = parent.payload_max();
-        let error = parent
-            .send(head(0), &vec![0; limit as usize + 1])
-            .unwrap_err();
-        assert_eq!(
-            error,
-            MailboxError::RecordTooLarge {
-                len: limit + 1,
-                limit
-            }
-        );
-        assert!(parent.send(head(0), &vec![0; limit as usize]).unwrap());
-    }
-
-    #[test]
-    fn the_spinners_slot_of_a_dead_child_comes_back() {
-        let (parent, child, bell) = pair();
-        child
-            .slots
-            .mark
-            .as_ref()
-            .unwrap()
-            .store(1, Ordering::Relaxed);
-        let spinners = Word32::new(bell.region(), at::BELL_SPINNERS).unwrap();
-        spinners.store(1, Ordering::Relaxed);
-        parent.recover(&bell);
-        parent.recover(&bell);
-        assert_eq!(spinners.load(Ordering::Relaxed), 0);
-    }
-}
+mod tests;
