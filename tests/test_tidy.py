@@ -34,6 +34,7 @@ MAY_HOLD_UNSAFE = {
     "runtime/src/mailbox/futex.rs",
     "runtime/src/process/spawn.rs",
     "runtime/src/process/fds.rs",
+    "runtime/src/process/forked.rs",
     "runtime/tests/loom_ring.rs",  # loom's cells hand out raw pointers
     "session/src/chip/cpu.rs",  # loads and calls machine code
     "python/src/buffer.rs",

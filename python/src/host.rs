@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use echelon_runtime::callable::{CallableHost, HostedCallable};
+use echelon_runtime::process::ForkMark;
 use echelon_runtime::tensor::TaskView;
 use echelon_runtime::worker::{CallableHandle, Orchestrator, Worker};
 use echelon_wire::callable::{CallableKind, ImportTarget};
@@ -20,11 +21,19 @@ use crate::{convert, error, gil};
 /// for the process and not by thread, because user code may ask from a thread of its own.
 static ORCHESTRATING: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
 
-/// Imports or unpickles Python callables. Takes the GIL only while Python code runs (P-1).
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PyHost;
+/// Imports or unpickles Python callables. Takes the GIL only while Python code runs, and between calls that follow one another
+/// at once (P-1).
+#[derive(Debug, Default)]
+pub(crate) struct PyHost {
+    /// Callables run in the process that made the host.
+    process: Arc<ForkMark>,
+}
 
 impl CallableHost for PyHost {
+    fn in_a_row(&self, calls: &mut dyn FnMut()) {
+        gil::attached(|_| calls());
+    }
+
     fn resolve(
         &self,
         kind: CallableKind,
@@ -42,7 +51,10 @@ impl CallableHost for PyHost {
             };
             let resolved = resolved.and_then(|object| check_callable(py, object));
             match resolved {
-                Ok(function) => Ok(Arc::new(PyCallable(function)) as Arc<dyn HostedCallable>),
+                Ok(function) => Ok(Arc::new(PyCallable {
+                    function,
+                    process: Arc::clone(&self.process),
+                }) as Arc<dyn HostedCallable>),
                 Err(raised) => Err(traceback_text(py, &raised)),
             }
         })
@@ -113,8 +125,8 @@ fn printable(py: Python<'_>, lines: &Bound<'_, PyAny>) -> PyResult<String> {
 
 /// Ends a process that user code forked off and that came back out of the callable: it shares the mailbox with its parent,
 /// and two processes that answer would corrupt it.
-fn end_stray_fork(py: Python<'_>, called_in: u32) {
-    if std::process::id() == called_in {
+fn end_stray_fork(py: Python<'_>, process: &ForkMark) {
+    if process.is_here() {
         return;
     }
     let ended = py
@@ -126,17 +138,20 @@ fn end_stray_fork(py: Python<'_>, called_in: u32) {
 }
 
 /// A resolved function. Dropped without the GIL, its reference waits in pyo3's pool for the next call that has it (P-2).
-struct PyCallable(Py<PyAny>);
+struct PyCallable {
+    function: Py<PyAny>,
+    process: Arc<ForkMark>,
+}
 
 impl PyCallable {
     fn call(
         &self,
         call: impl FnOnce(Python<'_>, &Bound<'_, PyAny>) -> PyResult<()>,
     ) -> Result<(), String> {
-        let called_in = std::process::id();
         gil::attached(|py| {
-            let result = call(py, self.0.bind(py)).map_err(|raised| failure_text(py, &raised));
-            end_stray_fork(py, called_in);
+            let result =
+                call(py, self.function.bind(py)).map_err(|raised| failure_text(py, &raised));
+            end_stray_fork(py, &self.process);
             result
         })
     }

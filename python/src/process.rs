@@ -19,7 +19,7 @@ pub(crate) fn child_main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<i32> {
         .child_env(worker_options::child_env(py)?);
     let served = gil::detached(py, || -> Result<(), ChildError> {
         let args = ChildArgs::parse(argv)?;
-        Child::attach(args, Arc::new(PyHost), inner)?.serve()
+        Child::attach(args, Arc::new(PyHost::default()), inner)?.serve()
     });
     match served {
         Ok(()) => Ok(0),
@@ -41,7 +41,7 @@ pub(crate) fn session_main(py: Python<'_>, argv: Vec<String>) -> PyResult<i32> {
         .chip_program(worker_options::chip_program(py)?)
         .child_env(worker_options::child_env(py)?);
     Ok(gil::detached(py, || {
-        echelon_session::session_main(argv.into_iter(), Arc::new(PyHost), inner)
+        echelon_session::session_main(argv.into_iter(), Arc::new(PyHost::default()), inner)
     }))
 }
 

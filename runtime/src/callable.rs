@@ -1,5 +1,7 @@
 //! Callables: what may be called, under which identity.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -105,6 +107,34 @@ pub trait CallableHost: Send + Sync {
         kind: CallableKind,
         payload: &[u8],
     ) -> Result<Arc<dyn HostedCallable>, String>;
+
+    /// Runs `calls`, which calls several of its callables and waits for nothing itself. A host whose calls need something that
+    /// is dear to take, such as an interpreter's lock, takes it once for all of them.
+    fn in_a_row(&self, calls: &mut dyn FnMut()) {
+        calls();
+    }
+}
+
+/// Resolved callables by digest.
+pub(crate) type CallableTable =
+    HashMap<Digest, Arc<dyn HostedCallable>, BuildHasherDefault<DigestHasher>>;
+
+/// The first bytes of a digest: it is a hash already, and nobody gains by digests that collide in his own table.
+#[derive(Default)]
+pub(crate) struct DigestHasher(u64);
+
+impl Hasher for DigestHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk() {
+            self.0 = u64::from_le_bytes(*first);
+        }
+    }
+
+    fn write_usize(&mut self, _length: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// A resolved callable.

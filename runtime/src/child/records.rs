@@ -162,14 +162,17 @@ pub(crate) struct Done<'a> {
 }
 
 impl<'a> Done<'a> {
-    pub(crate) fn encode(&self) -> Result<Vec<u8>, EncodeError> {
-        let mut writer = Writer::with_capacity(32);
+    /// Replaces the contents of `bytes`, whose memory is used again.
+    pub(crate) fn encode_into(&self, bytes: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let mut writer = Writer::from_vec(std::mem::take(bytes));
+        writer.clear();
         writer.u32(u32::from(self.failure.is_some()) | u32::from(self.retained) << 1);
         writer.u64(self.start_ns);
         writer.u64(self.end_ns);
         let text = cut(self.failure.unwrap_or("").to_owned());
         writer.str("DONE.message", &text, MAX_ERROR_MESSAGE_BYTES)?;
-        Ok(writer.into_bytes())
+        *bytes = writer.into_bytes();
+        Ok(())
     }
 
     pub(crate) fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
@@ -229,6 +232,12 @@ impl<'a> Answer<'a> {
 mod tests {
     use super::*;
 
+    fn encoded(done: &Done<'_>) -> Vec<u8> {
+        let mut bytes = b"of the last one".to_vec();
+        done.encode_into(&mut bytes).unwrap();
+        bytes
+    }
+
     #[test]
     fn records_round_trip() {
         let install = Install {
@@ -249,7 +258,7 @@ mod tests {
                 failure,
                 retained: failure.is_none(),
             };
-            assert_eq!(Done::decode(&done.encode().unwrap()).unwrap(), done);
+            assert_eq!(Done::decode(&encoded(&done)).unwrap(), done);
         }
         for answer in [Answer(Ok(b"json")), Answer(Err("no"))] {
             assert_eq!(Answer::decode(&answer.encode().unwrap()).unwrap(), answer);
@@ -258,14 +267,12 @@ mod tests {
 
     #[test]
     fn every_prefix_is_refused() {
-        let whole = Done {
+        let whole = encoded(&Done {
             start_ns: 1,
             end_ns: 2,
             failure: Some("x"),
             retained: true,
-        }
-        .encode()
-        .unwrap();
+        });
         for len in 0..whole.len() {
             assert!(Done::decode(&whole[..len]).is_err());
         }
@@ -278,14 +285,12 @@ mod tests {
     #[test]
     fn r_238_a_long_text_is_cut_at_a_character_and_keeps_its_last_line() {
         let long = format!("{}\nValueError: ü", "ä".repeat(5000));
-        let done = Done {
+        let done = encoded(&Done {
             start_ns: 0,
             end_ns: 0,
             failure: Some(&long),
             retained: false,
-        }
-        .encode()
-        .unwrap();
+        });
         let text = Done::decode(&done).unwrap().failure.unwrap().to_owned();
         assert!(text.len() <= 4096 && text.ends_with("ValueError: ü"));
     }

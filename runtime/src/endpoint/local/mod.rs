@@ -5,11 +5,10 @@ mod records;
 mod start;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use echelon_wire::limits::MAX_PAYLOAD_BYTES;
-use parking_lot::Mutex;
 
 pub use start::LocalSpec;
 
@@ -17,11 +16,11 @@ use super::{
     ControlReply, ControlRequest, Endpoint, EndpointEvent, EndpointGone, EndpointInfo,
     OutboundTask, Place, SubmitError, Ticket,
 };
-use crate::child::records::{Parts, PART_UP, TASK};
+use crate::child::records::{Parts, PART_UP};
 use crate::mailbox::Bell;
 use crate::process::{ChildHandle, ExitInfo};
-use crate::tensor::Lease;
-use outbox::Outbox;
+use outbox::{Leases, Outbox};
+use records::TaskEncoder;
 
 /// Tasks in a child's queue, the running one included: enough to hide the way back, few enough to leave work for others.
 const CAPACITY: u32 = 2;
@@ -40,15 +39,16 @@ pub struct LocalEndpoint {
     outbox: Outbox,
     bell: Arc<Bell>,
     child: ChildHandle,
-    /// Put there by the keeper when the child has ended.
-    exit: Arc<Mutex<Option<ExitInfo>>>,
+    /// Set by the keeper when the child has ended.
+    exit: Arc<OnceLock<ExitInfo>>,
     /// Answers that need nothing from the child.
     answers: VecDeque<EndpointEvent>,
     payload: Vec<u8>,
     incoming: Parts,
-    /// What keeps the memory of the tasks in flight, by ticket; after a task's end as long as the child has views of it
-    /// (design §15.6).
-    leases: HashMap<u64, Vec<Lease>>,
+    /// The encoder of tasks; its memory is used again.
+    encoder: TaskEncoder,
+    /// What keeps the memory of ended tasks of which the child still has views, by ticket (design §15.6).
+    retained: HashMap<u64, Leases>,
     ready: bool,
     started: Instant,
     ready_by: Instant,
@@ -71,7 +71,7 @@ impl LocalEndpoint {
     }
     /// What to report when nothing more comes.
     fn end_reason(&mut self) -> Option<String> {
-        if let Some(info) = *self.exit.lock() {
+        if let Some(info) = self.exit.get() {
             let pid = format!("{}{}", self.child.pid(), self.about);
             let why = match &self.killed {
                 Some(reason) => format!("child pid {pid} was ended: {reason}"),
@@ -134,20 +134,15 @@ impl Endpoint for LocalEndpoint {
             return Err(gone.into());
         }
         let payload = self.encode(task).map_err(SubmitError::Refused)?;
-        let sent = self.outbox.task(TASK, ticket.0, &payload);
-        sent.map_err(|error| SubmitError::Refused(self.fault(&error)))?;
-        let leases: Vec<Lease> = task
-            .tensors
-            .iter()
-            .filter_map(|tensor| match &tensor.place {
-                Place::Shared { lease, .. } => lease.clone(),
-                _ => None,
-            })
-            .collect();
-        if !leases.is_empty() {
-            self.leases.insert(ticket.0, leases);
-        }
-        Ok(())
+        let leases = task.tensors.iter().filter_map(|tensor| {
+            let Place::Shared { lease, .. } = &tensor.place else {
+                return None;
+            };
+            lease.clone()
+        });
+        let sent = self.outbox.task(ticket.0, &payload, leases.collect());
+        self.encoder.reuse(payload);
+        sent.map_err(|error| SubmitError::Refused(self.fault(&error)))
     }
 
     fn control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<(), EndpointGone> {
@@ -184,10 +179,10 @@ impl Endpoint for LocalEndpoint {
         }
         let reason = ended?;
         self.outbox.side.recover(&self.bell);
-        self.leases.clear();
+        self.retained.clear();
         self.lost = Some(reason.clone());
         self.lost_told = true;
-        let untaken = self.outbox.untaken();
+        let untaken = self.outbox.abandon();
         let unstarted = untaken.into_iter().map(Ticket).collect();
         Some(EndpointEvent::Lost { reason, unstarted })
     }

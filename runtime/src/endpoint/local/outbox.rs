@@ -1,14 +1,17 @@
 //! What goes from a local endpoint to its child, in order: records through the mailbox, descriptors over the socket.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+
+use smallvec::SmallVec;
 
 use crate::child::records::{parts, PART_DOWN, TASK};
 use crate::child::regions::region_message;
 use crate::mailbox::{MailboxError, ParentSide, RecordHead};
 use crate::memory::SharedRegion;
 use crate::process::{send_fd, ProcessError};
+use crate::tensor::Lease;
 
 /// Most bytes that may wait for a child that takes nothing.
 const WAITING_BYTES_MAX: usize = 256 << 20;
@@ -37,6 +40,17 @@ impl OutboxError {
     }
 }
 
+/// What keeps the memory of a task's tensors.
+pub(super) type Leases = SmallVec<[Lease; 2]>;
+
+/// A task that the child has not answered.
+struct InFlight {
+    ticket: u64,
+    /// Where the ring has its end, `None` while it waits here.
+    end: Option<u64>,
+    leases: Leases,
+}
+
 enum Outgoing {
     Region(Arc<SharedRegion>),
     Record(RecordHead, Vec<u8>),
@@ -49,10 +63,12 @@ pub(super) struct Outbox {
     socket: OwnedFd,
     /// Regions that the child has, or whose descriptors are on their way.
     sent: HashSet<u64>,
+    /// The one of them that was named last: most tensors are in one arena.
+    last_sent: Option<u64>,
     waiting: VecDeque<Outgoing>,
     waiting_bytes: usize,
-    /// Tasks in flight: where the ring has their end, `None` while they wait here.
-    tasks: BTreeMap<u64, Option<u64>>,
+    /// In the order in which the child answers them.
+    tasks: VecDeque<InFlight>,
 }
 
 impl Outbox {
@@ -63,31 +79,37 @@ impl Outbox {
             side,
             socket,
             sent,
+            last_sent: None,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
-            tasks: BTreeMap::new(),
+            tasks: VecDeque::new(),
         }
     }
 
-    /// A task has ended.
-    pub(super) fn task_done(&mut self, ticket: u64) {
-        self.tasks.remove(&ticket);
+    /// A task has ended: what kept its memory, `None` when no such task is in flight.
+    pub(super) fn task_done(&mut self, ticket: u64) -> Option<Leases> {
+        let at = self.tasks.iter().position(|task| task.ticket == ticket)?;
+        self.tasks.remove(at).map(|task| task.leases)
     }
 
-    /// The tasks that the child has not taken, once it is dead: it takes a task when it starts it.
-    pub(super) fn untaken(&self) -> Vec<u64> {
+    /// Once the child is dead: the tasks that it has not taken, and it takes a task when it starts it. Forgets all tasks.
+    pub(super) fn abandon(&mut self) -> Vec<u64> {
         let taken = self.side.taken();
-        let untaken = self
-            .tasks
+        let tasks = std::mem::take(&mut self.tasks);
+        let untaken = tasks
             .iter()
-            .filter(|(_, end)| end.is_none_or(|end| end > taken));
-        untaken.map(|(ticket, _)| *ticket).collect()
+            .filter(|task| task.end.is_none_or(|end| end > taken));
+        untaken.map(|task| task.ticket).collect()
     }
 
-    fn note(&mut self, head: RecordHead, sent: bool) {
+    /// A record that waited was sent.
+    fn note_sent(&mut self, head: RecordHead) {
         if head.kind == TASK {
-            self.tasks
-                .insert(head.ticket, sent.then(|| self.side.position()));
+            let end = self.side.position();
+            let waiting = self.tasks.iter_mut().find(|task| task.end.is_none());
+            if let Some(task) = waiting.filter(|task| task.ticket == head.ticket) {
+                task.end = Some(end);
+            }
         }
     }
 
@@ -106,24 +128,31 @@ impl Outbox {
         for part in first {
             self.one(PART_DOWN, ticket, part)?;
         }
-        self.one(kind, ticket, last)
+        self.one(kind, ticket, last).map(drop)
     }
 
-    /// Sends one task; a task is never split.
+    /// Sends one task; a task is never split. `leases` are kept until it has ended.
     pub(super) fn task(
         &mut self,
-        kind: u32,
         ticket: u64,
         payload: &[u8],
+        leases: Leases,
     ) -> Result<(), OutboxError> {
-        self.one(kind, ticket, payload)
+        let sent = self.one(TASK, ticket, payload)?;
+        let end = sent.then(|| self.side.position());
+        self.tasks.push_back(InFlight {
+            ticket,
+            end,
+            leases,
+        });
+        Ok(())
     }
 
-    fn one(&mut self, kind: u32, ticket: u64, payload: &[u8]) -> Result<(), OutboxError> {
+    /// True when the record is in the ring, false when it waits here.
+    fn one(&mut self, kind: u32, ticket: u64, payload: &[u8]) -> Result<bool, OutboxError> {
         let head = RecordHead { kind, ticket };
         if self.waiting.is_empty() && self.side.send(head, payload)? {
-            self.note(head, true);
-            return Ok(());
+            return Ok(true);
         }
         let (len, limit) = (payload.len() as u64, self.side.payload_max());
         if len > limit {
@@ -133,15 +162,18 @@ impl Outbox {
             return Err(OutboxError::Full);
         }
         self.waiting_bytes += payload.len();
-        self.note(head, false);
         self.waiting
             .push_back(Outgoing::Record(head, payload.to_vec()));
-        Ok(())
+        Ok(false)
     }
 
     /// Sees to it that the child has a region before the next record: sends its descriptor unless it has it.
     pub(super) fn region(&mut self, region: &Arc<SharedRegion>) -> Result<(), OutboxError> {
+        if self.last_sent == Some(region.id()) {
+            return Ok(());
+        }
         if self.sent.contains(&region.id()) {
+            self.last_sent = Some(region.id());
             return Ok(());
         }
         let now =
@@ -156,6 +188,7 @@ impl Outbox {
     /// Forgets that the child has a region: it was told to drop it.
     pub(super) fn forget(&mut self, region: u64) {
         self.sent.remove(&region);
+        self.last_sent = None;
     }
 
     /// Sends what waits, as far as there is room.
@@ -173,7 +206,7 @@ impl Outbox {
             }
             self.waiting_bytes -= bytes;
             if let Some(Outgoing::Record(head, _)) = self.waiting.pop_front() {
-                self.note(head, true);
+                self.note_sent(head);
             }
         }
         Ok(())
@@ -232,9 +265,9 @@ mod tests {
     fn a_task_that_is_too_large_is_refused_also_while_others_wait() {
         let (mut outbox, _child, _socket) = pair();
         for fill in 0..10 {
-            outbox.task(1, fill, &[0; 1000]).unwrap();
+            outbox.task(fill, &[0; 1000], Leases::new()).unwrap();
         }
-        let error = outbox.task(1, 99, &[0; 3000]).unwrap_err();
+        let error = outbox.task(99, &[0; 3000], Leases::new()).unwrap_err();
         assert!(error.is_refusal(), "{error}");
     }
 
@@ -264,21 +297,40 @@ mod tests {
 
     #[test]
     fn what_a_child_took_is_told_from_what_it_did_not() {
-        let (mut outbox, mut child, _socket) = pair();
-        for ticket in 0..8 {
-            outbox.record(TASK, ticket, &[0; 500]).unwrap();
+        for taken in 0..=8 {
+            let (mut outbox, mut child, _socket) = pair();
+            for ticket in 0..8 {
+                outbox.task(ticket, &[0; 500], Leases::new()).unwrap();
+            }
+            assert!(!outbox.waiting.is_empty());
+            for _ in 0..taken {
+                outbox.flush().unwrap();
+                assert!(child.receive(&mut Vec::new()).unwrap().is_some());
+            }
+            assert_eq!(outbox.abandon(), (taken..8).collect::<Vec<_>>());
+            assert!(outbox.abandon().is_empty());
         }
-        assert!(!outbox.waiting.is_empty());
-        let mut payload = Vec::new();
-        for taken in 0..8 {
-            assert_eq!(outbox.untaken(), (taken..8).collect::<Vec<_>>());
-            outbox.flush().unwrap();
-            assert!(child.receive(&mut payload).unwrap().is_some());
+    }
+
+    #[test]
+    fn the_memory_of_a_task_is_kept_until_it_is_answered_in_whatever_order() {
+        let (mut outbox, _child, _socket) = pair();
+        let leases: Vec<Lease> = (0..3).map(|n: u8| Arc::new(n) as Lease).collect();
+        for (ticket, lease) in (0..).zip(&leases) {
+            outbox
+                .task(ticket, &[], Leases::from_iter([Arc::clone(lease)]))
+                .unwrap();
         }
-        assert!(outbox.untaken().is_empty());
-        outbox.record(TASK, 9, &[]).unwrap();
-        outbox.task_done(9);
-        assert!(outbox.untaken().is_empty());
+        let held = || leases.iter().map(Arc::strong_count).collect::<Vec<_>>();
+        assert_eq!(held(), [2, 2, 2]);
+        drop(outbox.task_done(1).unwrap());
+        assert_eq!(held(), [2, 1, 2]);
+        assert!(
+            outbox.task_done(1).is_none(),
+            "a child may not answer twice"
+        );
+        drop(outbox.abandon());
+        assert_eq!(held(), [1, 1, 1]);
     }
 
     #[test]

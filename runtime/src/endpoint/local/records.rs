@@ -2,6 +2,7 @@
 
 use echelon_wire::buffer::{RemoteTensorDesc, TensorFlags};
 use echelon_wire::callable::RegistryTarget;
+use echelon_wire::codec::Writer;
 use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
 
 use super::outbox::OutboxError;
@@ -14,6 +15,20 @@ use crate::endpoint::{
 };
 use crate::mailbox::RecordHead;
 use crate::tensor::Tag;
+
+/// Memory that one encoding after the other uses.
+#[derive(Default)]
+pub(super) struct TaskEncoder {
+    args: TaskArgsWire<'static>,
+    bytes: Vec<u8>,
+}
+
+impl TaskEncoder {
+    /// Takes back what [`LocalEndpoint::encode`] gave out.
+    pub(super) fn reuse(&mut self, bytes: Vec<u8>) {
+        self.bytes = bytes;
+    }
+}
 
 impl LocalEndpoint {
     fn describe(&mut self, tensor: &OutboundTensor) -> Result<RemoteTensorDesc, String> {
@@ -35,10 +50,11 @@ impl LocalEndpoint {
     }
 
     pub(super) fn encode(&mut self, task: &OutboundTask<'_>) -> Result<Vec<u8>, String> {
-        let mut args = TaskArgsWire {
-            scalars: task.scalars.to_vec(),
-            ..TaskArgsWire::default()
-        };
+        let mut args = std::mem::take(&mut self.encoder.args);
+        args.tensors.clear();
+        args.sidecars.clear();
+        args.scalars.clear();
+        args.scalars.extend_from_slice(task.scalars);
         for tensor in task.tensors {
             args.tensors.push(tensor.meta);
             args.sidecars.push(Some(self.describe(tensor)?));
@@ -48,9 +64,12 @@ impl LocalEndpoint {
             config: task.config.clone(),
             args,
         };
-        payload
-            .to_bytes(Carrier::Mailbox)
-            .map_err(|error| error.to_string())
+        let mut writer = Writer::from_vec(std::mem::take(&mut self.encoder.bytes));
+        writer.clear();
+        let encoded = payload.encode(Carrier::Mailbox, &mut writer);
+        self.encoder.args = payload.args;
+        encoded.map_err(|error| error.to_string())?;
+        Ok(writer.into_bytes())
     }
 
     fn install(
@@ -159,16 +178,16 @@ impl LocalEndpoint {
                 Ok(None)
             }
             records::RELEASED => {
-                self.leases.remove(&head.ticket);
+                self.retained.remove(&head.ticket);
                 Ok(None)
             }
             records::DONE => {
                 let done = Done::decode(&self.payload).map_err(text)?;
-                self.outbox.task_done(head.ticket);
-                let failure = done.failure.map(TaskFailure::raised);
-                if !done.retained {
-                    self.leases.remove(&head.ticket);
+                let leases = self.outbox.task_done(head.ticket);
+                if let Some(leases) = leases.filter(|leases| done.retained && !leases.is_empty()) {
+                    self.retained.insert(head.ticket, leases);
                 }
+                let failure = done.failure.map(TaskFailure::raised);
                 let report = TaskReport {
                     failure,
                     start_ns: Some(done.start_ns),

@@ -3,12 +3,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use parking_lot::Mutex;
-
 use super::outbox::Outbox;
+use super::records::TaskEncoder;
 use super::LocalEndpoint;
 use crate::child::command_line;
 use crate::child::records::Parts;
@@ -68,10 +67,11 @@ impl LocalEndpoint {
             &spec.regions,
             plan_fd,
         ));
-        let exit = Arc::new(Mutex::new(None));
+        let exit = Arc::new(OnceLock::new());
         let (of_keeper, ring) = (Arc::clone(&exit), Arc::clone(&bell));
         let on_exit = Box::new(move |info: ExitInfo| {
-            *of_keeper.lock() = Some(info);
+            // A child ends once.
+            let _ = of_keeper.set(info);
             ring.ring();
         });
         let child_spec = ChildSpec {
@@ -93,7 +93,8 @@ impl LocalEndpoint {
             answers: VecDeque::new(),
             payload: Vec::new(),
             incoming: Parts::default(),
-            leases: HashMap::new(),
+            encoder: TaskEncoder::default(),
+            retained: HashMap::new(),
             ready: false,
             started: Instant::now(),
             ready_by: spec.ready_by,
