@@ -3,6 +3,7 @@
 
 mod faults;
 mod host;
+mod idle;
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use faults::{
     section_15_8_children_outlive_the_thread_that_called_init,
 };
 use host::Host;
+use idle::an_idle_child_is_left_asleep;
 
 fn program() -> ChildProgram {
     ChildProgram::Custom {
@@ -286,7 +288,8 @@ fn open_fds() -> usize {
 
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 12] = [
+const TESTS: [Test; 13] = [
+    ("an_idle_child_is_left_asleep", an_idle_child_is_left_asleep),
     (
         "r_041_a_child_that_dies_at_any_point_of_the_protocol_is_noticed",
         r_041_a_child_that_dies_at_any_point_of_the_protocol_is_noticed,
