@@ -92,6 +92,19 @@ def test_same_host_is_mapped_and_another_host_is_not(bed: Bed) -> None:
     assert segments() == 0
 
 
+def test_many_buffers_do_not_take_many_descriptors(bed: Bed) -> None:
+    buffers = [bed.worker.remote_malloc(0, MIB) for _ in range(40)]
+    before = len(procfs.descriptors(os.getpid()))
+    for turn in range(2):
+        for number, buffer in enumerate(buffers):
+            bed.worker.remote_copy_to(buffer, pattern(MIB, number + turn))
+    assert len(procfs.descriptors(os.getpid())) - before <= 20
+    for number, buffer in enumerate(buffers):
+        got = bytearray(MIB)
+        bed.worker.remote_copy_from(buffer, got)
+        assert got == pattern(MIB, number + 1).tobytes()
+
+
 def test_a_copy_in_the_graph_takes_the_same_way(bed: Bed) -> None:
     add = bed.worker.register(ec.RemoteCallable("peer_tasks:orch_add"))
     buffer = bed.worker.remote_malloc(0, 10 * MIB)

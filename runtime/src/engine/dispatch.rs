@@ -139,8 +139,7 @@ fn shared(tensor: &super::record::PreparedTensor) -> Result<Place, String> {
         if stage.copy_in {
             stage
                 .block
-                .host()
-                .copy_from(&stage.host)
+                .fill(&stage.host)
                 .map_err(|error| error.to_string())?;
         }
         return Ok(Place::Shared {

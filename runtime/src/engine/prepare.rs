@@ -107,7 +107,12 @@ impl Engine {
             ArgSource::Inline(bytes) => crate::memory::HostMemory::from_bytes(bytes.clone()),
             ArgSource::Tensor(_) | ArgSource::Remote { .. } => return Ok(None),
         };
-        let block = self.arena.alloc(host.len() as u64)?;
+        let len = host.len() as u64;
+        let block = if copies_in(arg.tag) {
+            self.arena.alloc_to_fill(len)?
+        } else {
+            self.arena.alloc(len)?
+        };
         Ok(Some(Stage {
             block,
             host,

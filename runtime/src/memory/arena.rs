@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 
 use super::extents::Extents;
 use super::region::allocate_pages;
@@ -11,6 +12,8 @@ use super::{limit, HostMemory, MemoryError, SharedRegion};
 
 /// Pages are allocated in steps of this many bytes, so that small blocks do not cost a system call each.
 const COMMIT_STEP: u64 = 1 << 20;
+/// Blocks from this size on get their pages with their bytes.
+const FILL_FROM: u64 = 1 << 20;
 /// The size of an arena is a multiple of this many bytes.
 const PAGE: u64 = 4096;
 
@@ -90,6 +93,19 @@ impl Arena {
     /// [`MemoryError::Exhausted`] when no free extent is large enough, [`MemoryError::NoSpace`] when the system has no
     /// pages left below the limit.
     pub fn alloc(self: &Arc<Self>, nbytes: u64) -> Result<Arc<ArenaBlock>, MemoryError> {
+        self.take(nbytes, true)
+    }
+
+    /// As [`Arena::alloc`], for a block that [`ArenaBlock::fill`] fills before anybody looks at it. Pages that were never used are then
+    /// allocated and filled in one go, which is half the work of a large block.
+    ///
+    /// # Errors
+    /// As [`Arena::alloc`]; that there are no pages may also be found when it is filled.
+    pub fn alloc_to_fill(self: &Arc<Self>, nbytes: u64) -> Result<Arc<ArenaBlock>, MemoryError> {
+        self.take(nbytes, nbytes < FILL_FROM)
+    }
+
+    fn take(self: &Arc<Self>, nbytes: u64, commit: bool) -> Result<Arc<ArenaBlock>, MemoryError> {
         let block = |offset, reserved| {
             Arc::new(ArenaBlock {
                 offset,
@@ -115,7 +131,12 @@ impl Arena {
         let offset = state.take(reserved).ok_or_else(|| exhausted(&state))?;
         let end = offset + reserved;
         if end > state.committed {
-            if let Err(error) = self.commit(&mut state, end) {
+            let room = if commit {
+                self.commit(&mut state, end)
+            } else {
+                limit::check_room(end - state.committed.max(offset))
+            };
+            if let Err(error) = room {
                 state.extents.give(offset, reserved);
                 return Err(error);
             }
@@ -194,6 +215,37 @@ impl ArenaBlock {
         &self.arena.region
     }
 
+    /// Copies all of `source`, which has as many bytes as the block.
+    ///
+    /// # Errors
+    /// [`MemoryError::LengthMismatch`], [`MemoryError::NoSpace`] when the system has no pages left.
+    pub fn fill(self: &Arc<Self>, source: &HostMemory) -> Result<(), MemoryError> {
+        let end = self.offset + self.reserved;
+        let is_new = |arena: &Arena| end > arena.state.lock().committed;
+        if self.len < FILL_FROM || source.len() as u64 != self.len || !is_new(&self.arena) {
+            return self.host().copy_from(source);
+        }
+        limit::check_room(self.reserved)?;
+        let written = source.write_at(self.region().fd(), self.offset);
+        written.map_err(|error| match error {
+            MemoryError::Os {
+                errno: errno @ (Errno::NOSPC | Errno::NOMEM | Errno::DQUOT),
+                ..
+            } => MemoryError::NoSpace {
+                requested: self.reserved,
+                errno,
+            },
+            error => error,
+        })?;
+        let mut state = self.arena.state.lock();
+        // Only what lies behind other pages moves the mark; it stays as it is for a block beyond a gap.
+        if self.offset <= state.committed {
+            let whole = end.next_multiple_of(PAGE).min(self.region().len());
+            state.committed = state.committed.max(whole);
+        }
+        Ok(())
+    }
+
     /// The bytes; the result keeps the block alive.
     #[must_use]
     pub fn host(self: &Arc<Self>) -> HostMemory {
@@ -242,6 +294,45 @@ mod tests {
         drop(blocks);
         assert_eq!(arena.in_use(), 0);
         assert_eq!(arena.alloc(1 << 20).unwrap().offset(), 0);
+    }
+
+    /// Committed or not, beyond a gap or not, once or again.
+    #[test]
+    fn a_block_that_is_filled_has_the_bytes_and_its_pages_are_not_taken_twice() {
+        let arena = Arena::create(16 << 20).unwrap();
+        let bytes = |first: u8| {
+            let bytes = (0..2_100_001_u32).map(|at| (at % 251) as u8 ^ first);
+            HostMemory::from_vec(bytes.collect())
+        };
+        let blocks: Vec<_> = (0..3)
+            .map(|_| arena.alloc_to_fill(2_100_001).unwrap())
+            .collect();
+        assert_eq!(arena.state.lock().committed, 0);
+        for at in [2, 0, 1, 2, 0] {
+            blocks[at].fill(&bytes(at as u8)).unwrap();
+            assert!(blocks[at].host().to_vec() == bytes(at as u8).to_vec());
+        }
+        let filled = arena.state.lock().committed;
+        assert!(filled >= 3 * 2_100_001, "{filled}");
+        let pages = rustix::fs::fstat(arena.region().fd()).unwrap().st_blocks * 512;
+        assert!((pages as u64) < filled + (1 << 20), "{pages} of {filled}");
+        let short = HostMemory::from_vec(vec![0; 1 << 20]);
+        assert!(matches!(
+            blocks[0].fill(&short),
+            Err(MemoryError::LengthMismatch { .. })
+        ));
+        // Small ones have their pages at once.
+        let small = arena.alloc_to_fill(100).unwrap();
+        small.fill(&HostMemory::from_vec(vec![7; 100])).unwrap();
+        assert_eq!(small.host().to_vec(), vec![7; 100]);
+    }
+
+    #[test]
+    fn r_124_a_block_to_fill_beyond_the_machine_is_an_error_at_once() {
+        let arena = Arena::create(1 << 46).unwrap();
+        let error = arena.alloc_to_fill(1 << 45).unwrap_err();
+        assert!(matches!(error, MemoryError::NoSpace { .. }), "{error}");
+        assert_eq!(arena.in_use(), 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustix::io::Errno;
 
 use super::{MemoryError, SharedRegion};
 
@@ -278,6 +279,29 @@ impl HostMemory {
         transferred("send", done)
     }
 
+    /// Writes all bytes to a file from `offset` on.
+    ///
+    /// # Errors
+    /// [`MemoryError::Os`].
+    pub(super) fn write_at(&self, fd: BorrowedFd<'_>, offset: u64) -> Result<(), MemoryError> {
+        let mut done = 0;
+        while done < self.len {
+            let left = self.len - done;
+            let at = i64::try_from(offset + done as u64).unwrap_or(i64::MAX);
+            // SAFETY: the kernel reads at most `left` bytes that `owner` keeps mapped.
+            let step = unsafe { libc::pwrite(fd.as_raw_fd(), self.ptr.add(done).cast(), left, at) };
+            match transferred("pwrite", step) {
+                Ok(0) => return Err(MemoryError::os("pwrite")(Errno::IO)),
+                Ok(count) => done += count,
+                Err(MemoryError::Os {
+                    errno: Errno::INTR, ..
+                }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// One `read` of at most `len` bytes from a descriptor to `offset`, straight to where they belong. Zero is end of file.
     ///
     /// # Errors
@@ -409,6 +433,6 @@ mod tests {
         drop(writer);
         assert_eq!(sink.read_from(reader.as_fd(), 0, 1), Ok(0));
         let gone = source.send_to(reader.as_fd(), 0, 1).unwrap_err();
-        assert_eq!(gone, MemoryError::os("send")(rustix::io::Errno::PIPE));
+        assert_eq!(gone, MemoryError::os("send")(Errno::PIPE));
     }
 }

@@ -13,19 +13,18 @@
 
 mod line;
 mod mover;
+mod route;
 mod stream;
 #[cfg(test)]
 mod stream_tests;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use echelon_wire::buffer::AccessFlags;
-use echelon_wire::codec::Decode as _;
-use echelon_wire::frame::control::transfer::{ExportResult, TcpDescriptor};
-use echelon_wire::frame::{Features, FrameType};
+use echelon_wire::frame::FrameType;
 use echelon_wire::id::{SessionId, WorkerId};
 use echelon_wire::order::Scope;
 
@@ -37,15 +36,19 @@ use crate::endpoint::{
     BufferKey, ControlFailure, ControlReply, ControlRequest, EndpointEvent, Ticket,
 };
 use crate::engine::step_limit;
-use crate::memory::{HostMemory, SharedRegion};
+use crate::memory::HostMemory;
 use line::{Line, Waiting};
 use mover::{drain, Far, Job, Mover, Outcome};
-use stream::StreamRoute;
+pub(super) use route::is_negotiated;
+use route::Route;
 
 /// Below this many bytes a copy is faster in a frame of the command lane.
 const BULK_FROM: usize = 128 << 10;
 /// Most bytes of one copy that an interrupt has to wait for.
 pub(super) const STEP_BYTES: u64 = 64 << 20;
+
+/// Buffers of one session that are kept mapped, the last used: each has a descriptor, of which a process has few.
+const MAPPED_MAX: usize = 16;
 
 /// What bulk copies need to know of their endpoint.
 #[derive(Clone, Copy)]
@@ -73,15 +76,6 @@ impl BulkConfig {
     }
 }
 
-/// How a buffer is reached.
-#[derive(Clone)]
-enum Route {
-    /// And whether it was just mapped.
-    Mapped(Arc<SharedRegion>, bool),
-    Stream(StreamRoute),
-    Frames,
-}
-
 enum Phase {
     Waiting,
     Exporting,
@@ -107,6 +101,8 @@ pub(super) struct Bulk {
     line: Line<Request>,
     copies: HashMap<Ticket, Copy>,
     routes: HashMap<BufferKey, Route>,
+    /// Those that are mapped, the one that was mapped last at the end.
+    mapped: VecDeque<BufferKey>,
     /// Sizes of the buffers that were allocated, and of those that are asked for.
     sizes: HashMap<BufferKey, u64>,
     asked: HashMap<Ticket, u64>,
@@ -116,13 +112,6 @@ pub(super) struct Bulk {
     /// No data lane can be had.
     no_streams: bool,
     events: VecDeque<EndpointEvent>,
-}
-
-/// True when the extensions let copies go around the command lane.
-pub(super) fn is_negotiated(side: Side) -> bool {
-    let mapped = side.same_host && side.features.contains(Features::SAME_HOST);
-    side.features.contains(Features::PEER_FENCE)
-        && (mapped || side.features.contains(Features::DATA_LANE))
 }
 
 impl Bulk {
@@ -135,6 +124,7 @@ impl Bulk {
             line: Line::new(),
             copies: HashMap::new(),
             routes: HashMap::new(),
+            mapped: VecDeque::new(),
             sizes: HashMap::new(),
             asked: HashMap::new(),
             mover: None,
@@ -179,6 +169,7 @@ impl Bulk {
             }
             ControlRequest::Free { buffer } => {
                 self.routes.remove(&buffer);
+                self.mapped.retain(|known| *known != buffer);
                 self.sizes.remove(&buffer);
                 return Err(request);
             }
@@ -230,10 +221,12 @@ impl Bulk {
             (Phase::Exporting, result) => {
                 let buffer = copy.buffer;
                 let route = match result {
-                    Ok(ControlReply::Exported(export)) => self.route_of(buffer, &export),
+                    Ok(ControlReply::Exported(export)) => {
+                        Route::of(&self.config, self.no_streams, buffer, &export)
+                    }
                     _ => Route::Frames,
                 };
-                self.routes.insert(buffer, route);
+                self.keep(buffer, route);
                 self.begin(ticket);
             }
             (Phase::Fencing { again: true, .. }, Ok(_)) => self.send_frame(ticket, 0),
@@ -367,35 +360,16 @@ impl Bulk {
         self.mover.as_ref()
     }
 
-    fn route_of(&self, buffer: BufferKey, export: &ExportResult<'_>) -> Route {
-        let BulkConfig {
-            side,
-            session,
-            worker,
-            host,
-            ..
-        } = self.config;
-        let Ok(descriptor) = TcpDescriptor::decode(&export.transport_descriptor) else {
-            return Route::Frames;
-        };
-        // Opening it is the proof: its name is random, and only its owner, on this host, makes it (decision 0010).
-        if side.same_host && side.features.contains(Features::SAME_HOST) {
-            let name = &*descriptor.segment;
-            let opened = SharedRegion::open_posix(name, true, export.nbytes);
-            if let Some(region) = opened.ok().filter(|_| name.starts_with("psm_")) {
-                return Route::Mapped(region, true);
+    fn keep(&mut self, buffer: BufferKey, route: Route) {
+        if matches!(route, Route::Mapped(..)) {
+            self.mapped.push_back(buffer);
+            if self.mapped.len() > MAPPED_MAX {
+                // What is being moved keeps its mapping.
+                let oldest = self.mapped.pop_front();
+                oldest.and_then(|oldest| self.routes.remove(&oldest));
             }
         }
-        if self.no_streams || !side.features.contains(Features::DATA_LANE) {
-            return Route::Frames;
-        }
-        Route::Stream(StreamRoute {
-            address: SocketAddr::new(host, descriptor.port),
-            session,
-            worker,
-            ticket: descriptor.ticket,
-            buffer,
-        })
+        self.routes.insert(buffer, route);
     }
 
     /// A job of a copy has ended.
