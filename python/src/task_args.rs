@@ -370,7 +370,13 @@ fn fill(
     let Some(scalars) = scalars else {
         return Ok(());
     };
-    for scalar in scalars.try_iter()? {
+    let items = scalars.try_iter().map_err(|_| {
+        PyTypeError::new_err(format!(
+            "scalars must be a sequence of ints, not {}",
+            convert::type_name(scalars)
+        ))
+    })?;
+    for scalar in items {
         let added = building.args.add_scalar(convert::scalar_from_py(&scalar?)?);
         added.map_err(convert::raise(py))?;
     }
