@@ -104,6 +104,11 @@ def test_an_argument_of_of_is_a_pair(pair):
         ec.TaskArgs.of((b"1", INPUT), pair)
 
 
+def test_scalars_are_a_sequence():
+    with pytest.raises(TypeError, match="scalars must be a sequence of ints, not int"):
+        ec.TaskArgs.of(scalars=3)
+
+
 def test_what_of_refuses_is_pinned_no_longer():
     data = bytearray(8)
     with pytest.raises(TypeError, match="buffer protocol"):

@@ -56,10 +56,14 @@ fn drain_all(_py: Python<'_>) {
     // Before the queue is taken: what is added from now on sets it again.
     ANY_RELEASED.store(false, Ordering::Release);
     // The lock is not held while the exporters' release functions run, which may be Python code (P-2).
-    let released = std::mem::take(&mut *RELEASED.lock());
-    for mut view in released {
-        // SAFETY: the view was filled by PyObject_GetBuffer and is released once: it is owned by value here. The GIL is held.
-        unsafe { ffi::PyBuffer_Release(&raw mut *view.0) };
+    let mut released = std::mem::take(&mut *RELEASED.lock());
+    for view in released.drain(..) {
+        release(view);
+    }
+    // The room for so many is used again.
+    let mut queue = RELEASED.lock();
+    if queue.is_empty() {
+        std::mem::swap(&mut *queue, &mut released);
     }
 }
 

@@ -78,9 +78,9 @@ pub(crate) fn capsule<'py>(
         ));
     }
     let memory = if copy {
-        HostMemory::from_vec(tensor.memory().to_vec())
+        HostMemory::from_vec(tensor.memory(py)?.to_vec())
     } else {
-        tensor.memory().clone()
+        tensor.memory(py)?
     };
     let (view, context) = describe(tensor.inner().meta(), memory);
     if versioned {

@@ -313,7 +313,7 @@ impl PyOrchestrator {
             convert::dtype_from_py(dtype)?,
         )?;
         let tensor = gil::blocking(py, || orchestrator.alloc(meta))?;
-        PyTensor::new(py, tensor)
+        Ok(PyTensor::new(tensor))
     }
 
     /// Waits until every task that this run has submitted so far has ended, so that results can be looked at before the

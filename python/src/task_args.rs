@@ -26,6 +26,15 @@ enum Side {
     Received(TaskView),
 }
 
+impl Side {
+    fn scalars(&self) -> &[u64] {
+        match self {
+            Self::Building(building) => building.args.scalars(),
+            Self::Received(view) => &view.scalars,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Building {
     args: TaskArgs,
@@ -106,13 +115,6 @@ impl PyTaskArgs {
         match &*self.0.lock() {
             Side::Building(building) => building.args.tensors().len(),
             Side::Received(view) => view.tensors.len(),
-        }
-    }
-
-    fn scalar_values(&self) -> Vec<u64> {
-        match &*self.0.lock() {
-            Side::Building(building) => building.args.scalars().to_vec(),
-            Side::Received(view) => view.scalars.clone(),
         }
     }
 
@@ -245,9 +247,7 @@ impl PyTaskArgs {
         };
         match found {
             Some(Found::Object(object)) => Ok(object.into_bound(py)),
-            Some(Found::Tensor(tensor)) => {
-                Ok(Bound::new(py, PyTensor::new(py, tensor)?)?.into_any())
-            }
+            Some(Found::Tensor(tensor)) => Ok(Bound::new(py, PyTensor::new(tensor))?.into_any()),
             None => Err(out_of_range("tensor", index as isize, count)),
         }
     }
@@ -256,12 +256,13 @@ impl PyTaskArgs {
     ///
     /// Raises IndexError.
     fn scalar(&self, index: isize) -> PyResult<u64> {
-        let scalars = self.scalar_values();
-        let at = position("scalar", index, scalars.len())?;
-        scalars
-            .get(at)
-            .copied()
-            .ok_or_else(|| out_of_range("scalar", index, scalars.len()))
+        let (found, count) = {
+            let side = self.0.lock();
+            let scalars = side.scalars();
+            let at = usize::try_from(index).ok();
+            (at.and_then(|at| scalars.get(at).copied()), scalars.len())
+        };
+        found.ok_or_else(|| out_of_range("scalar", index, count))
     }
 
     /// `TensorArgType` of tensor `index`; `None` when the parent's protocol did not transmit it.
@@ -283,16 +284,14 @@ impl PyTaskArgs {
     /// Number of scalars.
     #[getter]
     fn num_scalars(&self) -> usize {
-        match &*self.0.lock() {
-            Side::Building(building) => building.args.scalars().len(),
-            Side::Received(view) => view.scalars.len(),
-        }
+        self.0.lock().scalars().len()
     }
 
     /// All scalars.
     #[getter]
     fn scalars<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        PyTuple::new(py, self.scalar_values())
+        let scalars = self.0.lock().scalars().to_vec();
+        PyTuple::new(py, scalars)
     }
 
     /// All tensors, as `tensor(i)` gives them.
@@ -371,7 +370,13 @@ fn fill(
     let Some(scalars) = scalars else {
         return Ok(());
     };
-    for scalar in scalars.try_iter()? {
+    let items = scalars.try_iter().map_err(|_| {
+        PyTypeError::new_err(format!(
+            "scalars must be a sequence of ints, not {}",
+            convert::type_name(scalars)
+        ))
+    })?;
+    for scalar in items {
         let added = building.args.add_scalar(convert::scalar_from_py(&scalar?)?);
         added.map_err(convert::raise(py))?;
     }

@@ -6,13 +6,17 @@
 use std::ffi::{c_int, c_void, CStr};
 
 use echelon_runtime::memory::HostMemory;
+use echelon_runtime::tensor::Tensor;
 use echelon_wire::tensor::DataType;
 use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::{convert, dlpack};
+
+static ASARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 /// A C-contiguous tensor in shared memory: what `orch.alloc` returns and what a callable gets from `args.tensor(i)`.
 ///
@@ -21,22 +25,21 @@ use crate::{convert, dlpack};
 /// numpy and keeps its type in DLPack. Views may be kept after the task; the memory is reused only when they are gone.
 #[pyclass(frozen, module = "echelon._core", name = "Tensor")]
 pub(crate) struct PyTensor {
-    inner: echelon_runtime::tensor::Tensor,
-    memory: HostMemory,
+    inner: Tensor,
 }
 
 impl PyTensor {
-    pub(crate) fn new(py: Python<'_>, inner: echelon_runtime::tensor::Tensor) -> PyResult<Self> {
-        let memory = inner.memory().map_err(convert::raise(py))?;
-        Ok(Self { inner, memory })
+    pub(crate) fn new(inner: Tensor) -> Self {
+        Self { inner }
     }
 
-    pub(crate) fn inner(&self) -> &echelon_runtime::tensor::Tensor {
+    pub(crate) fn inner(&self) -> &Tensor {
         &self.inner
     }
 
-    pub(crate) fn memory(&self) -> &HostMemory {
-        &self.memory
+    /// The bytes, kept by the result.
+    pub(crate) fn memory(&self, py: Python<'_>) -> PyResult<HostMemory> {
+        self.inner.memory().map_err(convert::raise(py))
     }
 
     pub(crate) fn read_only(&self) -> bool {
@@ -86,16 +89,19 @@ impl PyTensor {
     /// Raises ValueError when the rows do not lie inside the tensor.
     fn rows(&self, py: Python<'_>, first: u32, count: u32) -> PyResult<Self> {
         let part = self.inner.rows(first, count).map_err(convert::raise(py))?;
-        Self::new(py, part)
+        Ok(Self::new(part))
     }
 
     /// A numpy array over the same memory, without a copy.
     ///
     /// Raises ImportError when numpy is not installed.
     fn numpy<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        slf.py()
-            .import("numpy")?
-            .call_method1("asarray", (view_of(slf)?,))
+        let py = slf.py();
+        let asarray = ASARRAY.get_or_try_init(py, || {
+            let function = py.import("numpy")?.getattr("asarray")?;
+            Ok::<_, PyErr>(function.unbind())
+        })?;
+        asarray.bind(py).call1((view_of(slf)?,))
     }
 
     /// For `numpy.asarray`: a view, or a converted copy when `dtype` differs or `copy` is true.
@@ -199,8 +205,10 @@ impl PyTensor {
                 "the tensor is an INPUT and read-only here; numpy.array(t) gives a copy",
             ));
         }
+        // Only for the address: the view keeps `slf`, and that keeps the bytes.
+        let memory = slf.get().memory(slf.py())?;
         // SAFETY: `view` is not null and the interpreter gives it to us to fill.
-        unsafe { fill(slf, view, flags) };
+        unsafe { fill(slf, &memory, view, flags) };
         Ok(())
     }
 
@@ -224,7 +232,12 @@ struct Layout {
 
 /// # Safety
 /// `view` must be valid for writes.
-unsafe fn fill(slf: Bound<'_, PyTensor>, view: *mut ffi::Py_buffer, flags: c_int) {
+unsafe fn fill(
+    slf: Bound<'_, PyTensor>,
+    memory: &HostMemory,
+    view: *mut ffi::Py_buffer,
+    flags: c_int,
+) {
     let tensor = slf.get();
     let meta = *tensor.inner.meta();
     let item = meta.dtype().element_bytes() as ffi::Py_ssize_t;
@@ -238,8 +251,8 @@ unsafe fn fill(slf: Bound<'_, PyTensor>, view: *mut ffi::Py_buffer, flags: c_int
         layout.strides[axis] = stride;
         stride = stride.saturating_mul((*extent).max(1) as ffi::Py_ssize_t);
     }
-    let pointer = tensor.memory.as_ptr().cast::<c_void>();
-    let length = tensor.memory.len() as ffi::Py_ssize_t;
+    let pointer = memory.as_ptr().cast::<c_void>();
+    let length = memory.len() as ffi::Py_ssize_t;
     let read_only = c_int::from(tensor.read_only());
     let format = format_of(meta.dtype());
     let layout = Box::into_raw(layout);

@@ -139,7 +139,7 @@ pub enum Error {
         /// Which, from 0.
         index: usize,
         /// Why.
-        error: Box<Error>,
+        error: Box<Self>,
     },
     /// Shared memory.
     #[error(transparent)]

@@ -6,6 +6,7 @@
 
 use std::time::Instant;
 
+use parking_lot::MutexGuard;
 use smallvec::smallvec;
 
 use super::attempts::check_repeatable;
@@ -28,6 +29,9 @@ const BATCH: usize = 64;
 
 /// Most bytes of arrays that are staged under the lock. More of them are worth the longer way, where memory is taken without it.
 const STAGED_BYTES: u64 = 64 << 10;
+
+/// Times that a lock which must not be waited for is looked at.
+const LOOKS: u32 = 32;
 
 /// What a submit may wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +61,7 @@ impl Engine {
             return Ok(AtOnce::WouldWait(spec));
         };
         let core = match patience {
-            Patience::None => self.core.try_lock(),
+            Patience::None => self.core_soon(),
             Patience::ForTheLock => Some(self.core.lock()),
         };
         let Some(mut core) = core else {
@@ -71,6 +75,18 @@ impl Engine {
             self.wake();
         }
         done
+    }
+
+    /// The core if it is free, or within about a microsecond: those who hold it mostly give it back by then, and to sleep for it
+    /// costs more.
+    fn core_soon(&self) -> Option<MutexGuard<'_, Core>> {
+        for _ in 0..LOOKS {
+            if let Some(core) = self.core.try_lock() {
+                return Some(core);
+            }
+            std::hint::spin_loop();
+        }
+        None
     }
 
     /// Submits one task for each of `args`, in order, as single submits would. Returns their numbers; when one is refused,
@@ -87,7 +103,7 @@ impl Engine {
             let batch = args.by_ref().take(BATCH).collect();
             let mut done = self.submit_batch(batch, &mut sequences);
             if Instant::now() >= next_check {
-                done = done.and(self.interrupt.check().map_err(|_| Error::Interrupted));
+                done = done.and_then(|()| self.interrupt.check().map_err(|_| Error::Interrupted));
                 next_check = Instant::now() + INTERRUPT_PERIOD;
             }
             done.map_err(|error| (sequences.len(), error))?;

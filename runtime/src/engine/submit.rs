@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use echelon_wire::call_config::CallConfig;
+use smallvec::SmallVec;
 
 use super::at_once::{AtOnce, Patience};
 use super::attempts::check_repeatable;
@@ -54,7 +55,7 @@ pub(crate) struct SubmitSpec {
     pub(crate) group: GroupKind,
     pub(crate) options: TaskOptions,
     /// One entry a member.
-    pub(crate) args: Vec<TaskArgs>,
+    pub(crate) args: SmallVec<[TaskArgs; 1]>,
 }
 
 /// Name, work and options of a node.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use echelon_wire::call_config::CallConfig;
 use echelon_wire::tensor::TensorMeta;
 use parking_lot::Mutex;
+use smallvec::{smallvec, SmallVec};
 
 use super::{CallableHandle, TaskOptions, Worker};
 use crate::args::{ArgSource, TaskArgs, TensorArg};
@@ -107,7 +108,7 @@ impl Orchestrator {
         worker: Option<i32>,
     ) -> Result<TaskHandle, Error> {
         let target = next_level(worker);
-        self.submit(callable, vec![args], config, target, GroupKind::Single)
+        self.submit(callable, smallvec![args], config, target, GroupKind::Single)
     }
 
     /// Submits a gang: one member for each entry of `args`, all at once on distinct NEXT_LEVEL workers (design §15.23).
@@ -132,7 +133,7 @@ impl Orchestrator {
             ));
         }
         let target = workers.map_or(Target::NextLevel, Target::Workers);
-        self.submit(callable, args, config, target, GroupKind::Gang)
+        self.submit(callable, args.into(), config, target, GroupKind::Gang)
     }
 
     /// Submits a task to a sub worker.
@@ -146,7 +147,7 @@ impl Orchestrator {
     ) -> Result<TaskHandle, Error> {
         self.submit(
             callable,
-            vec![args],
+            smallvec![args],
             CallConfig::default(),
             Target::Sub,
             GroupKind::Single,
@@ -164,7 +165,7 @@ impl Orchestrator {
     ) -> Result<TaskHandle, Error> {
         self.submit(
             callable,
-            args,
+            args.into(),
             CallConfig::default(),
             Target::Sub,
             GroupKind::Waves,
@@ -235,7 +236,7 @@ impl Orchestrator {
     ) -> Result<Option<TaskHandle>, Error> {
         callable.check(self.engine.uid)?;
         let group = GroupKind::Single;
-        let spec = self.spec(callable, vec![args], config, target, group);
+        let spec = self.spec(callable, smallvec![args], config, target, group);
         Ok(match self.engine.submit_at_once(spec, Patience::None)? {
             AtOnce::Submitted(sequence) => Some(TaskHandle { sequence }),
             AtOnce::WouldWait(_) => None,
@@ -245,7 +246,7 @@ impl Orchestrator {
     fn submit(
         &self,
         callable: &CallableHandle,
-        args: Vec<TaskArgs>,
+        args: SmallVec<[TaskArgs; 1]>,
         config: CallConfig,
         target: Target,
         group: GroupKind,
@@ -272,7 +273,15 @@ impl Orchestrator {
     ) -> Result<Vec<TaskHandle>, Error> {
         callable.check(self.engine.uid)?;
         let group = GroupKind::Single;
-        let spec_of = |args| self.spec(callable, vec![args], config.clone(), target.clone(), group);
+        let spec_of = |args| {
+            self.spec(
+                callable,
+                smallvec![args],
+                config.clone(),
+                target.clone(),
+                group,
+            )
+        };
         match self.engine.submit_many(args, spec_of) {
             Ok(sequences) => Ok(sequences
                 .into_iter()
@@ -288,7 +297,7 @@ impl Orchestrator {
     fn spec(
         &self,
         callable: &CallableHandle,
-        args: Vec<TaskArgs>,
+        args: SmallVec<[TaskArgs; 1]>,
         config: CallConfig,
         target: Target,
         group: GroupKind,
