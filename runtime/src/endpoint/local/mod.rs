@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use echelon_wire::limits::MAX_PAYLOAD_BYTES;
 use parking_lot::Mutex;
 
+pub(crate) use start::program_of;
 pub use start::LocalSpec;
 
 use super::{
