@@ -231,7 +231,7 @@ def test_a_stopped_zygote_is_given_up_after_its_bound(worker: ec.Worker) -> None
 
 
 def test_close_ends_a_stopped_zygote() -> None:
-    with ec.Worker(num_sub_workers=1, startup_timeout_s=LIMIT_S) as worker:
+    with ec.Worker(num_sub_workers=1, startup_timeout_s=LIMIT_S):
         (zygote,) = zygotes()
         os.kill(zygote.pid, signal.SIGSTOP)
     assert not zygotes()

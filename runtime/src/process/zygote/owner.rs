@@ -267,8 +267,12 @@ impl Zygote {
         let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
         let mut fds = vec![
             folder.as_fd(),
-            spec.stdout.as_ref().map_or(stdout.as_fd(), AsFd::as_fd),
-            spec.stderr.as_ref().map_or(stderr.as_fd(), AsFd::as_fd),
+            spec.stdout
+                .as_ref()
+                .map_or_else(|| stdout.as_fd(), AsFd::as_fd),
+            spec.stderr
+                .as_ref()
+                .map_or_else(|| stderr.as_fd(), AsFd::as_fd),
         ];
         fds.extend(spec.fds.iter().map(|raw| borrowed(spec, *raw)));
         message::send(&self.socket, request, &fds)?;
