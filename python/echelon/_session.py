@@ -18,10 +18,10 @@ def main(argv: list[str] | None = None) -> int:
         argv = sys.argv[1:]
     # What tasks print appears line by line, also when standard output is a pipe.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    import _signal
+    import signal
 
     # The Rust side takes SIGINT and ends in order; Python's own handler would raise KeyboardInterrupt on top.
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from . import _core
 
     return _core.session_main(argv)

@@ -49,5 +49,5 @@ def fork_off() -> None:
     import runpy
 
     sys.modules["__main__"] = type(sys)("__main__")
-    runpy._run_module_as_main("echelon._child")
+    runpy._run_module_as_main("echelon._child")  # type: ignore[attr-defined]
     os._exit(0)
