@@ -214,7 +214,9 @@ def test_a_killed_session_takes_its_devices_along(cluster):
     cluster.worker.init()
     devices = chips_of(cluster)
     assert len(devices) == 2
-    session = next(p for p in procfs.descendants(cluster.daemon_pid) if "_session" in procfs.command_line(p))
+    session = next(
+        p for p in procfs.workers_below(cluster.daemon_pid) if "_session" in procfs.command_line(p)
+    )
     residual.note_descendants(cluster.daemon_pid)
     os.kill(session.pid, 9)
     eventually(lambda: not any(map(runs, devices.values())), 60, what="the end of the devices")

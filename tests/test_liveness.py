@@ -293,7 +293,7 @@ def test_close_returns_when_nothing_is_left_below_the_session_r240(daemon):
         worker.add_remote_worker(spec)
         worker.init()
         session = worker.workers()[0]["pid"]
-        (sub,) = procfs.descendants(session)
+        (sub,) = procfs.workers_below(session)
         os.kill(sub.pid, signal.SIGSTOP)
         worker.close()
         left = [process for process in procfs.all_processes() if process.key == sub.key]

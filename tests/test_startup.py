@@ -17,10 +17,11 @@ from testbed.startup import (
     served_fixture,  # noqa: F401
 )
 
-OF_RUNS = ("engine.", "submit.")
-"""Points of a worker that runs, not of a start; the tests of the engine arm them."""
+NOT_OF_STARTS = ("engine.", "submit.", "zygote.")
+"""Points of a worker that runs, whose tests are the engine's, and of a zygote, without which a start goes on:
+tests/test_zygote.py."""
 
-POINTS = [name for name in failpoints.listed(ROOT) if not name.startswith(OF_RUNS)]
+POINTS = [name for name in failpoints.listed(ROOT) if not name.startswith(NOT_OF_STARTS)]
 
 ELSEWHERE = {"init.thread": "worker threads exist in native programs only: runtime/tests/failpoints.rs"}
 """Points that no Python program comes by, each with where it is tested."""

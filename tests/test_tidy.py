@@ -35,8 +35,10 @@ MAY_HOLD_UNSAFE = {
     "runtime/src/process/spawn.rs",
     "runtime/src/process/fds.rs",
     "runtime/src/process/forked.rs",
+    "runtime/src/process/zygote/server.rs",
     "runtime/tests/loom_ring.rs",  # loom's cells hand out raw pointers
     "session/src/chip/cpu.rs",  # loads and calls machine code
+    "python/src/zygote.rs",
     "python/src/buffer.rs",
     "python/src/tensor.rs",
     "python/src/dlpack.rs",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["CHILD_PATHS", "adopt_paths", "child_environment", "describe", "import_path"]
 
 CHILD_PATHS = "ECHELON_CHILD_PATHS"
-"""Environment variable that takes import paths to a child, as JSON; the child reads and removes it."""
+"""Environment variable that takes import paths to a child; the child reads and removes it."""
 
 
 def import_path(function: Callable[..., Any]) -> str | None:
@@ -70,14 +70,14 @@ def describe(function: Callable[..., Any]) -> tuple[str, bytes | None]:
 
 def child_environment() -> list[tuple[str, str]]:
     """What a child process needs in its environment to import what this one can, this package included."""
-    import json
     import os
 
     before = os.environ.get("PYTHONPATH")
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    paths = {"path": [p for p in sys.path if isinstance(p, str)], "pythonpath": before}
+    paths = ["-" if before is None else "+" + before, *(p for p in sys.path if isinstance(p, str))]
     return [
-        (CHILD_PATHS, json.dumps(paths)),
+        # Each with its length: whatever a path holds, nothing has to be escaped, and a child imports nothing to read it.
+        (CHILD_PATHS, "".join(f"{len(path)}:{path}" for path in paths)),
         ("PYTHONPATH", home + os.pathsep + before if before else home),
     ]
 
@@ -89,11 +89,13 @@ def adopt_paths() -> None:
     text = os.environ.pop(CHILD_PATHS, None)
     if text is None:
         return
-    import json
-
-    paths = json.loads(text)
-    sys.path[:] = paths["path"]
-    if paths["pythonpath"] is None:
+    paths = []
+    while text:
+        length, _, text = text.partition(":")
+        paths.append(text[: int(length)])
+        text = text[int(length) :]
+    sys.path[:] = paths[1:]
+    if paths[0] == "-":
         os.environ.pop("PYTHONPATH", None)
     else:
-        os.environ["PYTHONPATH"] = paths["pythonpath"]
+        os.environ["PYTHONPATH"] = paths[0][1:]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def main() -> int:
     """Takes over the parent's import paths and serves tasks until it ends the child. Returns the exit status."""
+    from ._zygote import FLAG, OWN_FLAG, fork_off, serve
+
+    if sys.argv[1:2] == [FLAG]:
+        serve(int(sys.argv[2]))
+    if sys.argv[1:2] == [OWN_FLAG]:
+        del sys.argv[1]
+        fork_off()
     from ._callables import adopt_paths
 
     adopt_paths()
@@ -20,14 +29,15 @@ def main() -> int:
     return _core.child_main(sys.argv[1:])
 
 
-def _end(status: int) -> NoReturn:
+def end(status: int) -> NoReturn:
     """Ends the process at once: a thread that a task left behind must not hold up the parent's ``close()``."""
     for stream in (sys.stdout, sys.stderr):
-        # A closed stream has nothing left to write.
-        with contextlib.suppress(OSError, ValueError):
+        try:  # noqa: SIM105  (every child would pay for the import of contextlib)
             stream.flush()
+        except (OSError, ValueError):
+            pass  # a closed stream has nothing left to write
     os._exit(status)
 
 
 if __name__ == "__main__":
-    _end(main())
+    end(main())

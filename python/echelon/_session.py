@@ -7,6 +7,15 @@ import sys
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one session; returns the exit status."""
+    from ._zygote import FLAG, OWN_FLAG, fork_off, serve
+
+    if argv is None:
+        if sys.argv[1:2] == [FLAG]:
+            serve(int(sys.argv[2]))
+        if sys.argv[1:2] == [OWN_FLAG]:
+            del sys.argv[1]
+            fork_off()
+        argv = sys.argv[1:]
     # What tasks print appears line by line, also when standard output is a pipe.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     import signal
@@ -15,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from . import _core
 
-    return _core.session_main(list(sys.argv[1:] if argv is None else argv))
+    return _core.session_main(argv)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ mod worker;
 mod worker_life;
 mod worker_options;
 mod worker_run;
+mod zygote;
 
 use pyo3::prelude::*;
 
@@ -59,5 +60,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(process::chip_main, module)?)?;
     module.add_function(wrap_pyfunction!(process::session_main, module)?)?;
     module.add_function(wrap_pyfunction!(process::daemon_main, module)?)?;
+    module.add_function(wrap_pyfunction!(zygote::zygote_serve, module)?)?;
+    module.add_function(wrap_pyfunction!(zygote::zygote_fork_off, module)?)?;
     Ok(())
 }

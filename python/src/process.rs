@@ -8,7 +8,7 @@ use echelon_runtime::worker::{ChildProgram, Worker};
 use pyo3::prelude::*;
 
 use crate::host::PyHost;
-use crate::{gil, worker_options};
+use crate::{gil, worker_options, zygote};
 
 /// Serves as a local worker until the parent ends it; returns the exit status. Started by the runtime.
 #[pyfunction]
@@ -16,7 +16,8 @@ pub(crate) fn child_main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<i32> {
     let inner = Worker::builder()
         .child_program(worker_options::child_program(py)?)
         .chip_program(worker_options::chip_program(py)?)
-        .child_env(worker_options::child_env(py)?);
+        .child_env(worker_options::child_env(py)?)
+        .own_zygote(zygote::own());
     let served = gil::detached(py, || -> Result<(), ChildError> {
         let args = ChildArgs::parse(argv)?;
         Child::attach(args, Arc::new(PyHost::default()), inner)?.serve()
@@ -39,7 +40,8 @@ pub(crate) fn session_main(py: Python<'_>, argv: Vec<String>) -> PyResult<i32> {
     let inner = Worker::builder()
         .child_program(worker_options::child_program(py)?)
         .chip_program(worker_options::chip_program(py)?)
-        .child_env(worker_options::child_env(py)?);
+        .child_env(worker_options::child_env(py)?)
+        .own_zygote(zygote::own());
     Ok(gil::detached(py, || {
         echelon_session::session_main(argv.into_iter(), Arc::new(PyHost::default()), inner)
     }))

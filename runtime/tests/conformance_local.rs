@@ -61,6 +61,7 @@ impl Fixture for Children {
             env: Vec::new(),
             regions: Vec::new(),
             plan: None,
+            is_parent: false,
             ready_by: Instant::now() + Duration::from_secs(20),
         };
         let endpoint = LocalEndpoint::start(spec, &self.0, Arc::clone(&bell)).unwrap();

@@ -11,6 +11,8 @@ use crate::error::StartError;
 
 /// Sessions that one daemon runs at a time unless `--max-sessions` says otherwise.
 pub(crate) const DEFAULT_MAX_SESSIONS: u32 = 64;
+/// What runs a session in an interpreter.
+const SESSION_MODULE: [&str; 2] = ["-m", "echelon._session"];
 /// Sub workers that one session may have unless `--max-sub-workers` says otherwise.
 pub(crate) const DEFAULT_MAX_SUB_WORKERS: u32 = 256;
 
@@ -45,6 +47,9 @@ struct DaemonCommandLine {
     /// Sub workers that one session may have
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_SUB_WORKERS)]
     max_sub_workers: u32,
+    /// Execute every session instead of forking it from an interpreter that is up; ECHELON_ZYGOTE=0 does the same
+    #[arg(long)]
+    no_zygote: bool,
     /// Program that runs a session; everything after it belongs to it
     #[arg(long, value_name = "CMD", num_args = 1.., allow_hyphen_values = true, conflicts_with = "python")]
     session_command: Vec<String>,
@@ -67,6 +72,8 @@ pub struct DaemonConfig {
     pub max_sessions: u32,
     /// Sub workers of one session.
     pub max_sub_workers: u32,
+    /// Sessions that run Python are forked from a zygote.
+    pub zygote: bool,
 }
 
 /// A command line was answered without starting anything: help, version, or a mistake.
@@ -143,7 +150,16 @@ impl DaemonConfig {
             allow_serialized: line.allow_serialized,
             max_sessions: line.max_sessions,
             max_sub_workers: line.max_sub_workers,
+            zygote: !line.no_zygote,
         }))
+    }
+}
+
+impl DaemonConfig {
+    /// How many arguments of the session command make its program a zygote; `None` where it is no Python runner of ours.
+    pub(crate) fn by_zygote(&self) -> Option<usize> {
+        let args = self.session_command.get(1..)?;
+        (self.zygote && args == SESSION_MODULE.map(OsString::from)).then_some(args.len())
     }
 }
 
@@ -166,11 +182,10 @@ pub(crate) fn loopback(what: &str, host: &str) -> Result<Ipv4Addr, String> {
 }
 
 fn python_command(python: PathBuf) -> Vec<OsString> {
-    vec![
-        python.into_os_string(),
-        "-m".into(),
-        "echelon._session".into(),
-    ]
+    let module = SESSION_MODULE.map(OsString::from);
+    std::iter::once(python.into_os_string())
+        .chain(module)
+        .collect()
 }
 
 fn find_python(env: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {

@@ -127,8 +127,8 @@ class Daemon:
         return line.decode("utf-8", "replace").rstrip("\n")
 
     def children(self) -> list[procfs.Process]:
-        """The processes below the daemon now (runners and theirs)."""
-        return procfs.descendants(self.pid)
+        """The processes below the daemon now (runners and theirs), without the zygotes that fork them."""
+        return procfs.workers_below(self.pid)
 
     def stop(self) -> None:
         """SIGTERM; the daemon and its sessions must end within `STOP_S` seconds with status 0."""

@@ -32,6 +32,11 @@ class Process:
     def is_zombie(self) -> bool:
         return self.state == "Z"
 
+    @property
+    def is_zygote(self) -> bool:
+        """It forks workers and is none. Until it has its name it is known by the argument that makes it one."""
+        return self.name == "echelon-zygote" or " --zygote " in command_line(self)
+
     def __str__(self) -> str:
         kind = "zombie" if self.is_zombie else "process"
         return f"{kind} {self.pid} (parent {self.ppid}, group {self.pgid}): {command_line(self)}"
@@ -76,6 +81,16 @@ def descendants(root_pid: int) -> list[Process]:
         found.extend(below)
         queue.extend(process.pid for process in below)
     return found
+
+
+def workers_below(root_pid: int) -> list[Process]:
+    """`descendants` without the zygotes: what runs work, or runs what does."""
+    return [process for process in descendants(root_pid) if not process.is_zygote]
+
+
+def zygotes_below(root_pid: int) -> list[Process]:
+    """The zygotes among the `descendants`, zombies left out."""
+    return [process for process in descendants(root_pid) if process.is_zygote and not process.is_zombie]
 
 
 def format_tree(root_pid: int) -> str:

@@ -36,7 +36,7 @@ impl Keeper {
     /// [`ProcessError::Os`].
     pub fn start_adopting() -> Result<Self, ProcessError> {
         adopt_orphans()?;
-        Self::start_as(true)
+        Self::start_as(true, None)
     }
 }
 
@@ -79,7 +79,7 @@ fn end(pid: Pid, until: Instant) {
 }
 
 /// All children of this process, zombies included.
-fn children() -> impl Iterator<Item = Pid> {
+pub(super) fn children() -> impl Iterator<Item = Pid> {
     let own = getpid();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(move |entry| {

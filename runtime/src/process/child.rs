@@ -37,7 +37,7 @@ impl ChildState {
         }
     }
 
-    fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
+    pub(super) fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
         match pidfd_send_signal(&self.pidfd, signal) {
             // SRCH: it has ended, which is what most signals are for.
             Ok(()) | Err(Errno::SRCH) => Ok(()),

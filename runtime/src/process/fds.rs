@@ -15,7 +15,7 @@ use rustix::net::{
     SocketType,
 };
 
-use super::ProcessError;
+use super::{ChildSpec, ProcessError};
 
 /// A pair of connected sockets that keeps message boundaries: ours, and the child's.
 ///
@@ -140,6 +140,17 @@ pub fn take_inherited_fd(raw: RawFd) -> Result<OwnedFd, ProcessError> {
     taken.insert(raw);
     // SAFETY: the number is open, was inherited, and `TAKEN` sees to it that it gets one owner.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// In a process that was forked off and has closed what it does not need: what was taken over before is not taken here.
+pub(super) fn forget_taken() {
+    TAKEN.lock().clear();
+}
+
+/// A descriptor of `spec.fds`, for as long as the start of that child takes.
+pub(super) fn borrowed(_spec: &ChildSpec, raw: RawFd) -> BorrowedFd<'_> {
+    // SAFETY: who asks for a child keeps its descriptors open until the start has returned ([`ChildSpec::fds`]).
+    unsafe { BorrowedFd::borrow_raw(raw) }
 }
 
 /// Opens `/dev/null` under every standard number that is closed. A process that was started without them would otherwise

@@ -17,6 +17,7 @@ use super::adopted::end_orphans;
 use super::child::ChildState;
 use super::fds::occupy_standard_numbers;
 use super::spawn::spawn;
+use super::zygote::{Nursery, OwnZygote, Way};
 use super::{ChildHandle, ChildSpec, ExitInfo, ProcessError};
 use crate::failpoint::{hit, Injected};
 
@@ -30,12 +31,16 @@ const TERM_GRACE_MAX: Duration = Duration::from_secs(2);
 /// A keeper that is dropped without `stop` gives its children this long.
 const DROP_BOUND: Duration = Duration::from_secs(2);
 
+struct Wanted {
+    spec: ChildSpec,
+    on_exit: OnExit,
+    reply: Sender<Result<ChildHandle, ProcessError>>,
+}
+
 enum Request {
-    Spawn {
-        spec: Box<ChildSpec>,
-        on_exit: OnExit,
-        reply: Sender<Result<ChildHandle, ProcessError>>,
-    },
+    /// A child like this will be wanted soon.
+    Prepare(Box<ChildSpec>),
+    Spawn(Box<Wanted>),
     Stop {
         deadline: Instant,
         reply: Sender<Vec<String>>,
@@ -76,10 +81,18 @@ impl Keeper {
     /// # Errors
     /// [`ProcessError::Os`].
     pub fn start() -> Result<Self, ProcessError> {
-        Self::start_as(false)
+        Self::start_with(None)
     }
 
-    pub(super) fn start_as(adopts: bool) -> Result<Self, ProcessError> {
+    /// Starts the thread, with the zygote that this process forked off when it had no threads yet.
+    ///
+    /// # Errors
+    /// [`ProcessError::Os`].
+    pub fn start_with(own: Option<OwnZygote>) -> Result<Self, ProcessError> {
+        Self::start_as(false, own)
+    }
+
+    pub(super) fn start_as(adopts: bool, own: Option<OwnZygote>) -> Result<Self, ProcessError> {
         occupy_standard_numbers();
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(ProcessError::os("eventfd"))?;
@@ -91,9 +104,12 @@ impl Keeper {
         let thread = std::thread::Builder::new()
             .name("echelon-keeper".into())
             .spawn(move || {
+                let (nursery, leader) = Nursery::new(own);
                 Watch {
                     shared: watched,
-                    children: Vec::new(),
+                    children: leader.into_iter().map(|leader| (leader, None)).collect(),
+                    nursery,
+                    waiting: VecDeque::new(),
                     adopts,
                 }
                 .run()
@@ -106,6 +122,14 @@ impl Keeper {
             shared,
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    /// Says that children like this will be wanted soon: if a zygote forks such, it comes up meanwhile. Nothing is waited for.
+    pub fn prepare(&self, spec: ChildSpec) {
+        if self.thread.lock().is_some() {
+            // A bell that cannot be rung is noticed by whoever wants the child.
+            let _ = self.shared.post(Request::Prepare(Box::new(spec)));
+        }
     }
 
     /// Starts a child. `on_exit` is called once, when it has ended and was reaped.
@@ -121,11 +145,11 @@ impl Keeper {
             if thread.is_none() {
                 return Err(ProcessError::Stopped);
             }
-            self.shared.post(Request::Spawn {
-                spec: Box::new(spec),
+            self.shared.post(Request::Spawn(Box::new(Wanted {
+                spec,
                 on_exit,
                 reply,
-            })?;
+            })))?;
         }
         // fork and exec are not ours to bound; the thread answers or ends, and both wake us.
         answer.recv().unwrap_or(Err(ProcessError::Stopped))
@@ -175,10 +199,18 @@ fn injected(injected: Injected) -> ProcessError {
     }
 }
 
+fn pid_of(raw: u32) -> Result<Pid, ProcessError> {
+    let pid = i32::try_from(raw).ok().and_then(Pid::from_raw);
+    pid.ok_or_else(|| ProcessError::os("fork")(Errno::RANGE))
+}
+
 /// The thread's own side.
 struct Watch {
     shared: Arc<Shared>,
     children: Vec<(Arc<ChildState>, Option<OnExit>)>,
+    nursery: Nursery,
+    /// Children that are forked when the zygote is up, in order.
+    waiting: VecDeque<Box<Wanted>>,
     /// Children that it does not know are orphans.
     adopts: bool,
 }
@@ -188,18 +220,17 @@ impl Watch {
         loop {
             self.wait(Instant::now() + RECHECK);
             self.reap();
+            self.nursery.look();
+            if self.nursery.awaited().is_none() {
+                for wanted in std::mem::take(&mut self.waiting) {
+                    self.serve(wanted);
+                }
+            }
             let requests = std::mem::take(&mut *self.shared.requests.lock());
             for request in requests {
                 match request {
-                    Request::Spawn {
-                        spec,
-                        on_exit,
-                        reply,
-                    } => {
-                        let started = self.spawn(*spec, on_exit);
-                        // Whoever asked waits for it, or has gone and does not care.
-                        let _ = reply.send(started);
-                    }
+                    Request::Prepare(spec) => drop(self.way(&spec)),
+                    Request::Spawn(wanted) => self.serve(wanted),
                     Request::Stop { deadline, reply } => {
                         let survivors = self.end_all(deadline);
                         let is_done = survivors.is_empty();
@@ -213,15 +244,43 @@ impl Watch {
         }
     }
 
-    fn spawn(&mut self, spec: ChildSpec, on_exit: OnExit) -> Result<ChildHandle, ProcessError> {
+    fn way(&mut self, spec: &ChildSpec) -> Way {
+        let (way, leader) = self.nursery.way(spec);
+        self.children.extend(leader.map(|leader| (leader, None)));
+        way
+    }
+
+    fn serve(&mut self, wanted: Box<Wanted>) {
+        let way = self.way(&wanted.spec);
+        if way == Way::Wait {
+            return self.waiting.push_back(wanted);
+        }
+        let Wanted {
+            spec,
+            on_exit,
+            reply,
+        } = *wanted;
+        let started = self.spawn(spec, on_exit, way);
+        // Whoever asked waits for it, or has gone and does not care.
+        let _ = reply.send(started);
+    }
+
+    fn spawn(
+        &mut self,
+        spec: ChildSpec,
+        on_exit: OnExit,
+        way: Way,
+    ) -> Result<ChildHandle, ProcessError> {
         let (name, is_group) = (spec.name.clone(), spec.new_session);
         hit("keeper.spawn").map_err(injected)?;
-        let raw = spawn(spec)?;
-        let bad_pid = || ProcessError::os("fork")(Errno::RANGE);
-        let pid = i32::try_from(raw)
-            .ok()
-            .and_then(Pid::from_raw)
-            .ok_or_else(bad_pid)?;
+        let forked = match way {
+            Way::Fork => self.nursery.fork(&spec),
+            Way::Wait | Way::Execute => None,
+        };
+        let pid = match forked {
+            Some(pid) => pid,
+            None => pid_of(spawn(spec)?)?,
+        };
         // Nobody but this thread reaps it, so the number is still its own.
         let watched = hit("keeper.pidfd").map_err(|_| Errno::MFILE);
         let pidfd = match watched.and_then(|()| pidfd_open(pid, PidfdFlags::empty())) {
@@ -240,12 +299,15 @@ impl Watch {
 
     /// Sleeps until a child ends, somebody rings, or `until`.
     fn wait(&self, until: Instant) {
+        let awaited = self.nursery.awaited();
+        let until = awaited.map_or(until, |(_, ready_by)| until.min(ready_by));
         let left = until.saturating_duration_since(Instant::now());
         let timeout = Timespec {
             tv_sec: left.as_secs().try_into().unwrap_or(60),
             tv_nsec: left.subsec_nanos().into(),
         };
         let mut fds = vec![PollFd::new(&self.shared.bell, PollFlags::IN)];
+        fds.extend(awaited.map(|(socket, _)| PollFd::from_borrowed_fd(socket, PollFlags::IN)));
         fds.extend(
             self.children
                 .iter()
@@ -258,11 +320,12 @@ impl Watch {
     }
 
     fn reap(&mut self) {
-        let before = self.children.len();
+        let mut ended = Vec::new();
         self.children.retain_mut(|(child, on_exit)| {
             let Some(info) = child.reap() else {
                 return true;
             };
+            ended.push(child.pid);
             if let Some(on_exit) = on_exit.take() {
                 if catch_unwind(AssertUnwindSafe(|| on_exit(info))).is_err() {
                     tracing::error!(child = %child.name, "what was to be done at its end panicked");
@@ -270,13 +333,20 @@ impl Watch {
             }
             false
         });
-        if self.adopts && self.children.len() < before {
+        for pid in &ended {
+            self.nursery.ended(*pid);
+        }
+        if self.adopts && !ended.is_empty() {
             end_orphans(|pid| self.children.iter().any(|(child, _)| child.pid == pid));
         }
     }
 
     /// All are told first, then all are waited for under one deadline. Returns who is left.
     fn end_all(&mut self, deadline: Instant) -> Vec<String> {
+        self.nursery.close();
+        for wanted in self.waiting.drain(..) {
+            let _ = wanted.reply.send(Err(ProcessError::Stopped));
+        }
         for (child, _) in &self.children {
             child.signal_group(Signal::TERM);
         }

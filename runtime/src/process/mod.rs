@@ -1,6 +1,7 @@
-//! Child processes: started by exec, watched by pidfd, ended as a group, reaped by their owner.
+//! Child processes: started by exec or by a zygote, watched by pidfd, ended as a group, reaped by their owner.
 //!
-//! * A process that may have threads never forks without exec; between the two only async-signal-safe calls are made.
+//! * A process that may have threads never forks without exec; between the two only async-signal-safe calls are made. A
+//!   [`zygote`] has none, and forks children that are ready at once.
 //! * All children of a `Worker` or daemon are started by one thread, the [`Keeper`], because `PR_SET_PDEATHSIG` fires when the
 //!   *thread* that started a child ends (design §15.8).
 //! * When a child ends, its process group is killed before it is reaped: nothing that it left in its group outlives it.
@@ -14,6 +15,7 @@ mod forked;
 mod keeper;
 mod spawn;
 mod watch;
+pub mod zygote;
 
 use std::io;
 

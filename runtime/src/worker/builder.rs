@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use echelon_wire::limits::HEALTH_PERIOD;
+use parking_lot::Mutex;
 
 use super::Worker;
 use crate::chip::ChipDevices;
 use crate::error::Error;
 use crate::memory::{Arena, SharedRegion};
+use crate::process::zygote::OwnZygote;
 
 /// How child processes are started.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +58,8 @@ pub(crate) struct Settings {
     pub(crate) chip_program: ChildProgram,
     pub(crate) chips: Option<ChipDevices>,
     pub(crate) child_env: Vec<(OsString, OsString)>,
+    /// Taken by the keeper of the worker that starts first.
+    pub(crate) own_zygote: Arc<Mutex<Option<OwnZygote>>>,
     pub(crate) inherited_regions: Vec<Arc<SharedRegion>>,
     pub(crate) name_prefix: String,
     pub(crate) inner: bool,
@@ -87,6 +91,7 @@ impl Default for WorkerBuilder {
                 chip_program: ChildProgram::None,
                 chips: None,
                 child_env: Vec::new(),
+                own_zygote: Arc::default(),
                 inherited_regions: Vec::new(),
                 name_prefix: "local/".into(),
                 inner: false,
@@ -192,6 +197,13 @@ impl WorkerBuilder {
     #[must_use]
     pub fn child_env(mut self, env: Vec<(OsString, OsString)>) -> Self {
         self.settings.child_env = env;
+        self
+    }
+
+    /// A zygote that this process forked off at its start, for the children of this worker (decision 0018).
+    #[must_use]
+    pub fn own_zygote(mut self, zygote: Option<OwnZygote>) -> Self {
+        self.settings.own_zygote = Arc::new(Mutex::new(zygote));
         self
     }
 

@@ -80,7 +80,7 @@ impl Worker {
     ) -> Result<Live, Error> {
         let settings = &self.0.settings;
         hit("init.keeper")?;
-        let keeper = Arc::new(Keeper::start()?);
+        let keeper = Arc::new(Keeper::start_with(settings.own_zygote.lock().take())?);
         hit("init.bell")?;
         let bell = Bell::create().map_err(|error| startup("this process", error))?;
         hit("init.arena")?;
@@ -107,6 +107,7 @@ impl Worker {
             driver: None,
             keeper,
         };
+        self.prepare_locals(&live, children, deadline);
         match self.populate(&mut live, children, registrations, deadline) {
             Ok(()) => Ok(live),
             Err(cause) => Err(self.roll_back(live, cause)),
@@ -158,17 +159,27 @@ impl Worker {
         deadline: Instant,
     ) -> Result<(), Error> {
         let engine = Arc::clone(&live.engine);
-        let mut recipes = self.start_subs(live, deadline)?;
-        recipes.extend(self.start_chips(live, children, deadline)?);
-        let mut rest = Vec::new();
-        let started = self.start_next_levels(live, children, registrations, deadline, &mut rest);
+        let (mut recipes, mut rest) = (Vec::new(), Vec::new());
+        // Local processes come up while sessions are asked for.
+        let locals = || {
+            recipes = self.start_subs(live, deadline)?;
+            recipes.extend(self.start_chips(live, children, deadline)?);
+            self.start_levels(live, children, registrations, deadline, &mut rest)
+        };
+        let remotes = self.start_remotes(&engine, children, registrations, deadline, locals);
+        let (remotes, outcome) =
+            remotes.map_or_else(|error| (Vec::new(), Err(error)), |r| (r, Ok(())));
+        for (id, endpoint, host) in remotes {
+            let role = EndpointRole::RemoteNextLevel { worker: id, host };
+            rest.push((id, Box::new(endpoint), role));
+        }
         // Ids follow the order of add_*, whatever started first. In service also when one did not start: what did is
         // ended in order then.
         rest.sort_by_key(|(id, _, _)| *id);
         for (_, endpoint, role) in rest {
             engine.core.lock().add_endpoint(endpoint, role);
         }
-        started?;
+        outcome?;
         hit_at("init.driver", self.0.settings.level)?;
         live.driver = Some(
             Driver::start(Arc::clone(&engine))
@@ -187,8 +198,8 @@ impl Worker {
         engine.interrupt.check().map_err(|_| Error::Interrupted)
     }
 
-    /// Local children first: they come up while sessions are asked for. `started` gets what is up, also on an error.
-    fn start_next_levels(
+    /// Starts the local children with a runtime of their own. `started` gets what is up, also on an error.
+    fn start_levels(
         &self,
         live: &Live,
         children: &[Child],
@@ -205,11 +216,6 @@ impl Worker {
                 let role = EndpointRole::LocalNextLevel { worker: id };
                 started.push((id, Box::new(local), role));
             }
-        }
-        let remotes = self.start_remotes(&live.engine, children, registrations, deadline)?;
-        for (id, endpoint, host) in remotes {
-            let role = EndpointRole::RemoteNextLevel { worker: id, host };
-            started.push((id, Box::new(endpoint), role));
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use super::builder::ChildProgram;
 use super::init::startup;
 use super::reach::Registration;
 use super::{Child, LevelPlan, Live, RegisterOptions, Worker};
-use crate::endpoint::local::{LocalEndpoint, LocalSpec};
+use crate::endpoint::local::{program_of, LocalEndpoint, LocalSpec};
 use crate::endpoint::thread::ThreadEndpoint;
 use crate::endpoint::{ControlRequest, Endpoint};
 use crate::engine::{EndpointRole, Engine, Recipe};
@@ -49,6 +49,17 @@ impl Worker {
         Ok(recipes)
     }
 
+    /// What forks the local processes comes up while everything else begins (decision 0018).
+    pub(super) fn prepare_locals(&self, live: &Live, children: &[Child], deadline: Instant) {
+        let wants = |child: &Child| matches!(child, Child::Local(_));
+        if self.0.settings.sub_workers > 0 || children.iter().any(wants) {
+            let spec = self.local_spec(live, String::new(), None, deadline);
+            if let Some(spec) = program_of(&spec) {
+                live.keeper.prepare(spec);
+            }
+        }
+    }
+
     /// Starts a process, and says how a fresh one is started in its place when it ends (decision 0011).
     pub(super) fn start_process(
         &self,
@@ -87,6 +98,7 @@ impl Worker {
             env: settings.child_env.clone(),
             regions,
             plan,
+            is_parent: false,
             ready_by,
         }
     }
@@ -118,7 +130,8 @@ impl Worker {
         let json =
             serde_json::to_vec(&plan).map_err(|error| startup(&format!("worker {id}"), error))?;
         let name = format!("{}worker{id}", self.0.settings.name_prefix);
-        let spec = self.local_spec(live, name, Some(json), ready_by);
+        let mut spec = self.local_spec(live, name, Some(json), ready_by);
+        spec.is_parent = plan.starts_python();
         start_local(spec, &live.keeper, &live.engine.bell)
     }
 }

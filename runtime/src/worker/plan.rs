@@ -95,6 +95,7 @@ impl Worker {
             child_program: _,
             chip_program: _,
             child_env: _,
+            own_zygote: _,
             inherited_regions: _,
             name_prefix: _,
             inner: _,
@@ -127,6 +128,11 @@ impl Worker {
 }
 
 impl LevelPlan {
+    /// True when its worker starts processes that run Python.
+    pub(crate) fn starts_python(&self) -> bool {
+        self.sub_workers > 0 || self.children.iter().any(|c| matches!(c, Child::Local(_)))
+    }
+
     /// Makes the worker that the plan describes; `builder` brings what the process knows by itself (child program, regions).
     ///
     /// # Errors

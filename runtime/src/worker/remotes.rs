@@ -37,16 +37,19 @@ type Outcome<'a> = (
 );
 
 impl Worker {
-    /// Starts all remote sessions. Whatever fails first is the error, and the others are called off.
+    /// Starts all remote sessions, and does `meanwhile` in this thread. Whatever fails first is the error, and the others are
+    /// called off.
     pub(super) fn start_remotes(
         &self,
         engine: &Engine,
         children: &[Child],
         registrations: &[Registration],
         deadline: Instant,
+        meanwhile: impl FnOnce() -> Result<(), Error>,
     ) -> Result<Vec<Started>, Error> {
         let wanted = self.wanted(children, registrations, |_| true)?;
-        self.start_sessions(engine, wanted, deadline, Arc::new(AtomicBool::new(false)))
+        let cancel = Arc::new(AtomicBool::new(false));
+        self.start_sessions(engine, wanted, deadline, cancel, meanwhile)
     }
 
     /// What is to be started: the remote workers among `children` with an id that is `asked` for.
@@ -67,13 +70,14 @@ impl Worker {
         Ok(wanted)
     }
 
-    /// Starts these sessions. All are called off by the first that fails, by an interrupt, and by `cancel`.
+    /// Starts these sessions. All are called off by the first that fails, by an interrupt, by `cancel`, and by `meanwhile`.
     pub(super) fn start_sessions(
         &self,
         engine: &Engine,
         wanted: Vec<Wanted<'_>>,
         deadline: Instant,
         cancel: Arc<AtomicBool>,
+        meanwhile: impl FnOnce() -> Result<(), Error>,
     ) -> Result<Vec<Started>, Error> {
         let timeout = self.0.settings.remote_session_timeout;
         let (tell, told) = unbounded();
@@ -90,7 +94,8 @@ impl Worker {
                 }));
             }
             drop(tell);
-            let (started, mut error) = gather(engine, &told, &cancel);
+            let failed = meanwhile().err();
+            let (started, mut error) = gather(engine, &told, &cancel, failed);
             if threads.into_iter().any(|thread| thread.join().is_err()) {
                 error.get_or_insert_with(|| {
                     startup("a remote session", "its starting thread panicked")
@@ -157,10 +162,13 @@ fn gather(
     engine: &Engine,
     told: &Receiver<Outcome<'_>>,
     cancel: &AtomicBool,
+    mut first: Option<Error>,
 ) -> (Vec<Started>, Option<Error>) {
     let mut started = Vec::new();
-    let mut first: Option<Error> = None;
     loop {
+        if first.is_some() {
+            cancel.store(true, Ordering::Relaxed);
+        }
         match told.recv_timeout(INTERRUPT_PERIOD) {
             Ok((id, spec, Ok(endpoint))) => started.push((id, endpoint, spec.endpoint.clone())),
             Ok((id, spec, Err(error))) => {
@@ -171,9 +179,6 @@ fn gather(
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return (started, first),
-        }
-        if first.is_some() {
-            cancel.store(true, Ordering::Relaxed);
         }
     }
 }

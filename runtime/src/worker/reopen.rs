@@ -142,7 +142,7 @@ impl Worker {
         };
         let wanted = self.wanted(&children, &registrations, |id| id == turn.worker)?;
         let called_off = Arc::clone(&turn.called_off);
-        let started = self.start_sessions(engine, wanted, deadline, called_off);
+        let started = self.start_sessions(engine, wanted, deadline, called_off, || Ok(()));
         let started = started.map_err(|error| self.unless_closing(error))?;
         let (_, endpoint, _) = started
             .into_iter()

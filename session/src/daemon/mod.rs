@@ -137,6 +137,9 @@ async fn run(config: DaemonConfig, log: LogSink, keeper: Arc<Keeper>) -> Result<
     if removed > 0 {
         tracing::info!(removed, "removed segments of owners that are gone");
     }
+    if config.by_zygote().is_some() {
+        keeper.prepare(process::plain_spec(&config));
+    }
     announce(&listener)?;
     tracing::warn!("serving plain TCP without authentication, on loopback only");
     let (stop, stopping) = watch::channel(false);

@@ -3,20 +3,23 @@
 use std::ffi::OsString;
 use std::io::{Seek as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use echelon_runtime::deadline::to_monotonic_ns;
 use echelon_runtime::failpoint::hit;
-use echelon_runtime::process::{ChildHandle, ChildSpec, ExitInfo};
+use echelon_runtime::process::{zygote, ChildHandle, ChildSpec, ExitInfo};
+use echelon_wire::bootstrap::Manifest;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
 use super::Context;
+use crate::config::DaemonConfig;
 use crate::error::SessionError;
 use crate::segments::Owner;
 
 /// Variables that are handed on to sessions (design §15.14); a name that ends with `*` is a beginning.
-const HANDED_ON: [&str; 11] = [
+const HANDED_ON: [&str; 12] = [
     "PATH",
     "HOME",
     "LANG",
@@ -28,6 +31,7 @@ const HANDED_ON: [&str; 11] = [
     "CUDA_*",
     "OMP_*",
     "ECHELON_LOG",
+    zygote::SWITCH,
 ];
 
 /// The daemon's ends of a runner's pipes.
@@ -48,55 +52,74 @@ pub(crate) struct RunnerProcess {
     exit: watch::Receiver<Option<ExitInfo>>,
 }
 
+/// A runner that is to come, without what is its own: also what a zygote is made for.
+pub(crate) fn plain_spec(config: &DaemonConfig) -> ChildSpec {
+    let mut command = config.session_command.iter().cloned();
+    let mut env = environment(&config.pass_env);
+    if !config.zygote {
+        env.push((zygote::SWITCH.into(), "0".into()));
+    }
+    ChildSpec {
+        name: "session".to_owned(),
+        program: command.next().unwrap_or_default().into(),
+        args: command.collect(),
+        env,
+        clear_env: true,
+        new_session: true,
+        by_zygote: config.by_zygote(),
+        // A running session has lanes of its own and ends with its parent, not with the daemon.
+        outlives_parent: true,
+        umask: Some(0o077),
+        no_new_privileges: true,
+        ..ChildSpec::default()
+    }
+}
+
 impl RunnerProcess {
     /// Starts the configured session command; `json` is its manifest, `start_by` the deadline of a start that has one.
-    pub(crate) fn start(
+    pub(crate) async fn start(
         context: &Context,
+        manifest: &Manifest,
         json: &[u8],
         start_by: Option<Instant>,
     ) -> Result<(Self, Pipes), SessionError> {
-        let command = &context.config.session_command;
-        let program = command.first().cloned().unwrap_or_default();
+        let mut spec = plain_spec(&context.config);
+        let program = spec.program.display().to_string();
         let failed = |error: &dyn std::fmt::Display| SessionError::Spawn {
-            program: program.to_string_lossy().into_owned(),
+            program: program.clone(),
             reason: error.to_string(),
         };
         hit("daemon.spawn").map_err(|error| failed(&error))?;
-        let manifest = memfd(json).map_err(|error| failed(&error))?;
+        let file = memfd(json).map_err(|error| failed(&error))?;
         let make_pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
         let (ready, ready_end) = make_pipe().map_err(|error| failed(&error))?;
         let (output, output_end) = make_pipe().map_err(|error| failed(&error))?;
         let fds = [
-            ("--manifest-fd", manifest.as_raw_fd()),
+            ("--manifest-fd", file.as_raw_fd()),
             ("--ready-fd", ready_end.as_raw_fd()),
             ("--output-fd", output.as_raw_fd()),
         ];
-        let args = arguments(context, fds, start_by);
+        if spec.by_zygote.is_some() && manifest.num_sub_workers > 0 && zygote::is_enabled() {
+            spec.args.push(zygote::OWN_ZYGOTE_FLAG.into());
+        }
+        spec.args.extend(arguments(&context.config, fds, start_by));
+        spec.fds = fds.map(|(_, fd)| fd).into();
+        spec.stdout = Some(output_end.try_clone().map_err(|error| failed(&error))?);
+        spec.stderr = Some(output_end);
         let (told, exit) = watch::channel(None);
-        let spec = ChildSpec {
-            name: "session".to_owned(),
-            program: program.clone().into(),
-            args,
-            env: environment(&context.config.pass_env),
-            clear_env: true,
-            fds: fds.map(|(_, fd)| fd).into(),
-            new_session: true,
-            // A running session has lanes of its own and ends with its parent, not with the daemon.
-            outlives_parent: true,
-            umask: Some(0o077),
-            no_new_privileges: true,
-            stdout: Some(output_end.try_clone().map_err(|error| failed(&error))?),
-            stderr: Some(output_end),
-            ..ChildSpec::default()
-        };
         let on_exit = Box::new(move |info| {
             // Nobody listens when the life of the session is over.
             let _ = told.send(Some(info));
         });
-        let child = context
-            .keeper
-            .spawn(spec, on_exit)
-            .map_err(|error| failed(&error))?;
+        let keeper = Arc::clone(&context.keeper);
+        // Not on this thread: the first ones wait until their zygote is up.
+        let spawning = tokio::task::spawn_blocking(move || {
+            let child = keeper.spawn(spec, on_exit);
+            // Open until here, whatever becomes of this task.
+            (child, file, ready_end, output)
+        });
+        let (child, _file, _ready_end, output) = spawning.await.map_err(|error| failed(&error))?;
+        let child = child.map_err(|error| failed(&error))?;
         let owner = Owner::of(child.pid());
         let receiver = |fd: OwnedFd| pipe::Receiver::from_owned_fd(fd);
         let process = Self { child, owner, exit };
@@ -149,21 +172,20 @@ impl RunnerProcess {
 
 /// The arguments of the session command, beside its own.
 fn arguments(
-    context: &Context,
+    config: &DaemonConfig,
     fds: [(&str, RawFd); 3],
     start_by: Option<Instant>,
 ) -> Vec<OsString> {
-    let own = context.config.session_command.iter().skip(1).cloned();
     let fds = fds.map(|(option, fd)| [option.into(), fd.to_string().into()]);
-    let mut args: Vec<OsString> = own.chain(fds.into_iter().flatten()).collect();
+    let mut args: Vec<OsString> = fds.into_iter().flatten().collect();
     if let Some(deadline) = start_by {
         // An instant and not a duration: what the interpreter takes to come up counts too.
         args.extend(["--start-by", &to_monotonic_ns(deadline).to_string()].map(OsString::from));
     }
-    for prefix in &context.config.allow_import {
+    for prefix in &config.allow_import {
         args.extend(["--allow-import", prefix].map(OsString::from));
     }
-    if context.config.allow_serialized {
+    if config.allow_serialized {
         args.push("--allow-serialized".into());
     }
     args

@@ -81,13 +81,14 @@ pub(crate) async fn life(
     );
     let bound = Bound::of(&manifest);
     let mut stopping = context.stopping.clone();
-    let (mut process, pipes) = match RunnerProcess::start(&context, &json, bound.start_by) {
-        Ok(pair) => pair,
-        Err(error) => {
-            let _ = started.send(Err(error));
-            return;
-        }
-    };
+    let (mut process, pipes) =
+        match RunnerProcess::start(&context, &manifest, &json, bound.start_by).await {
+            Ok(pair) => pair,
+            Err(error) => {
+                let _ = started.send(Err(error));
+                return;
+            }
+        };
     let mut output = Output::new(pipes.output, who.clone(), context.log.clone());
     let first = tokio::select! {
         first = until_ready(&mut process, pipes.ready, &mut output, &mut stopping, &bound) => first,

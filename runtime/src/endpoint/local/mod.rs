@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use echelon_wire::limits::MAX_PAYLOAD_BYTES;
 
+pub(crate) use start::program_of;
 pub use start::LocalSpec;
 
 use super::{

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::failpoint::hit;
 use crate::mailbox::{layout, Bell, Mailbox};
 use crate::memory::SharedRegion;
+use crate::process::zygote::{self, OWN_ZYGOTE_FLAG};
 use crate::process::{region_socket_pair, ChildSpec, ExitInfo, Keeper};
 use crate::worker::ChildProgram;
 
@@ -33,6 +34,8 @@ pub struct LocalSpec {
     pub regions: Vec<Arc<SharedRegion>>,
     /// The plan of a local child, as JSON of `LevelPlan`.
     pub plan: Option<Vec<u8>>,
+    /// It will start processes of its own, and may fork a zygote for them before it has threads.
+    pub is_parent: bool,
     /// When it must have said READY.
     pub ready_by: Instant,
 }
@@ -57,16 +60,21 @@ impl LocalEndpoint {
         let mut fds = vec![side.fd(), bell.fd(), of_child.as_fd()];
         fds.extend(spec.regions.iter().map(|region| region.fd()));
         fds.extend(plan.as_ref().map(AsFd::as_fd));
-        let (program, mut args) =
-            program_of(&spec.program).ok_or_else(|| os("start", &"no child_program is set"))?;
+        let mut child_spec =
+            program_of(&spec).ok_or_else(|| os("start", &"no child_program is set"))?;
         let plan_fd = plan.as_ref().map(AsFd::as_fd);
-        args.extend(command_line(
+        let args = command_line(
             side.fd(),
             bell.fd(),
             of_child.as_fd(),
             &spec.regions,
             plan_fd,
-        ));
+        );
+        if spec.is_parent && child_spec.by_zygote.is_some() && zygote::is_enabled() {
+            child_spec.args.push(OWN_ZYGOTE_FLAG.into());
+        }
+        child_spec.args.extend(args.into_iter().map(OsString::from));
+        child_spec.fds = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let exit = Arc::new(OnceLock::new());
         let (of_keeper, ring) = (Arc::clone(&exit), Arc::clone(&bell));
         let on_exit = Box::new(move |info: ExitInfo| {
@@ -74,15 +82,6 @@ impl LocalEndpoint {
             let _ = of_keeper.set(info);
             ring.ring();
         });
-        let child_spec = ChildSpec {
-            name: spec.name.clone(),
-            program,
-            args: args.into_iter().map(OsString::from).collect(),
-            env: spec.env.clone(),
-            fds: fds.iter().map(AsRawFd::as_raw_fd).collect(),
-            new_session: true,
-            ..ChildSpec::default()
-        };
         hit("local.spawn")?;
         let child = keeper.spawn(child_spec, on_exit)?;
         Ok(Self {
@@ -125,13 +124,26 @@ fn plan_file(json: &[u8]) -> Result<OwnedFd, Error> {
     Ok(file.into())
 }
 
-fn program_of(program: &ChildProgram) -> Option<(std::path::PathBuf, Vec<String>)> {
-    match program {
-        ChildProgram::Python { executable } => Some((
-            executable.clone(),
-            vec!["-m".into(), "echelon._child".into()],
-        )),
-        ChildProgram::Custom { program, args } => Some((program.clone(), args.clone())),
-        ChildProgram::None => None,
-    }
+/// How the child is started, without what it inherits. To [`Keeper::prepare`] as well.
+pub(crate) fn program_of(spec: &LocalSpec) -> Option<ChildSpec> {
+    let (program, args, by_zygote) = match &spec.program {
+        ChildProgram::Python { executable } => {
+            let module = vec!["-m".into(), "echelon._child".into()];
+            (executable.clone(), module, Some(2))
+        }
+        ChildProgram::Custom { program, args } => {
+            let args = args.iter().map(OsString::from).collect();
+            (program.clone(), args, None)
+        }
+        ChildProgram::None => return None,
+    };
+    Some(ChildSpec {
+        name: spec.name.clone(),
+        program,
+        args,
+        env: spec.env.clone(),
+        new_session: true,
+        by_zygote,
+        ..ChildSpec::default()
+    })
 }
