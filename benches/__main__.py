@@ -7,6 +7,7 @@ Without a word it measures the main table. The other words (`make bench BENCH_AR
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,6 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         return smoke({name: PARTS[name].measure for name in ("main", "peers", "stages", "startup", "scale")})
     name = options.part or "main"
     section = PARTS[name].measure(options)
+    section["load"] = round(os.getloadavg()[1], 1)
     print(text_of(name, section))
     if options.write:
         report.save(name, section)

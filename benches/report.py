@@ -84,8 +84,10 @@ def table(figures: list[Figure]) -> list[str]:
 
 
 def section_text(section: Section, body: Callable[[Section], Iterable[str]]) -> str:
-    """Machine, commit and command above the table."""
-    return "\n".join([f"{section['machine']}; {section['about']}`{section['command']}`.", "", *body(section)])
+    """Machine, commit, command and how busy the machine was, above the table."""
+    load = f"; load average {section['load']:g}" if "load" in section else ""
+    head = f"{section['machine']}; {section['about']}`{section['command']}`{load}."
+    return "\n".join([head, "", *body(section)])
 
 
 def write(page: Path, name: str, text: str) -> None:
