@@ -67,6 +67,7 @@ class Peer:
         )
         self._text = b""
         self._started = False
+        self._absent: str | None = None
 
     def rows(self) -> list[Row]:
         """One row for each workload."""
@@ -78,8 +79,14 @@ class Peer:
 
     def ask(self, workload: str) -> list[float]:
         """The samples of one round."""
+        if self._absent is not None:
+            raise RuntimeError(self._absent)
         if not self._started:
-            self._answer(START_S)
+            try:
+                self._answer(START_S)
+            except (RuntimeError, TimeoutError) as error:
+                self._absent = str(error)  # one reason for all rows
+                raise
             self._started = True
         assert self._process.stdin is not None
         self._process.stdin.write(workload.encode() + b"\n")
