@@ -167,14 +167,15 @@ impl PyTaskArgs {
     fn of(tensors: &Bound<'_, PyTuple>, scalars: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
         let py = tensors.py();
         let mut building = Building::default();
-        let filled = fill(&mut building, tensors, scalars);
-        if filled.is_err() {
-            // What was refused is pinned no longer.
-            drop(building);
-            buffer::drain(py);
-            return Err(filled.unwrap_err());
+        match fill(&mut building, tensors, scalars) {
+            Ok(()) => Ok(Self::building(building)),
+            Err(refused) => {
+                // What was refused is pinned no longer.
+                drop(building);
+                buffer::drain(py);
+                Err(refused)
+            }
         }
-        Ok(Self::building(building))
     }
 
     /// Adds a tensor; returns the object itself.

@@ -202,7 +202,7 @@ impl PyWorker {
         if worker.state() == WorkerState::New {
             self.init(py)?;
         }
-        worker_run::run(py, &worker, r#fn, args, config)
+        worker_run::run(py, worker, r#fn, args, config)
     }
 
     /// Allocates a zeroed buffer on a remote worker.
@@ -387,14 +387,14 @@ impl PyWorker {
     /// `lost`, `skipped` and `cancelled`, and `retried` (attempts beyond the first). For progress bars, from any thread.
     fn progress<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let worker = self.0.get(py)?;
-        worker_run::progress(py, &worker)
+        worker_run::progress(py, worker)
     }
 
     /// The workers as they are now: a list of dicts with `name`, `pid` (0 where it is not known) and `capacity` (tasks that
     /// may be in flight). Empty before `init()` and after `close()`.
     fn workers<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let worker = self.0.get(py)?;
-        worker_run::workers(py, &worker)
+        worker_run::workers(py, worker)
     }
 
     /// Where the worker is in its life: `"new"`, `"starting"`, `"ready"`, `"closing"`, `"closed"`, `"failed"`, or `"given"`
