@@ -175,7 +175,7 @@ def update() -> None:
     for name in HARNESSES:
         try:
             runs = [per_noop(name) for _ in range(RUNS)]
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, OSError, ValueError, subprocess.TimeoutExpired) as error:
             missing[name] = reason(error)
             print(f"{name}: {missing[name]}", flush=True)
             continue
@@ -208,9 +208,14 @@ def check() -> list[str]:
     if here != table["toolchain"]:
         raise Skip(f"the counts are of {table['toolchain']}, here is {here}")
     steady = {name: n for name, n in table["per_noop"].items() if table["spread"][name] <= SPREAD_MAX}
-    now = {name: _least(name, count) for name, count in steady.items()}
-    for name, count in now.items():
-        print(f"{name}: {count:,} instructions a noop ({count / steady[name] - 1:+.1%})", flush=True)
+    now: dict[str, int] = {}
+    for name, before in steady.items():
+        try:
+            now[name] = _least(name, before)
+        except (RuntimeError, OSError, ValueError, subprocess.TimeoutExpired) as error:
+            print(f"SKIPPED: {name} is not counted: {reason(error)}", flush=True)
+            continue
+        print(f"{name}: {now[name]:,} instructions a noop ({now[name] / before - 1:+.1%})", flush=True)
     return grown(steady, now)
 
 

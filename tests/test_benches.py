@@ -210,3 +210,10 @@ def test_instructions_of_another_toolchain_are_not_compared_and_that_is_said(mon
         monkeypatch.setattr(instructions, "per_noop", lambda name, count=count: {"engine": count}[name])
         assert instructions.main([]) == status
     assert "GROWN: engine" in capsys.readouterr().out
+
+    def broken(name):
+        raise RuntimeError("the tool cannot run it")
+
+    monkeypatch.setattr(instructions, "per_noop", broken)
+    assert instructions.main([]) == 0
+    assert "SKIPPED: engine is not counted: RuntimeError: the tool cannot run it" in capsys.readouterr().out
