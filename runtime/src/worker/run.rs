@@ -138,15 +138,12 @@ impl Worker {
 
     fn wait_for_run(&self, engine: &Engine, run: RunId) -> Result<(), Error> {
         let done = |core: &mut Core| (core.scheduler.run_live(run) == 0).then_some(());
-        let by_function = {
-            let mut core = engine.core.lock();
-            let by_function = core.runs.get(&run).is_some_and(|r| r.interrupted);
-            // Nothing is left: there is nobody to take turns with.
-            if !by_function && !core.torn && done(&mut core).is_some() {
-                return Ok(());
-            }
-            by_function
-        };
+        let by_function = engine
+            .core
+            .lock()
+            .runs
+            .get(&run)
+            .is_some_and(|r| r.interrupted);
         if !by_function {
             let Err(end) = engine.wait_until(None, done) else {
                 return Ok(());
