@@ -18,7 +18,7 @@ impl Flights {
     }
 
     pub(super) fn contains(&self, member: &(TaskId, u32)) -> bool {
-        self.0.contains(member)
+        self.0.front() == Some(member) || self.0.contains(member)
     }
 
     pub(super) fn insert(&mut self, member: (TaskId, u32)) {
@@ -26,7 +26,9 @@ impl Flights {
     }
 
     pub(super) fn remove(&mut self, member: &(TaskId, u32)) {
-        if let Some(at) = self.0.iter().position(|known| known == member) {
+        if self.0.front() == Some(member) {
+            self.0.pop_front();
+        } else if let Some(at) = self.0.iter().position(|known| known == member) {
             self.0.remove(at);
         }
     }
