@@ -123,17 +123,26 @@ impl Engine {
 
     /// After a submit: takes what has ended meanwhile, now and then, and gives the lock back. The driver sees that somebody does.
     pub(super) fn leave_submit(&self, mut core: MutexGuard<'_, Core>) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        let mut progressed = false;
-        if core.now_ns.saturating_sub(core.pumped_ns) > SUBMITTER_PERIOD_NS {
+        let submitted = core.submitted;
+        // A refused submit does nothing for others: whoever repeats it for ever must not keep the driver out.
+        let admitted = std::mem::replace(&mut core.counted, submitted) != submitted && !core.torn;
+        if admitted {
+            self.calls.fetch_add(1, Ordering::Relaxed);
+        }
+        if admitted && core.now_ns.saturating_sub(core.pumped_ns) > SUBMITTER_PERIOD_NS {
             core.pumped_ns = core.now_ns;
             // Taken before the look, so that what comes later is seen as new.
             let rung = self.bell.value();
             if std::mem::replace(&mut core.rung, rung) != rung {
-                progressed = core.pump();
+                self.look(core);
             }
         }
-        let errands = progressed && core.has_errands();
+    }
+
+    /// Takes what has come, and tells whom it concerns.
+    fn look(&self, mut core: MutexGuard<'_, Core>) {
+        let progressed = core.pump();
+        let errands = core.has_errands();
         drop(core);
         if errands {
             self.call_driver();

@@ -85,6 +85,8 @@ pub(crate) struct Core {
     /// When a submitting thread looked last for what has ended, and the bell's value then.
     pumped_ns: u64,
     rung: u32,
+    /// Submits that the driver was told of.
+    counted: u64,
     pub(crate) trace: TraceLog,
     pub(crate) submitted: u64,
     pub(crate) finished: u64,
@@ -138,6 +140,7 @@ impl Engine {
             now_ns: 0,
             pumped_ns: 0,
             rung: 0,
+            counted: 0,
             trace: TraceLog::default(),
             submitted: 0,
             finished: 0,
