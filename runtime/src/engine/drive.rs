@@ -188,8 +188,7 @@ impl Drop for Waiting<'_> {
                 self.0.driver_wake.notify_one();
             }
         } else {
-            // Perhaps this one read the lanes of sessions: another one has to.
-            self.0.bell.ring();
+            self.0.bell.pass_lead();
         }
     }
 }

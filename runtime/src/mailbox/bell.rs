@@ -83,6 +83,13 @@ impl Bell {
         self.beside.kick();
     }
 
+    /// A waiter leaves while others stay: if it read what is beside the bell, another one has to.
+    pub fn pass_lead(&self) {
+        if self.beside.has_sources() {
+            self.ring();
+        }
+    }
+
     /// Adds something that waiters read themselves.
     ///
     /// # Errors

@@ -128,6 +128,11 @@ impl Beside {
         Ok(())
     }
 
+    /// True once there was a source.
+    pub(super) fn has_sources(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
     /// Wakes a leader that sleeps in `poll`.
     pub(super) fn kick(&self) {
         if !self.any.load(Ordering::Acquire) {
