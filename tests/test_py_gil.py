@@ -125,6 +125,44 @@ def test_ctrl_c_ends_the_wait_and_leaves_the_worker_usable(how, tmp_path, callab
         process.stdout.close()
 
 
+INTERRUPTED_REMOTE = """
+import sys, threading, time
+import numpy as np
+import echelon as ec
+sys.path.insert(0, {callables!r})
+flag = np.frombuffer({flag!r}.encode(), np.uint8)
+with ec.LocalCluster(remote=1, sub_workers=1, pythonpath=[{callables!r}], interrupt_grace_s=0.2) as cluster:
+    w, (remote,) = cluster.worker, cluster.remote_ids
+    forever = w.register(ec.RemoteCallable("py_tasks:orch_forever"))
+    w.register(ec.RemoteCallable("py_tasks:forever"), inner=True)
+    w.init()
+    def graph(orch, args, config):
+        orch.submit_next_level(forever, ec.TaskArgs.of((flag, ec.TensorArgType.INPUT)), worker=remote)
+    try:
+        w.run(graph)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+print("closed", flush=True)
+"""
+
+
+def test_ctrl_c_ends_a_wait_that_reads_a_session(tmp_path, callables_path):
+    """R-093: also the thread that waits at the socket of a session, with nothing else in flight."""
+    flag = tmp_path / "begun"
+    code = INTERRUPTED_REMOTE.format(callables=str(callables_path), flag=str(flag))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        eventually(lambda: flag.exists() or process.poll() is not None, 60, what="the task's first line")
+        os.kill(process.pid, signal.SIGINT)
+        assert process.stdout.read().decode().split() == ["interrupted", "closed"]
+        assert process.wait(timeout=60) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
 def test_what_a_signal_handler_raises_is_what_the_call_raises(tmp_path):
     """P-3 for any handler, not only that of Ctrl-C."""
     import py_tasks

@@ -56,6 +56,21 @@ impl<'a> TaskArgsWire<'a> {
     /// # Errors
     /// [`EncodeError`] over a limit, for lists of different lengths, or for a descriptor that breaks a rule.
     pub fn encode(&self, carrier: Carrier, writer: &mut Writer) -> Result<(), EncodeError> {
+        self.encode_before_inline(carrier, self.inline.len(), writer)?;
+        writer.raw(&self.inline);
+        Ok(())
+    }
+
+    /// Appends everything up to the bytes of an inline arena of so many bytes, which the caller appends from where they are.
+    ///
+    /// # Errors
+    /// As [`TaskArgsWire::encode`].
+    pub fn encode_before_inline(
+        &self,
+        carrier: Carrier,
+        inline: usize,
+        writer: &mut Writer,
+    ) -> Result<(), EncodeError> {
         if self.sidecars.len() != self.tensors.len() {
             return Err(RuleViolation {
                 field: "RemoteTaskArgs.sidecars",
@@ -74,7 +89,7 @@ impl<'a> TaskArgsWire<'a> {
             self.scalars.len(),
             MAX_SCALARS,
         )?;
-        self.check_descriptors(carrier)?;
+        self.check_descriptors(carrier, inline as u64)?;
         for tensor in &self.tensors {
             tensor.encode(writer)?;
         }
@@ -87,7 +102,7 @@ impl<'a> TaskArgsWire<'a> {
         for scalar in &self.scalars {
             writer.u64(*scalar);
         }
-        writer.blob("RemoteTaskArgs.inline", &self.inline, MAX_INLINE_BYTES)
+        writer.length("RemoteTaskArgs.inline", inline, MAX_INLINE_BYTES)
     }
 
     /// Reads arguments that fill `bytes` exactly.
@@ -131,7 +146,7 @@ impl<'a> TaskArgsWire<'a> {
             scalars,
             inline,
         };
-        args.check_descriptors(carrier)?;
+        args.check_descriptors(carrier, args.inline.len() as u64)?;
         Ok(args)
     }
 
@@ -173,7 +188,7 @@ impl<'a> TaskArgsWire<'a> {
     }
 
     /// Semantic rules, in order of the arguments: extents first, then each present descriptor.
-    fn check_descriptors(&self, carrier: Carrier) -> Result<(), ListViolation> {
+    fn check_descriptors(&self, carrier: Carrier, inline_len: u64) -> Result<(), ListViolation> {
         for (index, tensor) in (0u32..).zip(&self.tensors) {
             let checked = tensor
                 .check_dtype(carrier)
@@ -184,7 +199,6 @@ impl<'a> TaskArgsWire<'a> {
                 violation,
             })?;
         }
-        let inline_len = self.inline.len() as u64;
         for (index, sidecar) in (0u32..).zip(&self.sidecars) {
             if let Some(desc) = sidecar {
                 desc.check(inline_len, carrier)
@@ -241,6 +255,10 @@ fn check_one_extent(
     }
 }
 
+/// Bytes of the digest in front, and of the words of the [`CallConfig`] behind it.
+const DIGEST_BYTES: usize = 32;
+const CONFIG_WORDS_BYTES: usize = 7 * 4;
+
 /// One task: which callable, with which settings, on which arguments.
 ///
 /// | offset | size | field |
@@ -264,9 +282,21 @@ impl<'a> TaskPayload<'a> {
     /// # Errors
     /// As [`CallConfig`]'s encoding and [`TaskArgsWire::encode`].
     pub fn encode(&self, carrier: Carrier, writer: &mut Writer) -> Result<(), EncodeError> {
+        self.encode_before_inline(carrier, self.args.inline.len(), writer)?;
+        writer.raw(&self.args.inline);
+        Ok(())
+    }
+
+    /// As [`TaskArgsWire::encode_before_inline`], for the whole task, with its errors.
+    pub fn encode_before_inline(
+        &self,
+        carrier: Carrier,
+        inline: usize,
+        writer: &mut Writer,
+    ) -> Result<(), EncodeError> {
         writer.raw(&self.digest.0);
         self.config.encode(writer)?;
-        self.args.encode(carrier, writer)
+        self.args.encode_before_inline(carrier, inline, writer)
     }
 
     /// The encoding in a buffer of its own.
@@ -293,6 +323,17 @@ impl<'a> TaskPayload<'a> {
             config,
             args,
         })
+    }
+
+    /// True when the bytes say, where they would say it if they are a task, that there is no tensor. Costs nothing to ask.
+    pub fn names_no_tensor(bytes: &[u8]) -> bool {
+        let word = |at: usize| {
+            let word = bytes.get(at..)?.first_chunk::<4>()?;
+            Some(u32::from_le_bytes(*word) as usize)
+        };
+        let prefix_at = DIGEST_BYTES + CONFIG_WORDS_BYTES;
+        let count = word(prefix_at).and_then(|prefix| word((prefix_at + 4).checked_add(prefix)?));
+        count == Some(0)
     }
 
     /// The same task with an arena of its own.

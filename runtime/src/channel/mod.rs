@@ -3,10 +3,14 @@
 //! A lane is written against [`Channel`] alone. That the bytes are plain TCP, or later encrypted, or that a worker dialled
 //! us instead of being dialled, is not its business.
 
+mod frames;
 mod plain;
+mod relay;
 mod until;
 
+pub use frames::FrameReader;
 pub use plain::{connect, ConnectError, PlainChannel};
+pub use relay::{Relay, Turn, NAP};
 pub use until::Until;
 pub(crate) use until::{timespec, Stop};
 

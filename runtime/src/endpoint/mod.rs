@@ -347,6 +347,11 @@ pub trait Endpoint: Send {
     /// The next event, `None` when there is none now. Never blocks.
     fn poll_event(&mut self) -> Option<EndpointEvent>;
 
+    /// True while another process may ring the worker's bell for it; while none may, a waiter need not listen to the bell.
+    fn may_ring(&self) -> bool {
+        true
+    }
+
     /// Ends the running work by force: kills a child. It takes nothing from now on and becomes lost. Only what cannot be
     /// ended by force, a thread of this process, goes on.
     fn kill(&mut self, reason: &str);

@@ -243,6 +243,10 @@ impl Endpoint for ThreadEndpoint {
         self.done.try_recv().ok()
     }
 
+    fn may_ring(&self) -> bool {
+        false
+    }
+
     fn kill(&mut self, reason: &str) {
         tracing::warn!(worker = %self.name, reason, "a thread cannot be killed; its task goes on");
     }

@@ -40,6 +40,10 @@ impl Endpoint for Ended {
         None
     }
 
+    fn may_ring(&self) -> bool {
+        false
+    }
+
     fn kill(&mut self, _: &str) {}
 
     fn begin_close(&mut self) {}

@@ -73,8 +73,8 @@ impl Engine {
         let _waiting = Waiting::enter(self);
         let mut next_check = Instant::now() + INTERRUPT_PERIOD;
         loop {
-            let seen = self.bell.value();
-            let (value, due) = self.drive_once(&mut ready)?;
+            let seen = self.bell.seen();
+            let (value, due, others_ring) = self.drive_once(&mut ready)?;
             if let Some(value) = value {
                 return Ok(value);
             }
@@ -90,15 +90,15 @@ impl Engine {
                 .into_iter()
                 .flatten()
                 .fold(next_check, Instant::min);
-            let _rung = self.bell.wait(seen, until);
+            let _rung = self.bell.wait_beside(seen, until, others_ring);
         }
     }
 
-    /// Makes progress once; also says when the next timer is due.
+    /// Makes progress once; also says when the next timer is due, and whether another process may ring the bell.
     fn drive_once<T>(
         &self,
         ready: &mut impl FnMut(&mut Core) -> Option<T>,
-    ) -> Result<(Option<T>, Option<Instant>), WaitEnd> {
+    ) -> Result<(Option<T>, Option<Instant>, bool), WaitEnd> {
         let mut core = self.core.lock();
         if core.torn {
             return Err(WaitEnd::Torn);
@@ -107,6 +107,8 @@ impl Engine {
         let value = ready(&mut core);
         let errands = core.has_errands();
         let (due, added) = (core.timers.next(), core.timers.take_added());
+        let mut live = core.endpoints.iter().filter(|slot| slot.lost.is_none());
+        let others_ring = live.any(|slot| slot.endpoint.may_ring());
         drop(core);
         if errands {
             self.call_driver();
@@ -118,7 +120,7 @@ impl Engine {
         if progressed && self.waiters.load(Ordering::Acquire) > 1 {
             self.bell.ring();
         }
-        Ok((value, due))
+        Ok((value, due, others_ring))
     }
 
     /// After a submit: takes what has ended meanwhile, now and then, and gives the lock back. The driver sees that somebody does.
@@ -133,7 +135,9 @@ impl Engine {
             core.pumped_ns = core.now_ns;
             // Taken before the look, so that what comes later is seen as new.
             let rung = self.bell.value();
-            if std::mem::replace(&mut core.rung, rung) != rung {
+            // Sessions ring nothing as long as somebody passes by and reads what they have answered.
+            let read = self.bell.glance();
+            if std::mem::replace(&mut core.rung, rung) != rung || read {
                 self.look(core);
             }
         }
@@ -152,7 +156,7 @@ impl Engine {
     }
 
     /// Wakes the driver thread for what must not be done under the lock.
-    pub(super) fn call_driver(&self) {
+    pub(crate) fn call_driver(&self) {
         self.driver_gate.lock().errands = true;
         self.driver_wake.notify_one();
         self.bell.ring();
@@ -183,6 +187,8 @@ impl Drop for Waiting<'_> {
             if off_duty {
                 self.0.driver_wake.notify_one();
             }
+        } else {
+            self.0.bell.pass_lead();
         }
     }
 }

@@ -252,23 +252,12 @@ impl Core {
         !self.endpoints.iter().any(down)
     }
 
-    pub(super) fn has_errands(&self) -> bool {
+    pub(crate) fn has_errands(&self) -> bool {
         !self.errands.is_empty()
     }
 }
 
 impl Engine {
-    /// See [`Core::revive`].
-    pub(crate) fn revive(&self) {
-        let mut core = self.core.lock();
-        core.revive();
-        let errands = core.has_errands();
-        drop(core);
-        if errands {
-            self.call_driver();
-        }
-    }
-
     /// Waits until no fresh endpoint is on its way: what is registered then goes to each that there is. Bounded by the time
     /// that a start may take.
     pub(crate) fn wait_for_positions(&self) -> Result<(), Error> {

@@ -2,9 +2,10 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use super::beside::{Beside, Seen, Source, Spinner};
 use super::layout::{BELL_ASLEEP, BELL_BYTES, BELL_MAGIC, BELL_SEQUENCE, MAGIC};
 use super::spin::{wait, SpinHistory, SpinSlots};
 use super::wake::{ring, BellWords, KernelCalls, WaitPoint};
@@ -18,6 +19,8 @@ pub struct Bell {
     point: WaitPoint,
     slots: SpinSlots,
     history: SpinHistory,
+    beside: Beside,
+    spinner: Spinner,
 }
 
 impl Bell {
@@ -52,11 +55,14 @@ impl Bell {
     fn over(region: Arc<SharedRegion>) -> Result<Arc<Self>, MailboxError> {
         let slots = SpinSlots::new(&region)?;
         let point = WaitPoint::new(&region, BELL_SEQUENCE, BELL_ASLEEP)?;
+        let spinner = Spinner::new(slots.clone());
         Ok(Arc::new(Self {
             region,
             point,
             slots,
             history: SpinHistory::new(),
+            beside: Beside::default(),
+            spinner,
         }))
     }
 
@@ -69,6 +75,61 @@ impl Bell {
     /// Announces an event: whoever waits with an older value wakes up. No system call unless somebody sleeps.
     pub fn ring(&self) {
         ring(&self.point);
+        self.beside.kick();
+    }
+
+    /// Wakes whoever sleeps beside the bell: a child was given something to do, and will ring only the bell.
+    pub fn kick(&self) {
+        self.beside.kick();
+    }
+
+    /// A waiter leaves while others stay: if it read what is beside the bell, another one has to.
+    pub fn pass_lead(&self) {
+        if self.beside.has_sources() {
+            self.ring();
+        }
+    }
+
+    /// Adds something that waiters read themselves.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn add_source(&self, source: Weak<dyn Source>) -> std::io::Result<()> {
+        self.beside.add(source)
+    }
+
+    /// For a thread that submits: looks, now and then, at what is beside the bell. True when there may be events.
+    #[must_use]
+    pub fn glance(&self) -> bool {
+        self.beside.glance()
+    }
+
+    /// What to take before looking for events, for [`Bell::wait_beside`].
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        Seen {
+            rung: self.value(),
+            kicked: self.beside.kicks(),
+        }
+    }
+
+    /// As [`Bell::wait`], for a waiter that reads what is beside the bell, if nobody else does and no other process will ring.
+    #[must_use]
+    pub fn wait_beside(&self, seen: Seen, deadline: Instant, others_ring: bool) -> bool {
+        if !others_ring {
+            let rung = || self.value() != seen.rung;
+            let spin = |look: &mut dyn FnMut() -> bool| self.spinner.spin(look);
+            if let Some(rung) = self.beside.lead(seen.kicked, deadline, rung, spin) {
+                return rung;
+            }
+        }
+        self.wait(seen.rung, deadline)
+    }
+
+    /// A spinner for something that is waited for beside this bell.
+    #[must_use]
+    pub fn spinner(&self) -> Spinner {
+        Spinner::new(self.slots.clone())
     }
 
     /// The present value. Take it before looking for events, then pass it to [`Bell::wait`].

@@ -31,6 +31,7 @@
 //! 4. An idle child sleeps in the kernel; it spins for at most [`spin::SPIN_LIMIT`] after work.
 
 mod bell;
+mod beside;
 mod error;
 mod futex;
 pub mod layout;
@@ -40,6 +41,7 @@ pub mod spin;
 pub mod wake;
 
 pub use bell::Bell;
+pub use beside::{Seen, Source, Spinner};
 pub use error::MailboxError;
 pub use futex::{Word32, Word64};
 pub use ring::RecordHead;

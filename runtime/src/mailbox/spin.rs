@@ -18,7 +18,7 @@ const SPIN_BURST: u32 = 16;
 /// Spinning that paid off is remembered up to this many times.
 const CREDIT_MAX: u32 = 8;
 /// A spin that takes longer than this was preempted: the core has something better to do.
-const PREEMPTED: Duration = Duration::from_micros(100);
+pub(super) const PREEMPTED: Duration = Duration::from_micros(100);
 /// With no credit left, one wait of so many spins all the same, to find out whether times have changed.
 const PROBE_EVERY: u32 = 16;
 
@@ -26,12 +26,12 @@ const PROBE_EVERY: u32 = 16;
 #[derive(Clone, Debug)]
 pub(super) struct SpinSlots {
     spinners: Word32,
-    most: u32,
+    pub(super) most: u32,
     /// A child's own record that it holds a slot, so that its parent can give it back after a crash.
     pub(super) mark: Option<Word32>,
 }
 
-struct SpinSlot<'a>(&'a SpinSlots);
+pub(super) struct SpinSlot<'a>(&'a SpinSlots);
 
 impl SpinSlots {
     pub(super) fn new(region: &Arc<SharedRegion>) -> Result<Self, MailboxError> {
@@ -57,7 +57,7 @@ impl SpinSlots {
         self.spinners.load(Ordering::Relaxed)
     }
 
-    fn take(&self) -> Option<SpinSlot<'_>> {
+    pub(super) fn take(&self) -> Option<SpinSlot<'_>> {
         if self.spinners.load(Ordering::Relaxed) >= self.most {
             return None;
         }
@@ -105,12 +105,12 @@ impl SpinHistory {
         }
     }
 
-    fn is_worth_it(&self) -> bool {
+    pub(super) fn is_worth_it(&self) -> bool {
         let probe = self.waits.fetch_add(1, Ordering::Relaxed) % PROBE_EVERY == 0;
         probe || self.credit.load(Ordering::Relaxed) > 0
     }
 
-    fn note(&self, paid_off: bool) {
+    pub(super) fn note(&self, paid_off: bool) {
         let credit = self.credit.load(Ordering::Relaxed);
         let credit = if paid_off {
             (credit + 2).min(CREDIT_MAX)

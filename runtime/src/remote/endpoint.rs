@@ -1,17 +1,19 @@
 //! The remote endpoint: a session's two lanes behind the endpoint trait.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use echelon_wire::bootstrap::Manifest;
-use echelon_wire::buffer::{AddressSpace, RemoteTensorDesc};
+use echelon_wire::buffer::RemoteTensorDesc;
 use echelon_wire::callable::Digest;
-use echelon_wire::frame::{Features, FrameType};
-use echelon_wire::id::{BufferId, Generation, WorkerId};
+use echelon_wire::codec::Writer;
+use echelon_wire::frame::Features;
+use echelon_wire::id::WorkerId;
 use echelon_wire::limits::MAX_INLINE_BYTES;
 use echelon_wire::order::Scope;
 use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
+use smallvec::SmallVec;
 
 use super::bulk::{is_negotiated, Bulk, BulkConfig, STEP_BYTES};
 use super::connect::{establish, StartError};
@@ -21,7 +23,7 @@ use super::requests::encode;
 use super::spec::RemoteWorkerSpec;
 use super::staging::{Next, Staging};
 use super::stall::StallClock;
-use super::state::{LaneConfig, Request};
+use super::state::{LaneConfig, LaneState, Request};
 use super::transport::Side;
 use crate::channel::{Channel, Until};
 use crate::endpoint::{
@@ -29,10 +31,14 @@ use crate::endpoint::{
     OutboundTask, OutboundTensor, Place, RegisterStep, SubmitError, Ticket,
 };
 use crate::failpoint::hit_at;
+use crate::mailbox::Source;
 use crate::memory::HostMemory;
 
 /// Longest time that sent bytes may stay unacknowledged before the connection is taken for dead, whatever the session timeout.
 const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(30);
+
+/// Room for a task with an argument or two, so that its bytes are put together in one piece of memory.
+const TASK_BYTES: usize = 256;
 
 /// How long the threads of a lane that was shut down may take to end.
 const JOIN_WITHIN: Duration = Duration::from_secs(2);
@@ -45,6 +51,8 @@ pub struct RemoteEndpoint {
     pid: u32,
     features: Features,
     frame_bytes: u32,
+    /// Tasks that may be in flight.
+    depth: u32,
     side: Side,
     /// Large copies, and the order of everything around them.
     bulk: Bulk,
@@ -110,7 +118,6 @@ impl RemoteEndpoint {
             }
         };
         let (features, pid) = (connected.features, connected.pid);
-        let frame_bytes = config.credits.max_frame_bytes;
         let side = Side {
             features,
             same_host: spec.same_host,
@@ -123,7 +130,8 @@ impl RemoteEndpoint {
             session: session.0,
             pid,
             features,
-            frame_bytes,
+            frame_bytes: config.credits.max_frame_bytes,
+            depth: LaneState::depth(config.credits),
             side,
             bulk,
             lost: None,
@@ -139,6 +147,12 @@ impl RemoteEndpoint {
     #[must_use]
     pub fn features(&self) -> Features {
         self.features
+    }
+
+    /// What a waiter reads itself, while nobody else rings the bell for it.
+    #[must_use]
+    pub fn source(&self) -> Weak<dyn Source> {
+        self.lane.source()
     }
 
     /// The end is told when nothing is moved any more: until then the caller's memory is in use.
@@ -159,7 +173,7 @@ impl RemoteEndpoint {
 
     /// The bytes of a task, and what it may overtake.
     fn encode_task(&self, task: &OutboundTask<'_>) -> Result<(Vec<u8>, Scope), String> {
-        let mut inline = Vec::new();
+        let mut inline = Inline::default();
         let carrier = Carrier::Wire(self.features);
         let mut args = TaskArgsWire {
             scalars: task.scalars.to_vec(),
@@ -174,17 +188,18 @@ impl RemoteEndpoint {
             args.sidecars.push(sidecar);
             args.tensors.push(tensor.meta);
         }
-        args.inline = inline.into();
         args.check_extents().map_err(|error| error.to_string())?;
+        let scope = Scope::of_descriptors(args.sidecars.iter().flatten(), self.features);
         let payload = TaskPayload {
             digest: task.callable.digest,
             config: task.config.clone(),
             args,
         };
-        let bytes = payload.to_bytes(carrier);
-        let bytes = bytes.map_err(|error| error.to_string())?;
-        let scope = Scope::of_command(FrameType::Task, &bytes, self.features);
-        Ok((bytes, scope))
+        let mut writer = Writer::with_capacity(TASK_BYTES + inline.len);
+        payload
+            .encode_before_inline(carrier, inline.len, &mut writer)
+            .map_err(|error| error.to_string())?;
+        Ok((inline.append_to(writer.into_bytes())?, scope))
     }
 }
 
@@ -227,46 +242,54 @@ fn undone(request: &ControlRequest) -> Option<Digest> {
 }
 
 /// How a remote task names the bytes of one argument.
-fn sidecar(
-    tensor: &OutboundTensor,
-    inline: &mut Vec<u8>,
+fn sidecar<'a>(
+    tensor: &'a OutboundTensor,
+    inline: &mut Inline<'a>,
 ) -> Result<Option<RemoteTensorDesc>, String> {
     match &tensor.place {
         Place::Empty => Ok(None),
         Place::Remote(desc) => Ok(Some(*desc)),
-        Place::Inline(memory) => append_inline(memory, inline).map(Some),
+        Place::Inline(memory) => inline.place(memory).map(Some),
         Place::Shared { .. } => Err(
             "local memory cannot be named in a remote task; use remote_malloc and orch.copy".into(),
         ),
     }
 }
 
-fn append_inline(memory: &HostMemory, inline: &mut Vec<u8>) -> Result<RemoteTensorDesc, String> {
-    let start = inline.len();
-    let end = start.saturating_add(memory.len());
-    if end > MAX_INLINE_BYTES as usize {
-        return Err(format!(
-            "{end} bytes of local arguments in one remote task, limit {MAX_INLINE_BYTES}; use remote_malloc and orch.copy"
-        ));
+/// The arena of a task: bytes that are copied once, from where they are to behind the rest of the frame.
+#[derive(Default)]
+struct Inline<'a> {
+    parts: SmallVec<[&'a HostMemory; 4]>,
+    len: usize,
+}
+
+impl<'a> Inline<'a> {
+    fn place(&mut self, memory: &'a HostMemory) -> Result<RemoteTensorDesc, String> {
+        let start = self.len;
+        let end = start.saturating_add(memory.len());
+        if end > MAX_INLINE_BYTES as usize {
+            return Err(format!(
+                "{end} bytes of local arguments in one remote task, limit {MAX_INLINE_BYTES}; use remote_malloc and orch.copy"
+            ));
+        }
+        self.parts.push(memory);
+        self.len = end;
+        Ok(RemoteTensorDesc::host_inline(
+            start as u64,
+            memory.len() as u64,
+        ))
     }
-    inline.resize(end, 0);
-    memory
-        .copy_out(0, &mut inline[start..])
-        .map_err(|error| error.to_string())?;
-    let nbytes = memory.len() as u64;
-    Ok(RemoteTensorDesc {
-        address_space: AddressSpace::HostInline,
-        owner_worker_id: WorkerId(0),
-        buffer_id: BufferId(0),
-        offset: 0,
-        nbytes,
-        remote_addr: 0,
-        rkey_or_token: 0,
-        generation: Generation(0),
-        inline_payload_offset: start as u64,
-        inline_payload_len: nbytes,
-        flags: 0,
-    })
+
+    fn append_to(&self, mut bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+        for memory in &self.parts {
+            let start = bytes.len();
+            bytes.resize(start + memory.len(), 0);
+            memory
+                .copy_out(0, &mut bytes[start..])
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(bytes)
+    }
 }
 
 impl Endpoint for RemoteEndpoint {
@@ -275,7 +298,7 @@ impl Endpoint for RemoteEndpoint {
             name: self.name.clone(),
             pid: self.pid,
             capacity: 1,
-            depth: 1,
+            depth: self.depth,
             shares_memory: false,
             session: Some(self.session),
             frame_bytes: self.frame_bytes,
@@ -368,6 +391,10 @@ impl Endpoint for RemoteEndpoint {
                 }
             }
         }
+    }
+
+    fn may_ring(&self) -> bool {
+        false
     }
 
     fn kill(&mut self, reason: &str) {

@@ -1,20 +1,31 @@
-//! The edge of the command lane: one thread that polls the socket, and a first write by whoever submits.
+//! The edge of the command lane: who reads it, and when what was submitted is written.
+//!
+//! **Reading.** A thread that waits for the worker's bell reads the lane itself ([`Source`]); the lane's own thread reads when nobody
+//! waits, when the waiters have to sleep at the bell, and judges every bound. `channel::Relay` has the rule; the lock of the
+//! reader says who may.
+//!
+//! **Writing.** A request to a session that has nothing to do, a control, and what comes while others sleep is written at once. Other
+//! requests wait for company: until there are 16 KiB, or the first has waited for [`TOGETHER_WITHIN`] when the next one comes, until
+//! somebody waits, until answers come, and at the latest until the lane's thread finds that nobody was there for a nap.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, Receiver};
 use echelon_wire::order::Scope;
 use parking_lot::Mutex;
-use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags};
+use rustix::event::{poll, PollFd, PollFlags};
 
-use super::reader::FrameReader;
 use super::stall::StallClock;
 use super::state::{LaneConfig, LaneError, LaneState, Request};
-use crate::channel::{timespec, Channel, Step};
+use crate::channel::{timespec, Channel, FrameReader, Relay, Step, Turn};
 use crate::endpoint::{EndpointEvent, Ticket};
+use crate::mailbox::Source;
+
+/// How long a request waits for company while others are submitted.
+const TOGETHER_WITHIN: Duration = Duration::from_micros(100);
 
 /// Rings the worker's bell.
 pub(crate) type Ring = Arc<dyn Fn() + Send + Sync>;
@@ -27,18 +38,20 @@ struct Inner {
     closing: bool,
 }
 
-/// What the thread and the endpoint share.
+/// What the threads and the endpoint share.
 pub(crate) struct Lane {
     channel: Box<dyn Channel>,
     config: LaneConfig,
     inner: Mutex<Inner>,
-    wake: OwnedFd,
+    /// Whoever holds it may read. Taken before `inner`.
+    reader: Mutex<FrameReader>,
+    relay: Relay,
     ring: Ring,
     clock: Arc<StallClock>,
 }
 
-/// What the thread waits for after it has done what could be done.
-struct Turn {
+/// What the lane's thread waits for after it has done what could be done.
+struct Due {
     /// The socket took less than there is.
     blocked: bool,
     deadline: Instant,
@@ -59,7 +72,14 @@ impl Lane {
         ring: Ring,
         clock: Arc<StallClock>,
     ) -> std::io::Result<(Arc<Self>, LaneThread)> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let LaneConfig {
+            session,
+            worker,
+            features,
+            credits,
+            ..
+        } = config;
+        let reader = FrameReader::new(session, worker, features, credits.max_frame_bytes);
         let inner = Inner {
             state: LaneState::new(config),
             lost: None,
@@ -69,7 +89,8 @@ impl Lane {
             channel,
             config,
             inner: Mutex::new(inner),
-            wake,
+            reader: Mutex::new(reader),
+            relay: Relay::new()?,
             ring,
             clock,
         });
@@ -90,8 +111,9 @@ impl Lane {
         ))
     }
 
-    /// Queues a request; what the socket takes at once is written here, the rest by the thread. The reason when the lane has ended.
+    /// Queues a request, and writes what should go out now. The reason when the lane has ended.
     pub(crate) fn send(&self, request: Request) -> Result<(), String> {
+        let now = Instant::now();
         let mut inner = self.inner.lock();
         if let Some(reason) = &inner.lost {
             return Err(reason.clone());
@@ -99,15 +121,20 @@ impl Lane {
         if inner.closing {
             return Err("it is being closed".into());
         }
-        inner.state.enqueue(request, Instant::now());
+        let alone = inner.state.in_flight() == 0 || request.expected.is_control();
+        inner.state.enqueue(request, now);
         let refused = !inner.state.events.is_empty();
-        // A broken connection is found by the thread, which may still have answers to read.
-        let left = self.write(&mut inner).unwrap_or(true);
+        let mut left = false;
+        if alone || !self.relay.is_soon() || inner.state.should_write(TOGETHER_WITHIN, now) {
+            // A broken connection is found by whoever reads, who may still have answers to read.
+            left = self.write(&mut inner).unwrap_or(true);
+        }
         drop(inner);
         if left {
-            self.wake();
+            self.relay.call();
         }
-        if refused {
+        // A waiter that sleeps at the lane does not know that there has to be room, too.
+        if left || refused {
             (self.ring)();
         }
         Ok(())
@@ -157,7 +184,7 @@ impl Lane {
             inner.lost = Some(reason.to_owned());
         }
         self.channel.shutdown();
-        self.wake();
+        self.relay.call();
         (self.ring)();
     }
 
@@ -174,16 +201,10 @@ impl Lane {
         }
         inner.closing = true;
         inner.state.shut_down(Instant::now());
-        let left = self.write(&mut inner).unwrap_or(true);
+        // What is left is written by the thread, which reads until the session has ended.
+        let _ = self.write(&mut inner);
         drop(inner);
-        if left {
-            self.wake();
-        }
-    }
-
-    fn wake(&self) {
-        // A full counter means that it is readable already.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        self.relay.call();
     }
 
     /// Writes what the socket takes. True when the thread has to go on with it.
@@ -206,44 +227,75 @@ impl Lane {
         }
     }
 
-    /// Reads what is there. The lock is not held meanwhile: submitting never waits for a large reply to arrive.
-    fn read(&self, reader: &mut FrameReader) -> Result<(), LaneError> {
+    /// Reads what is there, true if there are events now. The state's lock is not held meanwhile: submitting never waits for a
+    /// large reply to arrive.
+    fn read(&self, reader: &mut FrameReader) -> Result<bool, LaneError> {
+        let mut any = false;
         loop {
-            match self.channel.try_read(reader.space()) {
+            let space = reader.space();
+            let room = space.len();
+            match self.channel.try_read(space) {
                 Ok(Step::Moved(count)) => {
-                    let Some(frame) = reader.took(count, Instant::now())? else {
-                        continue;
-                    };
+                    let now = Instant::now();
+                    reader.took(count, now);
                     let mut inner = self.inner.lock();
                     if inner.lost.is_some() {
                         // First verdict wins: a late answer is dropped.
-                        return Ok(());
+                        return Ok(any);
                     }
-                    inner.state.on_frame(&frame, Instant::now())?;
-                    let written = self.write(&mut inner);
-                    drop(inner);
-                    (self.ring)();
-                    written?;
+                    while let Some(frame) = reader.next()? {
+                        any = true;
+                        inner.state.on_frame(&frame, now)?;
+                    }
+                    self.write(&mut inner)?;
+                    if count < room {
+                        return Ok(any);
+                    }
                 }
-                Ok(Step::Blocked) => return Ok(()),
+                Ok(Step::Blocked) => return Ok(any),
                 Ok(Step::Ended) => return Err(LaneError::Ended),
                 Err(error) => return Err(LaneError::Io(error.to_string())),
             }
         }
     }
 
-    /// Does all that can be done now; `None` when the lane has ended.
-    fn turn(&self, reader: &mut FrameReader) -> Result<Option<Turn>, LaneError> {
+    /// Reads what is there, and says whether there may be events. The lane ends when it is broken.
+    fn read_or_fail(&self, reader: &mut FrameReader) -> bool {
+        self.read(reader).unwrap_or_else(|error| {
+            self.fail(&error);
+            true
+        })
+    }
+
+    fn fail(&self, error: &LaneError) {
+        let closing = self.inner.lock().closing;
+        let reason = if closing {
+            "it was closed".to_owned()
+        } else {
+            self.clock.explain(error.to_string(), Instant::now())
+        };
+        self.lose(&reason);
+    }
+
+    /// Does all that can be done now; `None` when the lane has ended. Only for the lane's thread, which rings for others.
+    fn turn(&self) -> Result<Option<Due>, LaneError> {
         let (now, timeout) = (Instant::now(), self.config.timeout);
+        let mut reader = self.reader.lock();
         // What has arrived is read before any bound is judged: a process that was stopped for a while owes its peer that.
-        self.read(reader)?;
+        let read = self.read(&mut reader);
+        if read != Ok(false) {
+            (self.ring)();
+        }
+        read?;
         let mut inner = self.inner.lock();
         if inner.lost.is_some() {
             return Ok(None);
         }
         let blocked = self.write(&mut inner)?;
         inner.state.check_deadlines(now)?;
-        reader.check(timeout, now)?;
+        if reader.is_late(timeout, now) {
+            return Err(LaneError::Drip(timeout));
+        }
         // A control that a submitter writes while this thread sleeps is due no earlier than `timeout` from now, so nobody has
         // to wake the thread for it.
         let owed = [
@@ -251,58 +303,113 @@ impl Lane {
             reader.begun().map(|b| b + timeout),
         ];
         let deadline = owed.into_iter().flatten().fold(now + timeout, Instant::min);
-        Ok(Some(Turn { blocked, deadline }))
+        Ok(Some(Due { blocked, deadline }))
     }
 
+    /// The life of the lane's thread.
     fn serve(&self) {
-        let LaneConfig {
-            session,
-            worker,
-            features,
-            credits,
-            ..
-        } = self.config;
-        let mut reader = FrameReader::new(session, worker, features, credits.max_frame_bytes);
         loop {
-            match self.turn(&mut reader) {
+            match self.turn() {
                 Ok(None) => return,
-                Ok(Some(turn)) => {
-                    if self.wait(&turn) {
-                        reader.shrink();
+                Ok(Some(due)) => {
+                    if self.relay.stand_by(due.deadline) == Turn::Read {
+                        let read = self.read_alone();
+                        self.relay.give_back();
+                        if let Err(error) = read {
+                            return self.fail(&error);
+                        }
                     }
                 }
-                Err(error) => {
-                    let closing = self.inner.lock().closing;
-                    let reason = if closing {
-                        "it was closed".to_owned()
-                    } else {
-                        self.clock.explain(error.to_string(), Instant::now())
-                    };
-                    self.lose(&reason);
-                    return;
-                }
+                Err(error) => return self.fail(&error),
             }
         }
     }
 
-    /// Waits for bytes, for room, for a wake or for the deadline. True when nothing happened until then.
-    fn wait(&self, turn: &Turn) -> bool {
-        let flags = if turn.blocked {
-            PollFlags::IN | PollFlags::OUT
-        } else {
-            PollFlags::IN
-        };
-        let mut fds = [
-            PollFd::from_borrowed_fd(self.channel.as_fd(), flags),
-            PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
-        ];
-        let timeout = timespec(turn.deadline.saturating_duration_since(Instant::now()));
-        // An interrupted poll is a spurious wake: the loop looks at everything again.
-        let ready = poll(&mut fds, Some(&timeout));
-        if !fds[1].revents().is_empty() {
-            let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+    /// Reads until a waiter comes to read, or somebody calls.
+    fn read_alone(&self) -> Result<(), LaneError> {
+        while !self.relay.is_recalled() {
+            let Some(due) = self.turn()? else {
+                return Ok(());
+            };
+            if self.sleep(&due) {
+                self.reader.lock().shrink();
+            }
         }
-        ready == Ok(0)
+        Ok(())
+    }
+
+    /// What to poll the socket for.
+    fn flags(blocked: bool) -> PollFlags {
+        match blocked {
+            true => PollFlags::IN | PollFlags::OUT,
+            false => PollFlags::IN,
+        }
+    }
+
+    /// Waits for bytes, for room, for a call or for the deadline. True when nothing happened until then.
+    fn sleep(&self, due: &Due) -> bool {
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.channel.as_fd(), Self::flags(due.blocked)),
+            PollFd::from_borrowed_fd(self.relay.recall(), PollFlags::IN),
+        ];
+        let timeout = timespec(due.deadline.saturating_duration_since(Instant::now()));
+        // An interrupted poll is a spurious wake: the loop looks at everything again.
+        poll(&mut fds, Some(&timeout)) == Ok(0)
+    }
+
+    /// For the bell: what waiters read.
+    pub(crate) fn source(self: &Arc<Self>) -> Weak<dyn Source> {
+        let lane: Arc<dyn Source> = Arc::clone(self) as Arc<dyn Source>;
+        Arc::downgrade(&lane)
+    }
+}
+
+impl Source for Lane {
+    fn enter(&self) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.lost.is_some() || inner.state.in_flight() == 0 {
+            return false;
+        }
+        // Before the lane is entered, a socket that is full is left to its thread; afterwards it is polled for room.
+        let broken = inner.state.has_unwritten() && self.write(&mut inner).is_err();
+        drop(inner);
+        self.relay.enter();
+        if broken {
+            self.relay.call();
+        }
+        true
+    }
+
+    fn leave(&self) {
+        self.relay.leave();
+    }
+
+    fn look(&self) -> bool {
+        self.read_or_fail(&mut self.reader.lock())
+    }
+
+    fn glance(&self) -> bool {
+        let now = Instant::now();
+        {
+            let mut inner = self.inner.lock();
+            if inner.lost.is_some() || inner.state.in_flight() == 0 {
+                return false;
+            }
+            if inner.state.should_write(TOGETHER_WITHIN, now) && self.write(&mut inner).is_err() {
+                // Found by whoever reads, who may still have answers to read.
+                self.relay.call();
+            }
+        }
+        let Some(mut reader) = self.reader.try_lock() else {
+            return false;
+        };
+        self.relay.pass_by();
+        self.read_or_fail(&mut reader)
+    }
+
+    fn interest(&self) -> (BorrowedFd<'_>, PollFlags) {
+        let blocked = self.inner.lock().state.has_unwritten();
+        (self.channel.as_fd(), Self::flags(blocked))
     }
 }
 

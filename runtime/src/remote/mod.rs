@@ -1,8 +1,7 @@
 //! Remote workers as the parent sees them: a session behind a command lane and a health lane (slr3-v1).
 //!
 //! * `spec` says which worker, `connect` has the daemon start its session, `handshake` checks HELLO;
-//! * `reader` makes frames of bytes, `state` is the rest of the command lane as pure code: one ordered queue, what is in flight,
-//!   the bytes that go out;
+//! * `state` is the command lane as pure code: one ordered queue, what is in flight, the bytes that go out;
 //! * `lane` is its edge: one thread that polls, and a first write by whoever submits;
 //! * `health` is the other lane: it alone decides about liveness, and its verdict wakes every waiter; `stall` knows whether we ran;
 //! * `transport` chooses how an importer reaches an owner's bytes;
@@ -16,7 +15,6 @@ mod endpoint;
 mod handshake;
 mod health;
 mod lane;
-mod reader;
 mod replies;
 mod requests;
 mod spec;

@@ -31,8 +31,12 @@ use flights::{Flight, Flights};
 
 mod flights;
 
-/// Payloads up to this many bytes share a piece of the outbox with their header; larger ones are not copied.
-const JOINED_BYTES_MAX: usize = 4096;
+/// Payloads up to this many bytes share a piece of the outbox with others; larger ones are not copied.
+const JOINED_BYTES_MAX: usize = 8 * 1024;
+/// A piece that is shared is written when it has so many bytes, whether more are to come or not.
+pub(crate) const TOGETHER_BYTES: usize = 16 * 1024;
+/// Pieces that go out in one call.
+const PIECES_MAX: usize = 8;
 
 /// Why the lane ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -122,6 +126,10 @@ pub(crate) struct LaneState {
     in_flight: Flights,
     /// What is to be written, in order; none is empty.
     outbox: VecDeque<Vec<u8>>,
+    /// More may be appended to the last piece.
+    open: bool,
+    /// A piece that was written, to be used again.
+    spare: Vec<u8>,
     /// Bytes of the first piece that are written.
     written: usize,
     /// Bytes that ever went into the outbox, and those of them that were written.
@@ -140,6 +148,8 @@ impl LaneState {
             queue: VecDeque::new(),
             in_flight: Flights::new(config.credits),
             outbox: VecDeque::new(),
+            open: false,
+            spare: Vec::new(),
             written: 0,
             appended_total: 0,
             written_total: 0,
@@ -210,14 +220,23 @@ impl LaneState {
             sequence,
             payload.len(),
         )?;
-        let mut head = header.to_array()?.to_vec();
+        let head = header.to_array()?;
         self.appended_total += (head.len() + payload.len()) as u64;
-        if payload.len() <= JOINED_BYTES_MAX {
-            head.extend_from_slice(&payload);
-            self.outbox.push_back(head);
-        } else {
-            self.outbox.extend([head, payload]);
+        let small = payload.len() <= JOINED_BYTES_MAX;
+        let fits = |last: &Vec<u8>| last.len() < TOGETHER_BYTES;
+        if !self.open || !self.outbox.back().is_some_and(fits) {
+            self.outbox.push_back(std::mem::take(&mut self.spare));
         }
+        if let Some(last) = self.outbox.back_mut() {
+            last.extend_from_slice(&head);
+            if small {
+                last.extend_from_slice(&payload);
+            }
+        }
+        if !small {
+            self.outbox.push_back(payload);
+        }
+        self.open = small;
         self.write_begun.get_or_insert(now);
         Ok(())
     }
@@ -231,15 +250,13 @@ impl LaneState {
         self.next_sequence += 1;
     }
 
-    /// What is to be written next, at most two pieces; none when there is nothing.
-    pub(crate) fn unwritten(&self) -> SmallVec<[IoSlice<'_>; 2]> {
-        let mut pieces = SmallVec::new();
+    /// What is to be written next, in a few pieces; none when there is nothing.
+    pub(crate) fn unwritten(&self) -> SmallVec<[IoSlice<'_>; PIECES_MAX]> {
         let mut skip = self.written;
-        for piece in self.outbox.iter().take(2) {
-            pieces.push(IoSlice::new(&piece[skip..]));
-            skip = 0;
-        }
+        let pieces = self.outbox.iter().take(PIECES_MAX);
         pieces
+            .map(|piece| IoSlice::new(&piece[std::mem::take(&mut skip)..]))
+            .collect()
     }
 
     /// So many bytes of [`Self::unwritten`] were written.
@@ -253,9 +270,36 @@ impl LaneState {
                 return;
             }
             self.written -= piece;
-            self.outbox.pop_front();
+            if let Some(mut piece) = self.outbox.pop_front() {
+                if piece.capacity() <= 2 * TOGETHER_BYTES {
+                    piece.clear();
+                    self.spare = piece;
+                }
+            }
         }
         self.write_begun = None;
+        self.open = false;
+    }
+
+    /// True when something is to be written that has waited for company for `limit`, or is as much as should go together.
+    pub(crate) fn should_write(&self, limit: Duration, now: Instant) -> bool {
+        let waited = |begun: Instant| now.saturating_duration_since(begun) >= limit;
+        self.outbox.len() > 1
+            || self
+                .outbox
+                .front()
+                .is_some_and(|p| p.len() >= TOGETHER_BYTES)
+            || self.write_begun.is_some_and(waited)
+    }
+
+    /// True when something is to be written.
+    pub(crate) fn has_unwritten(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// Requests that were sent, or wait to be written, and are not answered.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.len()
     }
 
     /// A frame came: what it answers becomes an event, and the next request goes into the outbox.
@@ -338,6 +382,11 @@ impl LaneState {
             Err(ControlFailure::Refused(text::of_peer(&reply.error_message)))
         };
         Ok(EndpointEvent::ControlDone { ticket, result })
+    }
+
+    /// Tasks that a session with these credits takes at a time; the rest is for controls.
+    pub(crate) fn depth(credits: Credits) -> u32 {
+        flights::depth(credits)
     }
 
     /// The earliest instant at which a bound is broken if nothing happens; `None` when nothing is owed (a task may run for ever).

@@ -43,6 +43,7 @@ use crate::chip::ChipDevices;
 use crate::endpoint::EndpointInfo;
 use crate::engine::{Driver, Engine};
 use crate::error::{Error, Interrupt, NoInterrupt};
+use crate::mailbox::Spinner;
 use crate::process::Keeper;
 use crate::remote::RemoteWorkerSpec;
 use builder::Settings;
@@ -320,6 +321,14 @@ impl Worker {
     #[must_use]
     pub fn memory_limit(&self) -> u64 {
         self.0.settings.memory_limit
+    }
+
+    /// Spins at something that is waited for beside this worker's tasks, in the slots that its tree of workers has for that.
+    ///
+    /// # Errors
+    /// [`Error::Lifecycle`] unless it is READY.
+    pub fn spinner(&self) -> Result<Spinner, Error> {
+        Ok(self.engine("spin beside")?.bell.spinner())
     }
 
     /// Tells the local workers to drop their mapping of a region that is gone. Nothing waits for it.

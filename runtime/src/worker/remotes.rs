@@ -87,8 +87,13 @@ impl Worker {
                 let (tell, bell) = (tell.clone(), Arc::clone(&engine.bell));
                 let until = Until::new(deadline).or_cancelled(Arc::clone(&cancel));
                 threads.push(scope.spawn(move || {
-                    let ring = Arc::new(move || bell.ring());
+                    let of_lane = Arc::clone(&bell);
+                    let ring = Arc::new(move || of_lane.ring());
                     let started = RemoteEndpoint::start(spec, manifest, timeout, ring, &until);
+                    let started = started.and_then(|endpoint| {
+                        let added = bell.add_source(endpoint.source());
+                        added.map(|()| endpoint).map_err(StartError::Thread)
+                    });
                     // The receiver waits for every sender.
                     let _ = tell.send((id, spec, started));
                 }));

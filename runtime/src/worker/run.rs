@@ -103,13 +103,14 @@ impl Worker {
         function: impl FnOnce(&Orchestrator) -> Result<R, E>,
     ) -> Result<(R, RunReport), RunEnd<E>> {
         let engine = self.engine("run on")?;
-        engine.revive();
-        self.flush_releases(&engine);
         let run = RunGuard::begin(&engine)?;
         let orchestrator = Orchestrator::new(self.clone(), Arc::clone(&engine), run.id);
         let returned = function(&orchestrator);
-        engine.close_run(run.id, returned.is_err());
-        let ended = self.wait_for_run(&engine, run.id);
+        // A function that submitted nothing, or has waited for all of it, costs no more than a look.
+        let ended = match engine.close_run(run.id, returned.is_err()) {
+            true => Ok(()),
+            false => self.wait_for_run(&engine, run.id),
+        };
         let (mut state, undefined) = run.end();
         let result = match (returned, ended) {
             (Err(error), _) => return Err(RunEnd::Function(error)),
@@ -199,8 +200,20 @@ struct RunGuard<'a> {
 impl<'a> RunGuard<'a> {
     fn begin(engine: &'a Engine) -> Result<Self, Error> {
         let mut core = engine.core.lock();
-        core.check_open("run on")?;
-        let id = core.new_run();
+        // What was refused since the last run is known before it is tried again: a run may end without another look.
+        let progressed = !core.torn && core.pump();
+        core.revive();
+        core.flush_releases();
+        let errands = core.has_errands();
+        let open = core.check_open("run on");
+        let id = open.map(|()| core.new_run());
+        drop(core);
+        if errands {
+            engine.call_driver();
+        } else if progressed {
+            engine.wake();
+        }
+        let id = id?;
         Ok(Self {
             engine,
             id,
@@ -225,18 +238,22 @@ impl Drop for RunGuard<'_> {
 }
 
 impl Engine {
-    /// No more submits; with `cancel`, what has not started never will.
-    fn close_run(&self, run: RunId, cancel: bool) {
+    /// No more submits; with `cancel`, what has not started never will. True when all that was submitted has ended in order.
+    fn close_run(&self, run: RunId, cancel: bool) -> bool {
         let mut core = self.core.lock();
+        let mut interrupted = false;
         if let Some(state) = core.runs.get_mut(&run) {
             state.closed = true;
+            interrupted = state.interrupted;
         }
         if cancel && !core.torn {
             core.feed(Event::CancelRun { run });
             drop(core);
             // Another thread may wait in a submit of this run, or for room.
             self.wake();
+            return false;
         }
+        !interrupted && !core.torn && core.scheduler.run_live(run) == 0
     }
 
     fn end_run(&self, run: RunId) -> (RunState, Vec<String>) {
@@ -305,6 +322,9 @@ impl Engine {
 
     /// Asks the workers with runtimes of their own for their events. Best effort: a report without them is still right.
     fn adopt_inner_events(&self, report: &mut RunReport) {
+        if report.tasks_per_worker.is_empty() {
+            return;
+        }
         let outer: Vec<(EndpointId, String)> = {
             let core = self.core.lock();
             let slots = core.endpoints.iter().zip(0..);

@@ -3,6 +3,7 @@
 
 mod closing;
 mod commands;
+mod crowds;
 mod faults;
 mod liveness;
 mod peer;

@@ -18,11 +18,11 @@ use echelon_runtime::{Callable, RemoteWorkerSpec};
 use echelon_wire::bootstrap::{json_len, DaemonReply, Manifest, SessionPorts};
 use echelon_wire::call_config::CallConfig;
 use echelon_wire::callable::ImportTarget;
-use echelon_wire::codec::Encode;
+use echelon_wire::codec::{Encode, Writer};
 use echelon_wire::frame::health::health_frame;
 use echelon_wire::frame::{
-    encode_frame, Completion, ControlName, ControlReply as ReplyFrame, FrameHeader, FrameType,
-    Hello, ReadyState,
+    encode_frame, Completion, ControlName, ControlReply as ReplyFrame, Credits, FrameHeader,
+    FrameType, Hello, ReadyState,
 };
 use echelon_wire::id::{Sequence, SessionId, WorkerId};
 use echelon_wire::limits::HEADER_BYTES;
@@ -103,15 +103,16 @@ pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
 
 impl Session {
     /// The part of a daemon and a session up to READY.
-    pub(crate) fn open(daemon: &TcpListener, hello: &Hello<'_>) -> Self {
+    pub(crate) fn open(daemon: &TcpListener, hello: &Hello<'_>, credits: Option<Credits>) -> Self {
         let mut bootstrap = Bootstrap::accept(daemon);
         let lanes = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [command, health] = lanes.each_ref().map(|l| l.local_addr().unwrap().port());
         bootstrap.answer("127.0.0.1", command, health);
         let mut command = accept(&lanes[0]);
-        let bytes = hello.to_bytes().unwrap();
+        let mut payload = Writer::new();
+        hello.encode_with(credits.as_ref(), &mut payload).unwrap();
         command
-            .write_all(&frame(FrameType::Hello, Sequence(0), &bytes))
+            .write_all(&frame(FrameType::Hello, Sequence(0), payload.as_bytes()))
             .unwrap();
         let health = accept(&lanes[1]);
         let manifest = bootstrap.manifest;
@@ -249,9 +250,19 @@ impl Parent {
         hello: Hello<'static>,
         script: impl FnOnce(Session) + Send + 'static,
     ) -> Self {
+        Self::with_credits(timeout, hello, None, script)
+    }
+
+    /// A parent of a session that announces these credits after its HELLO.
+    pub(crate) fn with_credits(
+        timeout: Duration,
+        hello: Hello<'static>,
+        credits: Option<Credits>,
+        script: impl FnOnce(Session) + Send + 'static,
+    ) -> Self {
         let daemon = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = daemon.local_addr().unwrap().to_string();
-        let session = std::thread::spawn(move || script(Session::open(&daemon, &hello)));
+        let session = std::thread::spawn(move || script(Session::open(&daemon, &hello, credits)));
         let (endpoint, rung) = start(&at, timeout, PATIENCE).unwrap();
         Self {
             endpoint,

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use echelon_runtime::{Callable, CallableHandle, CallableHost, ChipDevices, Worker};
 use echelon_wire::bootstrap::Manifest;
@@ -11,11 +12,10 @@ use echelon_wire::error::EncodeError;
 use echelon_wire::frame::{unsupported_frame_message, Completion, Features, FrameType};
 
 use super::callables::Hosted;
-use super::commands::{Answers, Commands};
-use super::line::Hand;
+use super::commands::{Answers, Commands, Next};
+use super::intake::{Command, Intake};
 use super::memory::Memory;
 use super::prestart::Prepared;
-use super::reader::Command;
 use crate::buffers::Buffers;
 use crate::chip::staging::Staging;
 use crate::peer::Peers;
@@ -93,28 +93,68 @@ impl Session {
     }
 
     /// Handles commands until the lane ends, or an answer cannot be written.
-    pub(crate) fn serve(&mut self, commands: &Commands, answers: &Answers, features: Features) {
+    pub(crate) fn serve(
+        &mut self,
+        intake: &Intake,
+        commands: &Commands,
+        answers: &Answers,
+        features: Features,
+    ) {
         self.features = features;
         if !features.contains(Features::CONCURRENT_CONTROL) {
-            return answer_all(Hand::Main, commands, answers, |command| {
-                self.handle(command)
-            });
+            return self.answer_in_order(intake, commands, answers);
         }
         let memory = Arc::clone(&self.memory);
         std::thread::scope(|scope| {
             let beside = std::thread::Builder::new().name("controls".to_owned());
             let beside = beside.spawn_scoped(scope, || {
-                answer_all(Hand::Controls, commands, answers, |command| {
-                    memory.control(features, command.header.sequence, &command.payload)
-                });
+                let _whole = Whole(commands);
+                while let Some((number, command)) = commands.next_beside() {
+                    let sequence = command.header.sequence;
+                    let reply = memory.control(features, sequence, &command.payload);
+                    let given = reply.map_err(unencodable).and_then(|reply| {
+                        commands.answering(number);
+                        answers.send(sequence, &reply)
+                    });
+                    if let Err(error) = given {
+                        return give_up(commands, answers, &error);
+                    }
+                    commands.done(number);
+                }
             });
             if let Err(error) = beside {
                 return commands.fail(&format!("no thread for controls: {error}"));
             }
-            answer_all(Hand::Main, commands, answers, |command| {
-                self.handle(command)
-            });
+            self.answer_in_order(intake, commands, answers);
         });
+    }
+
+    /// The main thread: carries out what is for it, and reads the lane while there is nothing.
+    fn answer_in_order(&mut self, intake: &Intake, commands: &Commands, answers: &Answers) {
+        let _whole = Whole(commands);
+        loop {
+            let done = match commands.next() {
+                Next::Command(number, command) => {
+                    let (began, sequence) = (Instant::now(), command.header.sequence);
+                    let reply = self.handle(command).map_err(unencodable);
+                    reply.and_then(|reply| {
+                        commands.answering(number);
+                        answers.give(sequence, &reply, began)?;
+                        commands.done(number);
+                        Ok(())
+                    })
+                }
+                Next::Held => answers.flush().map(|()| commands.wait_held()),
+                Next::Nothing => answers.flush().map(|()| intake.wait()),
+                Next::Over => match answers.flush() {
+                    Ok(()) => return,
+                    failed => failed,
+                },
+            };
+            if let Err(error) = done {
+                return give_up(commands, answers, &error);
+            }
+        }
     }
 
     fn handle(&mut self, command: Command) -> Result<Reply, EncodeError> {
@@ -142,27 +182,14 @@ impl Session {
     }
 }
 
-/// Carries out and answers what is for `hand`, until the lane ends or an answer cannot be written.
-fn answer_all(
-    hand: Hand,
-    commands: &Commands,
-    answers: &Answers,
-    mut handle: impl FnMut(Command) -> Result<Reply, EncodeError>,
-) {
-    let _whole = Whole(commands);
-    while let Some((number, command)) = commands.next(hand) {
-        let sequence = command.header.sequence;
-        let reply = match handle(command) {
-            Ok(reply) => reply,
-            Err(error) => return commands.fail(&format!("a reply could not be encoded: {error}")),
-        };
-        commands.answering(number);
-        if let Err(error) = answers.send(sequence, &reply) {
-            commands.fail(&error.to_string());
-            return answers.break_off();
-        }
-        commands.done(number);
-    }
+fn unencodable(error: EncodeError) -> std::io::Error {
+    std::io::Error::other(format!("a reply could not be encoded: {error}"))
+}
+
+/// An answer is missing, or was written in part: nothing may follow it.
+fn give_up(commands: &Commands, answers: &Answers, error: &std::io::Error) {
+    commands.fail(&error.to_string());
+    answers.break_off();
 }
 
 /// Ends the session when its thread panics: what waits for its command would wait for ever.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use echelon_runtime::error::{Interrupt, Interrupted};
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use smallvec::SmallVec;
 
 use crate::segments;
 
@@ -139,30 +140,39 @@ impl Lifeline {
         self.bell.as_fd()
     }
 
-    /// Waits until `fd` has one of `events`, the end begins, or `deadline` passes. True when `fd` is the reason.
+    /// Waits until `fd` has one of `events`, the end begins, or `deadline` passes.
     pub(crate) fn wait(
         &self,
         fd: BorrowedFd<'_>,
         events: PollFlags,
         deadline: Option<Instant>,
     ) -> std::io::Result<Woken> {
+        self.wait_any([fd], events, deadline)
+    }
+
+    /// As [`Self::wait`], for any of some descriptors.
+    pub(crate) fn wait_any<'a>(
+        &'a self,
+        fds: impl IntoIterator<Item = BorrowedFd<'a>>,
+        events: PollFlags,
+        deadline: Option<Instant>,
+    ) -> std::io::Result<Woken> {
+        let bell = PollFd::from_borrowed_fd(self.bell(), PollFlags::IN);
+        let own = fds.into_iter();
+        let own = own.map(|fd| PollFd::from_borrowed_fd(fd, events));
+        let mut all: SmallVec<[PollFd<'_>; 3]> = std::iter::once(bell).chain(own).collect();
         loop {
             let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             // A duration below 2^63 seconds always converts.
             let timeout = timeout.and_then(|rest| Timespec::try_from(rest).ok());
-            let mut fds = [
-                PollFd::from_borrowed_fd(fd, events),
-                PollFd::from_borrowed_fd(self.bell(), PollFlags::IN),
-            ];
-            match poll(&mut fds, timeout.as_ref()) {
+            match poll(&mut all, timeout.as_ref()) {
                 Ok(0) => return Ok(Woken::Deadline),
                 Ok(_) => {
-                    let [own, bell] = &fds;
-                    // The descriptor first: what arrived before the end is still handled.
-                    if !own.revents().is_empty() {
+                    // The descriptors first: what arrived before the end is still handled.
+                    if all[1..].iter().any(|own| !own.revents().is_empty()) {
                         return Ok(Woken::Ready);
                     }
-                    if !bell.revents().is_empty() {
+                    if !all[0].revents().is_empty() {
                         return Ok(Woken::Ending);
                     }
                 }

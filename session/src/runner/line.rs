@@ -7,12 +7,12 @@ use echelon_wire::id::Sequence;
 use echelon_wire::limits::MAX_PAYLOAD_BYTES;
 use echelon_wire::order::Scope;
 
-use super::reader::Command;
+use super::intake::Command;
 
 /// What this session announces when `pipelining` was accepted: enough that no parent waits for credit while it has commands that
 /// can be carried out, few enough that comparing each with those before it costs nothing.
 pub(super) const ANNOUNCED: Credits = Credits {
-    max_commands: 64,
+    max_commands: 256,
     max_bytes: 4 * MAX_PAYLOAD_BYTES as u64,
     max_frame_bytes: MAX_PAYLOAD_BYTES,
 };
@@ -33,28 +33,31 @@ pub(super) enum Hand {
 }
 
 /// Names a command of the line; sequences of version 1 may repeat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Number(u64);
 
 struct Entry {
     number: Number,
-    hand: Hand,
     scope: Scope,
     payload_bytes: u64,
-    /// Commands before it that it may not overtake.
+    /// Commands before it that it may not overtake, of those that could be carried out after it.
     blockers: usize,
     /// `None` while it is carried out.
     command: Option<Command>,
 }
 
-/// The line, in the order in which the commands came.
+/// The line, in the order in which the commands came. Those for the main thread never overtake each other: they are tasks, what
+/// keeps its place among tasks, and what keeps its place among all. So only the few others are compared with anything.
 pub(super) struct Line {
     credits: Credits,
     /// Sequences count: `pipelining` was accepted. One that is repeated, lower or left out is a command that was lost or made up.
     counted: bool,
     last: Sequence,
     next_number: u64,
-    entries: VecDeque<Entry>,
+    /// For the main thread. Carried out from the front, one at a time.
+    main: VecDeque<Entry>,
+    /// For the other hand.
+    beside: VecDeque<Entry>,
     /// Commands, and their payload bytes, that the parent has no answer to.
     unanswered: (u64, u64),
 }
@@ -67,7 +70,8 @@ impl Line {
             counted: announced.is_some(),
             last: Sequence(0),
             next_number: 0,
-            entries: VecDeque::new(),
+            main: VecDeque::new(),
+            beside: VecDeque::new(),
             unanswered: (0, 0),
         }
     }
@@ -82,7 +86,29 @@ impl Line {
         scope: Scope,
         hand: Hand,
     ) -> Result<(), String> {
-        let sequence = command.header.sequence;
+        let payload_bytes = command.payload.len() as u64;
+        self.admit(command.header.sequence, payload_bytes)?;
+        let bound = |earlier: &&Entry| !scope.may_overtake(&earlier.scope);
+        let mut blockers = self.beside.iter().filter(bound).count();
+        if hand == Hand::Controls {
+            blockers += self.main.iter().filter(bound).count();
+        }
+        let entry = Entry {
+            number: Number(self.next_number),
+            scope,
+            payload_bytes,
+            blockers,
+            command: Some(command),
+        };
+        self.next_number += 1;
+        match hand {
+            Hand::Main => self.main.push_back(entry),
+            Hand::Controls => self.beside.push_back(entry),
+        }
+        Ok(())
+    }
+
+    fn admit(&mut self, sequence: Sequence, payload_bytes: u64) -> Result<(), String> {
         if self.counted {
             let next = Sequence(self.last.0.saturating_add(1));
             if sequence != next {
@@ -92,7 +118,6 @@ impl Line {
             }
             self.last = next;
         }
-        let payload_bytes = command.payload.len() as u64;
         let (commands, bytes) = (self.unanswered.0 + 1, self.unanswered.1 + payload_bytes);
         let Credits {
             max_commands,
@@ -106,63 +131,78 @@ impl Line {
             ));
         }
         self.unanswered = (commands, bytes);
-        let blockers = self.entries.iter();
-        let blockers = blockers.filter(|earlier| !scope.may_overtake(&earlier.scope));
-        let blockers = blockers.count();
-        self.entries.push_back(Entry {
-            number: Number(self.next_number),
-            hand,
-            scope,
-            payload_bytes,
-            blockers,
-            command: Some(command),
-        });
-        self.next_number += 1;
         Ok(())
     }
 
     /// The oldest command that `hand` may carry out now.
     pub(super) fn take(&mut self, hand: Hand) -> Option<(Number, Command)> {
-        let mut entries = self.entries.iter_mut();
-        entries.find_map(|entry| {
-            let ready = entry.hand == hand && entry.blockers == 0;
+        let take = |entry: &mut Entry| {
+            let ready = entry.blockers == 0;
             let command = ready.then(|| entry.command.take()).flatten()?;
             Some((entry.number, command))
-        })
+        };
+        match hand {
+            Hand::Main => take(self.main.front_mut()?),
+            Hand::Controls => self.beside.iter_mut().find_map(take),
+        }
     }
 
     /// The answer to a command is on its way: the parent may send another in its place as soon as it has read it.
     pub(super) fn answering(&mut self, number: Number) {
-        if let Some(entry) = self.entries.iter().find(|entry| entry.number == number) {
+        let first = self.main.front().filter(|entry| entry.number == number);
+        let beside = || self.beside.iter().find(|entry| entry.number == number);
+        if let Some(entry) = first.or_else(beside) {
             self.unanswered.0 -= 1;
             self.unanswered.1 -= entry.payload_bytes;
         }
     }
 
-    /// The answer was written: what may not overtake the command is free, and its answer will come after this one.
+    /// The answer was written, or will be before any that comes after: what may not overtake the command is free.
     pub(super) fn done(&mut self, number: Number) {
-        let Some(at) = self.entries.iter().position(|e| e.number == number) else {
-            return;
-        };
-        let Some(gone) = self.entries.remove(at) else {
-            return;
-        };
-        for later in self.entries.range_mut(at..) {
-            if !later.scope.may_overtake(&gone.scope) {
-                later.blockers -= 1;
+        if self
+            .main
+            .front()
+            .is_some_and(|first| first.number == number)
+        {
+            if let Some(gone) = self.main.pop_front() {
+                unblock(&mut self.beside, &gone);
             }
+            return;
+        }
+        let at = self.beside.iter().position(|e| e.number == number);
+        if let Some(gone) = at.and_then(|at| self.beside.remove(at)) {
+            unblock(&mut self.beside, &gone);
+            unblock(&mut self.main, &gone);
         }
     }
 
     /// True while there is a command for `hand` that it has not taken.
     pub(super) fn waits_for(&self, hand: Hand) -> bool {
-        let mut entries = self.entries.iter();
-        entries.any(|entry| entry.hand == hand && entry.command.is_some())
+        let entries = match hand {
+            Hand::Main => &self.main,
+            Hand::Controls => &self.beside,
+        };
+        entries.iter().any(|entry| entry.command.is_some())
+    }
+
+    /// True when the main thread's next command may not overtake what the other hand has.
+    pub(super) fn is_held(&self) -> bool {
+        self.main.front().is_some_and(|first| first.blockers > 0)
     }
 
     /// Forgets all.
     pub(super) fn clear(&mut self) {
-        self.entries.clear();
+        self.main.clear();
+        self.beside.clear();
+    }
+}
+
+/// `gone` holds nothing up any more.
+fn unblock(entries: &mut VecDeque<Entry>, gone: &Entry) {
+    for later in entries.iter_mut().filter(|e| e.number > gone.number) {
+        if !later.scope.may_overtake(&gone.scope) {
+            later.blockers -= 1;
+        }
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! | thread | what it does |
 //! |---|---|
-//! | main | handles commands, in order: tasks, registration, and without `concurrent_control` all |
+//! | main | reads the command lane while it has nothing to do; handles commands, in order: tasks, registration, and without `concurrent_control` all |
 //! | controls | handles controls of buffers while a task runs, where `concurrent_control` was accepted |
-//! | command reader | always reads the command lane, so that its end is seen while a task runs |
+//! | command reader | reads the command lane while the main thread is busy for longer, so that its end is seen while a task runs |
 //! | health | shows the parent that the session lives |
 //! | watchdog | bounds how long the end takes |
 //! | signals | turns SIGTERM and SIGINT into a verdict |
@@ -18,6 +18,7 @@ mod commands;
 mod control;
 mod echo;
 mod health;
+mod intake;
 pub(crate) mod lifeline;
 mod line;
 pub(crate) mod listen;
@@ -25,7 +26,6 @@ mod memory;
 mod native;
 mod orphan;
 mod prestart;
-mod reader;
 mod signals;
 mod task;
 
@@ -52,12 +52,12 @@ use callables::Rules;
 use command::Session;
 use commands::{Answers, Commands};
 use health::{HealthLane, Pulse};
+use intake::{Intake, Lane, Substitute};
 use lifeline::{Lifeline, Verdict, Watchdog};
 use line::ANNOUNCED;
 pub use native::NativeHost;
 use orphan::OrphanOutput;
 use prestart::Prepared;
-use reader::{CommandReader, Lane};
 use signals::Signals;
 
 /// Extensions that this session can serve, besides `health_echo`, which depends on the session timeout, and
@@ -320,37 +320,56 @@ impl Started {
             features,
             frame_limit: limit,
         };
-        let commands = Arc::new(Commands::new(credits, Arc::clone(&self.lifeline)));
-        let twins = || {
-            listen::limit_unacknowledged(&stream, limit)?;
-            Ok::<_, std::io::Error>((stream.try_clone()?, stream.try_clone()?))
-        };
-        let passed = hit("session.reader").map_err(std::io::Error::from);
-        let reader = passed
-            .and_then(|()| twins())
-            .and_then(|(to_read, to_write)| {
-                let (ending, filled) = (Arc::clone(&self.lifeline), Arc::clone(&commands));
-                let reader = CommandReader::start(to_read, lane, ending, filled)?;
-                Ok((reader, to_write))
-            });
-        let (reader, to_write) = match reader {
-            Ok(started) => started,
+        let intake = match self.intake(&stream, lane, credits) {
+            Ok(intake) => intake,
             Err(error) => return self.lifeline.end(Verdict::Broken(error.to_string())),
         };
+        let (intake, commands, answers, substitute) = intake;
         if let Err(error) = self.hello(&stream, features, credits) {
             // A parent that cleans up sends SHUTDOWN and is gone without having read HELLO: what it sent decides (contract
-            // §10). The reader gets what arrived, then the end, and is joined.
+            // §10). What arrived is read, then the end.
             tracing::info!(%error, "HELLO could not be delivered");
             let _ = stream.shutdown(std::net::Shutdown::Both);
-            return drop(reader);
+            return intake.drain();
         }
-        let answers = Answers::new(to_write, lane.session, lane.worker, limit);
-        // Before the reader is dropped: it is joined, and only the end of the session wakes it when the parent is silent.
-        self.session.serve(&commands, &answers, features);
+        self.session.serve(&intake, &commands, &answers, features);
+        drop(substitute);
         // Any other end is seen at once: nobody waits for what is left of it.
         if self.lifeline.verdict() == Some(Verdict::Shutdown) {
             self.lane = Some(stream);
         }
+    }
+
+    /// Who reads the command lane, what came from it, and the way back.
+    fn intake(
+        &self,
+        stream: &std::net::TcpStream,
+        lane: Lane,
+        credits: Option<Credits>,
+    ) -> std::io::Result<(Arc<Intake>, Arc<Commands>, Arc<Answers>, Substitute)> {
+        hit("session.reader").map_err(std::io::Error::from)?;
+        listen::limit_unacknowledged(stream, lane.frame_limit)?;
+        let commands = Arc::new(Commands::new(credits, Arc::clone(&self.lifeline)));
+        let answers = Answers::new(
+            stream.try_clone()?,
+            lane.session,
+            lane.worker,
+            lane.frame_limit,
+        );
+        let answers = Arc::new(answers);
+        let intake = Intake::new(
+            stream.try_clone()?,
+            lane,
+            self.session
+                .worker
+                .spinner()
+                .map_err(std::io::Error::other)?,
+            Arc::clone(&self.lifeline),
+            Arc::clone(&commands),
+            Arc::clone(&answers),
+        )?;
+        let substitute = Substitute::start(&intake)?;
+        Ok((intake, commands, answers, substitute))
     }
 
     /// The session speaks first (contract §2).

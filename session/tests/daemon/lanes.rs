@@ -52,6 +52,9 @@ pub(crate) const CASES: &[Case] = &[
     ),
 ];
 
+/// Commands that a session announces to take.
+const CREDITS: u64 = 256;
+
 /// The name of a callable that waits and then fills.
 pub(crate) const FILLS: &str = "m:fills";
 
@@ -245,16 +248,20 @@ fn a_parent_beyond_its_credits_loses_its_session() {
     let used = alloc(&mut parent);
     let gate = Gate::new("credits");
     let first = submit(&mut parent, &gate, &used);
-    for _ in 0..63 {
+    for _ in 1..CREDITS {
         ask_to_free(&mut parent, &used);
     }
     gate.open(1);
-    for sequence in first..first + 64 {
-        assert_eq!(answer(&mut parent).0, sequence, "64 are within credits");
+    for sequence in first..first + CREDITS {
+        assert_eq!(
+            answer(&mut parent).0,
+            sequence,
+            "so many are within credits"
+        );
     }
     let used = alloc(&mut parent);
     submit(&mut parent, &gate, &used);
-    for _ in 0..64 {
+    for _ in 0..CREDITS {
         ask_to_free(&mut parent, &used);
     }
     // The task never ends.

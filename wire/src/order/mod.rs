@@ -4,7 +4,7 @@
 //! task of an hour. Everybody else sees the effects of the order in which the parent sent them. Pure: a [`Scope`] is what a
 //! command uses, and [`Scope::may_overtake`] compares two.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
 use crate::buffer::{AddressSpace, RemoteTensorDesc};
 use crate::codec::Decode;
@@ -42,7 +42,7 @@ enum Use {
 pub struct Scope {
     kind: Kind,
     /// Sorted by thing, each once.
-    uses: Vec<(Thing, Use)>,
+    uses: Cow<'static, [(Thing, Use)]>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl Scope {
     /// The scope of a command that keeps its place: all commands without `concurrent_control`, and whatever is not known here.
     pub const IN_ORDER: Self = Self {
         kind: Kind::InOrder,
-        uses: Vec::new(),
+        uses: Cow::Borrowed(&[]),
     };
 
     /// The scope of a command with this payload on a lane with these extensions.
@@ -67,6 +67,7 @@ impl Scope {
             return Self::IN_ORDER;
         }
         match frame_type {
+            FrameType::Task if names_nothing(payload, features) => Self::of_task([]),
             FrameType::Task => {
                 let task = TaskPayload::decode(payload, Carrier::Wire(features));
                 let sidecars = task.map(|task| task.args.sidecars).unwrap_or_default();
@@ -88,9 +89,21 @@ impl Scope {
         self.kind == Kind::Control && !self.uses.iter().any(callables)
     }
 
+    /// The scope of a task with these descriptors on a lane with these extensions: what [`Self::of_command`] finds in its bytes.
+    pub fn of_descriptors<'a>(
+        descriptors: impl IntoIterator<Item = &'a RemoteTensorDesc>,
+        features: Features,
+    ) -> Self {
+        if !features.contains(Features::CONCURRENT_CONTROL) {
+            return Self::IN_ORDER;
+        }
+        Self::of_task(descriptors)
+    }
+
     /// The scope of a task with these descriptors. What has no tag that says otherwise may be written.
     fn of_task<'a>(descriptors: impl IntoIterator<Item = &'a RemoteTensorDesc>) -> Self {
-        let mut uses = BTreeMap::from([(Thing::Callables, Use::Shared)]);
+        const NO_BUFFERS: &[(Thing, Use)] = &[(Thing::Callables, Use::Shared)];
+        let mut uses = Cow::Borrowed(NO_BUFFERS);
         for desc in descriptors {
             let named = matches!(
                 desc.address_space,
@@ -102,13 +115,19 @@ impl Scope {
                     .is_ok_and(|flags| flags.tag == Some(INPUT));
                 let how = if reads { Use::Shared } else { Use::Alone };
                 let buffer = Thing::Buffer(desc.owner_worker_id, desc.buffer_id);
-                let strongest = uses.entry(buffer).or_insert(how);
-                *strongest = how.max(*strongest);
+                uses.to_mut().push((buffer, how));
             }
+        }
+        if let Cow::Owned(uses) = &mut uses {
+            // The strongest use of each thing is the last of it.
+            uses.sort_unstable();
+            uses.reverse();
+            uses.dedup_by_key(|(thing, _)| *thing);
+            uses.reverse();
         }
         Self {
             kind: Kind::Task,
-            uses: uses.into_iter().collect(),
+            uses,
         }
     }
 
@@ -162,7 +181,7 @@ impl Scope {
         };
         Self {
             kind: Kind::Control,
-            uses: uses.unwrap_or_default(),
+            uses: uses.unwrap_or_default().into(),
         }
     }
 
@@ -174,6 +193,11 @@ impl Scope {
         );
         !ordered && !meet(&self.uses, &earlier.uses)
     }
+}
+
+/// A task without a tensor, which costs nothing to see. With conditions the task is further behind.
+fn names_nothing(payload: &[u8], features: Features) -> bool {
+    !features.contains(Features::CONDITIONS) && TaskPayload::names_no_tensor(payload)
 }
 
 /// True when both lists have a thing that not both only share. Each list is gone through once.

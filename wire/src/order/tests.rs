@@ -211,3 +211,50 @@ fn the_scope_of_a_command_comes_from_its_bytes() {
     let commit = Scope::of_control(ControlName::CommitRegisterCallable, &[]);
     assert!(!commit.is_beside_tasks());
 }
+
+/// The sender knows the descriptors, the receiver has the bytes: both come to the same, also where a shortcut is taken.
+#[test]
+fn descriptors_and_bytes_give_one_scope() {
+    use crate::call_config::CallConfig;
+    use crate::callable::Digest;
+    use crate::task::TaskArgsWire;
+    use crate::tensor::{DataType, TensorMeta};
+
+    let both = Features::PIPELINING.union(Features::CONCURRENT_CONTROL);
+    for (prefix, buffers) in [
+        ("", vec![]),
+        ("", vec![5]),
+        ("a/b", vec![]),
+        ("a/b", vec![7, 5, 7]),
+    ] {
+        let mut args = TaskArgsWire::default();
+        for buffer in &buffers {
+            let meta = TensorMeta::new(&[8], DataType::Uint8).expect("valid");
+            args.tensors.push(meta);
+            args.sidecars.push(Some(own(*buffer)));
+        }
+        let descriptors = args.sidecars.clone();
+        let config = CallConfig {
+            output_prefix: prefix.into(),
+            ..CallConfig::default()
+        };
+        let task = TaskPayload {
+            digest: Digest([0; 32]),
+            config,
+            args,
+        };
+        let bytes = task.to_bytes(Carrier::V1).expect("valid");
+        assert_eq!(TaskPayload::names_no_tensor(&bytes), buffers.is_empty());
+        for features in [both, Features::PIPELINING] {
+            assert_eq!(
+                Scope::of_descriptors(descriptors.iter().flatten(), features),
+                Scope::of_command(FrameType::Task, &bytes, features)
+            );
+        }
+        for end in 0..bytes.len() {
+            // Whatever is cut off, it is no task that names a buffer.
+            let cut = Scope::of_command(FrameType::Task, &bytes[..end], both);
+            assert_eq!(cut, Scope::of_task([]));
+        }
+    }
+}

@@ -57,6 +57,8 @@ pub struct LocalEndpoint {
     killed: Option<String>,
     lost: Option<String>,
     lost_told: bool,
+    /// Records that the child has to answer.
+    owed: usize,
     /// When it was first told to end.
     told: Option<Instant>,
     runtime_below: bool,
@@ -88,6 +90,12 @@ impl LocalEndpoint {
             self.kill(&format!("it was not ready within {limit:?}"));
         }
         None
+    }
+
+    /// The child was given something to do, and will ring the bell.
+    fn owe(&mut self) {
+        self.owed += 1;
+        self.bell.kick();
     }
 
     /// The next record of the child as an event; faults of the mailbox end the child.
@@ -143,7 +151,9 @@ impl Endpoint for LocalEndpoint {
         });
         let sent = self.outbox.task(ticket.0, &payload, leases.collect());
         self.encoder.reuse(payload);
-        sent.map_err(|error| SubmitError::Refused(self.fault(&error)))
+        sent.map_err(|error| SubmitError::Refused(self.fault(&error)))?;
+        self.owe();
+        Ok(())
     }
 
     fn control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<(), EndpointGone> {
@@ -151,7 +161,10 @@ impl Endpoint for LocalEndpoint {
             return Err(gone);
         }
         let result = match self.send_control(ticket, request) {
-            Ok(false) => return Ok(()),
+            Ok(false) => {
+                self.owe();
+                return Ok(());
+            }
             Ok(true) => Ok(ControlReply::Done),
             Err(failure) => Err(failure),
         };
@@ -176,6 +189,7 @@ impl Endpoint for LocalEndpoint {
         // The exit is looked at before the ring is drained: what the child said before it ended still counts.
         let ended = self.end_reason();
         if let Some(event) = self.next_record() {
+            self.owed = self.owed.saturating_sub(1);
             return Some(event);
         }
         let reason = ended?;
@@ -186,6 +200,11 @@ impl Endpoint for LocalEndpoint {
         let untaken = self.outbox.abandon();
         let unstarted = untaken.into_iter().map(Ticket).collect();
         Some(EndpointEvent::Lost { reason, unstarted })
+    }
+
+    fn may_ring(&self) -> bool {
+        // Its end is told by the keeper, in this process.
+        !self.ready || self.owed > 0
     }
 
     fn kill(&mut self, reason: &str) {

@@ -100,6 +100,7 @@ impl LocalEndpoint {
             killed: None,
             lost: None,
             lost_told: false,
+            owed: 0,
             told: None,
             runtime_below: spec.plan.is_some(),
             about: spec

@@ -139,7 +139,7 @@ fn credits_without_end_are_not_used_up() {
         lane.enqueue(task_on(ticket, ticket + 1), now);
     }
     let one = 40 + task_on(1, 1).payload.len();
-    assert_eq!(drain(&mut lane, usize::MAX, now).len(), 64 * one);
+    assert_eq!(drain(&mut lane, usize::MAX, now).len(), 256 * one);
 }
 
 /// what no frame of the lane holds fails alone, with both numbers.
