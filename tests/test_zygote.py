@@ -1,4 +1,4 @@
-"""The zygote (decision 0028): what it forks is what would have been executed, and nobody needs it."""
+"""The zygote (decision 0023): what it forks is what would have been executed, and nobody needs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that forks ready children: no module of the user's, one thread, ends with its owner (decision 0028).
+"""A process that forks ready children: no module of the user's, one thread, ends with its owner (decision 0023).
 
 ``_child`` and ``_session`` become one when their first argument is ``--zygote``. What they import before that, every
 child has without a start of its own.

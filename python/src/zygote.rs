@@ -1,4 +1,4 @@
-//! The interpreter's part in a zygote: what it wants to be told around a fork (decision 0028).
+//! The interpreter's part in a zygote: what it wants to be told around a fork (decision 0023).
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;

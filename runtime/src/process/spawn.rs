@@ -30,7 +30,7 @@ pub struct ChildSpec {
     /// A session and process group of its own, so that the whole subtree can be ended and a terminal's Ctrl-C does not reach it.
     pub new_session: bool,
     /// With so many of its first arguments and `--zygote FD` after them the program is a zygote, which forks such children
-    /// (decision 0028). `None`: it is executed, as it also is where that fails.
+    /// (decision 0023). `None`: it is executed, as it also is where that fails.
     pub by_zygote: Option<usize>,
     /// It lives on when this process is killed, because it watches somebody else. Otherwise the kernel kills it then.
     pub outlives_parent: bool,

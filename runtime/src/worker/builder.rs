@@ -200,7 +200,7 @@ impl WorkerBuilder {
         self
     }
 
-    /// A zygote that this process forked off at its start, for the children of this worker (decision 0028).
+    /// A zygote that this process forked off at its start, for the children of this worker (decision 0023).
     #[must_use]
     pub fn own_zygote(mut self, zygote: Option<OwnZygote>) -> Self {
         self.settings.own_zygote = Arc::new(Mutex::new(zygote));

@@ -49,7 +49,7 @@ impl Worker {
         Ok(recipes)
     }
 
-    /// What forks the local processes comes up while everything else begins (decision 0028).
+    /// What forks the local processes comes up while everything else begins (decision 0023).
     pub(super) fn prepare_locals(&self, live: &Live, children: &[Child], deadline: Instant) {
         let wants = |child: &Child| matches!(child, Child::Local(_));
         if self.0.settings.sub_workers > 0 || children.iter().any(wants) {

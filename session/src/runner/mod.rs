@@ -278,6 +278,9 @@ fn tell(ready: OwnedFd, line: &ReadyLine) {
     }
 }
 
+/// What carries commands in and answers out while a session serves.
+type Serving = (Arc<Intake>, Arc<Commands>, Arc<Answers>, Substitute);
+
 impl Started {
     /// Tells the daemon, waits for the parent, serves it, and ends everything.
     fn serve(mut self, ready: OwnedFd) -> i32 {
@@ -346,7 +349,7 @@ impl Started {
         stream: &std::net::TcpStream,
         lane: Lane,
         credits: Option<Credits>,
-    ) -> std::io::Result<(Arc<Intake>, Arc<Commands>, Arc<Answers>, Substitute)> {
+    ) -> std::io::Result<Serving> {
         hit("session.reader").map_err(std::io::Error::from)?;
         listen::limit_unacknowledged(stream, lane.frame_limit)?;
         let commands = Arc::new(Commands::new(credits, Arc::clone(&self.lifeline)));

@@ -1,5 +1,5 @@
 //! A zygote: a single-threaded process, an interpreter that imported nothing of the user's, which forks ready children
-//! (decision 0028).
+//! (decision 0023).
 //!
 //! It makes them with `CLONE_PARENT`: they are children of the process that owns the zygote, of the very thread that started it.
 //! So they are watched, signalled and reaped as if they had been executed, they end with the owner's thread and not with
