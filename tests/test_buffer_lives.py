@@ -52,7 +52,7 @@ def runner_of(worker: ec.Worker, remote: int) -> int:
 
 def inner_of(pid: int) -> int:
     """Process id of a session's only sub worker."""
-    (child,) = procfs.descendants(pid)
+    (child,) = procfs.workers_below(pid)
     return child.pid
 
 
