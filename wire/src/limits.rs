@@ -31,6 +31,9 @@ pub const MAX_TENSORS: u32 = 4096;
 /// Scalars of one task (elements).
 pub const MAX_SCALARS: u32 = 4096;
 
+/// Tasks that one task may name as its conditions: what waits for more is sent when they have ended.
+pub const MAX_CONDITIONS: u32 = 16;
+
 /// Bytes of one task's inline arena (1 MiB): larger data belongs into a buffer.
 pub const MAX_INLINE_BYTES: u32 = 1024 * 1024;
 

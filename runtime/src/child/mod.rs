@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use echelon_wire::callable::Digest;
+use echelon_wire::order::Outcomes;
 
 pub(crate) use args::command_line;
 pub use args::{ChildArgs, ChildArgsError};
@@ -34,6 +35,9 @@ const PARENT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Longest sleep without a record; the doorbell wakes it at once.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// Tasks whose outcomes a child remembers for those behind them; no parent has more in flight.
+pub(crate) const CONDITION_WINDOW: usize = 1024;
 
 /// How often a child looks whether the last view of ended tasks has gone, while there are any.
 const VIEW_RECHECK: Duration = Duration::from_millis(200);
@@ -89,6 +93,8 @@ pub struct Child {
     done: Vec<u8>,
     /// Tasks that have ended while views of their arguments live on, by ticket (design §15.6).
     retained: Vec<(u64, Lease)>,
+    /// What became of the last tasks, by ticket.
+    outcomes: Outcomes,
 }
 
 impl Child {
@@ -128,6 +134,7 @@ impl Child {
             incoming: Parts::default(),
             done: Vec::new(),
             retained: Vec::new(),
+            outcomes: Outcomes::new(CONDITION_WINDOW),
         };
         injected("child.ready")?;
         let pid = std::process::id().to_le_bytes();

@@ -2,14 +2,14 @@
 //!
 //! | kind | direction | payload |
 //! |---:|---|---|
-//! | 1 TASK | down | `TaskPayload` (the encoding of the TASK frame, mailbox carrier) |
+//! | 1 TASK | down | `Conditions` (tickets), `TaskPayload` (the encoding of the TASK frame, mailbox carrier) |
 //! | 2 INSTALL | down | u32 inner, digest[32], u32 callable kind, str name, blob payload |
 //! | 3 REMOVE | down | u32 inner, digest[32] |
 //! | 4 DROP_REGION | down | u64 region id |
 //! | 5 COLLECT_TRACE | down | empty |
 //! | 6 PART | down | the next bytes of a payload that is larger than a ring takes; the record itself brings the last ones |
 //! | 16 READY | up | u32 process id |
-//! | 17 DONE | up | u32 flags (1 failed, 2 views of the arguments are still alive), u64 start_ns, u64 end_ns, str message |
+//! | 17 DONE | up | u32 flags (1 failed, 2 views of the arguments are still alive, 4 skipped: a condition is not met), u64 start_ns, u64 end_ns, str message |
 //! | 18 ANSWER | up | u32 failed, str message, blob result |
 //! | 19 PART | up | as downwards |
 //! | 20 RELEASED | up | empty; the last view of the arguments of a task is gone |
@@ -159,6 +159,8 @@ pub(crate) struct Done<'a> {
     pub(crate) failure: Option<&'a str>,
     /// Views of the arguments are still alive in the child; RELEASED follows.
     pub(crate) retained: bool,
+    /// It was not carried out: something that it was to come after did not complete.
+    pub(crate) skipped: bool,
 }
 
 impl<'a> Done<'a> {
@@ -166,7 +168,11 @@ impl<'a> Done<'a> {
     pub(crate) fn encode_into(&self, bytes: &mut Vec<u8>) -> Result<(), EncodeError> {
         let mut writer = Writer::from_vec(std::mem::take(bytes));
         writer.clear();
-        writer.u32(u32::from(self.failure.is_some()) | u32::from(self.retained) << 1);
+        writer.u32(
+            u32::from(self.failure.is_some())
+                | u32::from(self.retained) << 1
+                | u32::from(self.skipped) << 2,
+        );
         writer.u64(self.start_ns);
         writer.u64(self.end_ns);
         let text = cut(self.failure.unwrap_or("").to_owned());
@@ -178,7 +184,8 @@ impl<'a> Done<'a> {
     pub(crate) fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
         let flags = reader.u32("DONE.flags")?;
-        if flags > 3 {
+        // What was skipped neither failed nor left views.
+        if flags > 4 {
             return Err(DecodeError::Unknown {
                 field: "DONE.flags",
                 got: flags.into(),
@@ -193,6 +200,7 @@ impl<'a> Done<'a> {
             end_ns,
             failure: (flags & 1 != 0).then_some(text),
             retained: flags & 2 != 0,
+            skipped: flags & 4 != 0,
         })
     }
 }
@@ -257,6 +265,7 @@ mod tests {
                 end_ns: 2,
                 failure,
                 retained: failure.is_none(),
+                skipped: false,
             };
             assert_eq!(Done::decode(&encoded(&done)).unwrap(), done);
         }
@@ -272,6 +281,7 @@ mod tests {
             end_ns: 2,
             failure: Some("x"),
             retained: true,
+            skipped: false,
         });
         for len in 0..whole.len() {
             assert!(Done::decode(&whole[..len]).is_err());
@@ -290,6 +300,7 @@ mod tests {
             end_ns: 0,
             failure: Some(&long),
             retained: false,
+            skipped: false,
         });
         let text = Done::decode(&done).unwrap().failure.unwrap().to_owned();
         assert!(text.len() <= 4096 && text.ends_with("ValueError: ü"));

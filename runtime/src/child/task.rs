@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use echelon_wire::codec::Reader;
+use echelon_wire::order::Conditions;
 use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
 
 use super::records::{self, Done};
@@ -92,7 +94,20 @@ impl Child {
     /// Runs one task and leaves its DONE in `self.done`; returns when it ended.
     fn task(&mut self, ticket: u64, payload: &[u8], start_ns: u64) -> Result<u64, ChildError> {
         let mut lease = None;
-        let failure = self.perform(payload, &mut lease).err();
+        let bad = |message: String| ChildError::Record {
+            kind: records::TASK,
+            message,
+        };
+        let mut reader = Reader::new(payload);
+        let conditions = Conditions::read(&mut reader).map_err(|error| bad(error.to_string()))?;
+        let met = self.outcomes.met(conditions);
+        let skipped = !met.map_err(|error| bad(error.to_string()))?;
+        let failure = if skipped {
+            None
+        } else {
+            self.perform(reader.rest(), &mut lease).err()
+        };
+        self.outcomes.note(ticket, !skipped && failure.is_none());
         // Who else holds the lease of an ended task has kept a view.
         let retained = lease.filter(|lease| Arc::strong_count(lease) > 1);
         let done = Done {
@@ -100,6 +115,7 @@ impl Child {
             end_ns: now_ns(),
             failure: failure.as_deref(),
             retained: retained.is_some(),
+            skipped,
         };
         if let Some(lease) = retained {
             self.retained.push((ticket, lease));

@@ -5,6 +5,8 @@ use std::sync::Mutex;
 
 use echelon_wire::call_config::CallConfig;
 use echelon_wire::callable::CallableKind;
+use echelon_wire::codec::Writer;
+use echelon_wire::order::Conditions;
 use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
 
 use super::records::{Done, Install, DONE, INSTALL, TASK};
@@ -96,7 +98,10 @@ fn rows_of(count: u64) -> Vec<u32> {
         config: CallConfig::default(),
         args: TaskArgsWire::default(),
     };
-    let task = task.to_bytes(Carrier::Mailbox).unwrap();
+    let mut record = Writer::new();
+    Conditions::write(&[], &mut record).unwrap();
+    task.encode(Carrier::Mailbox, &mut record).unwrap();
+    let task = record.into_bytes();
     for ticket in 1..=count {
         send(&mut side, TASK, ticket, &task);
     }

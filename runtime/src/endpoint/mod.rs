@@ -66,6 +66,9 @@ pub struct OutboundTask<'a> {
     pub tensors: &'a [OutboundTensor],
     /// Scalar arguments.
     pub scalars: &'a [u64],
+    /// Tasks in flight at the endpoint that must have completed there, or this one is skipped ([`EndpointEvent::Skipped`]). Empty
+    /// towards an endpoint that takes no conditions.
+    pub after: &'a [Ticket],
 }
 
 /// Identity of a buffer in its session.
@@ -279,6 +282,11 @@ pub enum EndpointEvent {
         /// How.
         report: TaskReport,
     },
+    /// A task was not carried out, because one of those that it was to come after did not complete.
+    Skipped {
+        /// Which.
+        ticket: Ticket,
+    },
     /// A control was answered.
     ControlDone {
         /// Which.
@@ -337,6 +345,11 @@ pub trait Endpoint: Send {
     /// # Errors
     /// [`EndpointGone`] when it is lost, [`SubmitError::Refused`] when the task cannot be expressed for it.
     fn submit(&mut self, ticket: Ticket, task: &OutboundTask<'_>) -> Result<(), SubmitError>;
+
+    /// Whether it carries tasks out strictly in the order of their submits, and takes [`OutboundTask::after`].
+    fn takes_conditions(&self) -> bool {
+        false
+    }
 
     /// Hands a control over; answered by [`EndpointEvent::ControlDone`].
     ///

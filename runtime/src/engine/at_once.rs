@@ -7,9 +7,9 @@
 use std::time::Instant;
 
 use parking_lot::MutexGuard;
-use smallvec::smallvec;
 
 use super::attempts::check_repeatable;
+use super::chain::part_of;
 use super::drive::INTERRUPT_PERIOD;
 use super::prepare::{check_arrays_disjoint, check_imports_disjoint};
 use super::record::Work;
@@ -205,6 +205,8 @@ impl Engine {
                 };
             }
         };
+        let members = [prepared];
+        let chaining = part_of(spec.group, &members, &spec.options);
         let node = NodeSpec {
             run: spec.run,
             kind: plan.kind,
@@ -213,7 +215,7 @@ impl Engine {
         };
         let mut actions = std::mem::take(&mut core.actions);
         core.tick();
-        let task = match core.scheduler.submit(node, &mut actions) {
+        let task = match core.scheduler.submit_chained(node, chaining, &mut actions) {
             Ok(task) => task,
             Err(error) => {
                 core.actions = actions;
@@ -228,7 +230,7 @@ impl Engine {
         let work = Work::Call {
             callable: spec.callable,
             config: spec.config,
-            members: smallvec![prepared],
+            members: members.into(),
         };
         let number = core.plan_number();
         let what = (name, work, spec.options);

@@ -11,12 +11,13 @@ use crate::graph::{EndpointId, Event, MemberResult, TaskId};
 use crate::memory::HostMemory;
 
 impl Core {
-    /// Sends a member. An event comes back when that fails at once.
+    /// Sends a member, to be carried out only if the tasks `after` completed. An event comes back when that fails at once.
     pub(crate) fn dispatch(
         &mut self,
         task: TaskId,
         member: u32,
         endpoint: EndpointId,
+        after: &[Ticket],
     ) -> Option<Event> {
         let ticket = self.new_ticket();
         // A session may have been followed by another since the task was submitted, with other buffers under the same numbers.
@@ -33,8 +34,7 @@ impl Core {
             return None;
         };
         let part = members.get_mut(member as usize)?;
-        part.endpoint = Some(endpoint);
-        part.dispatched_ns = self.now_ns;
+        part.note_dispatch(endpoint, ticket, self.now_ns);
         let ended = |result| Event::MemberDone {
             task,
             member,
@@ -53,6 +53,7 @@ impl Core {
                     config,
                     tensors: &tensors,
                     scalars: &part.scalars,
+                    after,
                 };
                 slot.endpoint.submit(ticket, &outbound)
             });
@@ -60,10 +61,9 @@ impl Core {
             // A lost endpoint says so by its event, and what is in flight there is settled then. Until it comes the member keeps
             // its place: a place that came free at once would draw every ready task into the dead endpoint.
             Ok(()) | Err(SubmitError::Gone(_)) => {
-                let sent = sent.is_ok();
+                let (sent, step) = (sent.is_ok(), StepKind::Sent(endpoint));
                 part.attempts += u32::from(sent);
-                let (at, step) = (part.dispatched_ns, StepKind::Sent(endpoint));
-                record.steps.note_at(at, member, step);
+                record.steps.note_at(self.now_ns, member, step);
                 let flight = Flight::Member {
                     task,
                     member,

@@ -43,6 +43,7 @@ impl Core {
     fn on_event(&mut self, endpoint: EndpointId, event: EndpointEvent) {
         match event {
             EndpointEvent::Done { ticket, report } => self.on_done(endpoint, ticket, report),
+            EndpointEvent::Skipped { ticket } => self.on_skipped(endpoint, ticket),
             EndpointEvent::ControlDone { ticket, result } => {
                 self.on_control_done(endpoint, ticket, result);
             }
@@ -100,7 +101,7 @@ impl Core {
     }
 
     /// A member has left an endpoint's queue; the time of the next one may begin.
-    fn leave_queue(&mut self, endpoint: EndpointId, ticket: Ticket) {
+    pub(super) fn leave_queue(&mut self, endpoint: EndpointId, ticket: Ticket) {
         let Some(slot) = self.endpoints.at_work(endpoint) else {
             return;
         };
@@ -279,7 +280,10 @@ impl Core {
             let unsent = matches!(flight, Flight::Member { sent: false, .. });
             match flight {
                 Flight::Member { task, member, .. } => {
-                    let begun = !unsent && !unstarted.contains(&ticket);
+                    // What it reads did not complete: it ends as skipped, begun or not.
+                    let begun = !unsent
+                        && !unstarted.contains(&ticket)
+                        && !self.scheduler.is_poisoned(task);
                     self.settle_lost_member(
                         (task, member),
                         endpoint,
@@ -347,13 +351,11 @@ impl Core {
             self.trace_lost(task, member, endpoint);
             return self.lose_member((task, member), endpoint, reason);
         }
+        if !unsent {
+            return self.not_begun(task, member, endpoint);
+        }
         if let Some(record) = self.records.get_mut(&task) {
             record.steps.note(member, StepKind::Returned(endpoint));
-            if let (Work::Call { members, .. }, false) = (&mut record.work, unsent) {
-                if let Some(member) = members.get_mut(member as usize) {
-                    member.attempts -= 1;
-                }
-            }
         }
         self.feed(Event::MemberReturned {
             task,

@@ -5,6 +5,7 @@
 
 mod at_once;
 mod attempts;
+mod chain;
 mod closing;
 mod control;
 mod copies;
@@ -116,6 +117,8 @@ pub(crate) struct Core {
     /// Calls that are planned and not yet submitted, by number of the plan: they may call what they were planned with.
     planned: NumberMap<u64, Digest>,
     next_plan: u64,
+    /// Tasks are sent behind what they wait for, where that can be.
+    chains: bool,
     actions: Vec<Action>,
     next_ticket: u64,
     next_run: u64,
@@ -158,6 +161,7 @@ impl Engine {
             turns: HashSet::new(),
             planned: NumberMap::default(),
             next_plan: 0,
+            chains: chain::switched_on(),
             actions: Vec::new(),
             next_ticket: 0,
             next_run: 0,
@@ -201,6 +205,7 @@ impl Core {
         let added = slot.added(id);
         self.endpoints.push(slot);
         self.feed(added);
+        self.allow_chains(id);
         id
     }
 
@@ -219,6 +224,7 @@ impl Core {
         for undo in gone {
             self.unpin_if(undo.pin);
         }
+        self.allow_chains(id);
         self.feed(added);
     }
 
@@ -288,8 +294,8 @@ impl Core {
                     task,
                     member,
                     endpoint,
-                } => self.dispatch(task, member, endpoint),
-                Action::Chain { task, endpoint } => self.dispatch(task, 0, endpoint),
+                } => self.dispatch(task, member, endpoint, &[]),
+                Action::Chain { task, endpoint } => self.dispatch_behind(task, endpoint),
                 Action::Waits { task } => {
                     if let Some(record) = self.records.get_mut(&task) {
                         record.steps.note_at(self.now_ns, 0, story::StepKind::Waits);

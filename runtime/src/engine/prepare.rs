@@ -96,6 +96,7 @@ impl Engine {
             tensors,
             scalars,
             endpoint: None,
+            ticket: None,
             dispatched_ns: 0,
             attempts: 0,
         })

@@ -169,9 +169,19 @@ pub(crate) struct MemberRecord {
     pub(crate) tensors: Vec<PreparedTensor>,
     pub(crate) scalars: Vec<u64>,
     pub(crate) endpoint: Option<EndpointId>,
+    /// Of its last dispatch.
+    pub(crate) ticket: Option<Ticket>,
     pub(crate) dispatched_ns: u64,
     /// Times that it was begun.
     pub(crate) attempts: u32,
+}
+
+impl MemberRecord {
+    /// It is about to be handed over.
+    pub(crate) fn note_dispatch(&mut self, endpoint: EndpointId, ticket: Ticket, now_ns: u64) {
+        (self.endpoint, self.ticket) = (Some(endpoint), Some(ticket));
+        self.dispatched_ns = now_ns;
+    }
 }
 
 /// What a task is to do.

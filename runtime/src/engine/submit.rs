@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::at_once::{AtOnce, Patience};
 use super::attempts::check_repeatable;
+use super::chain::part_of;
 use super::copies::CopyJob;
 use super::prepare::{
     access_of, accesses_of, check_arrays_disjoint, check_imports_disjoint, check_kinds,
@@ -20,7 +21,7 @@ use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::buffer::RemoteBuffer;
 use crate::callable::Callable;
 use crate::error::Error;
-use crate::graph::{self, Access, Eligible, EndpointId, NodeKind, NodeSpec, RunId};
+use crate::graph::{self, Access, Chaining, Eligible, EndpointId, NodeKind, NodeSpec, RunId};
 use crate::memory::MemoryError;
 use crate::worker::TaskOptions;
 
@@ -115,6 +116,7 @@ impl Engine {
             prepared.push(self.prepare_waiting(tensors, scalars, plan.shares_memory)?);
         }
         let name = Arc::clone(&spec.callable.name);
+        let chaining = part_of(spec.group, &prepared, &spec.options);
         let work = Work::Call {
             callable: spec.callable,
             config: spec.config,
@@ -126,7 +128,7 @@ impl Engine {
             accesses: plan.accesses,
             prefer: plan.prefer,
         };
-        self.admit(node, (name, work, spec.options), pins)
+        self.admit(node, chaining, (name, work, spec.options), pins)
     }
 
     /// Submits a copy node.
@@ -156,7 +158,7 @@ impl Engine {
             Work::Copy(Box::new(job)),
             TaskOptions::default(),
         );
-        self.admit(node, what, pins)
+        self.admit(node, Chaining::default(), what, pins)
     }
 
     /// Takes the shadows, waiting for running tasks to give theirs back.
@@ -204,7 +206,13 @@ impl Engine {
         }
     }
 
-    fn admit(&self, node: NodeSpec, what: What, pins: Pins<'_>) -> Result<u64, Error> {
+    fn admit(
+        &self,
+        node: NodeSpec,
+        chaining: Chaining,
+        what: What,
+        pins: Pins<'_>,
+    ) -> Result<u64, Error> {
         let limited = what.2.timeout.is_some();
         let mut pending = Some((what, pins));
         loop {
@@ -212,7 +220,10 @@ impl Engine {
             core.check_run(node.run)?;
             let mut actions = std::mem::take(&mut core.actions);
             core.tick();
-            match core.scheduler.submit(node.clone(), &mut actions) {
+            match core
+                .scheduler
+                .submit_chained(node.clone(), chaining, &mut actions)
+            {
                 Ok(task) => {
                     // `pending` is taken once: this arm returns.
                     let Some((what, pins)) = pending.take() else {

@@ -20,7 +20,7 @@ use super::scheduler::Scheduler;
 use super::task::{Phase, Task, Work};
 
 /// Most tasks that one which is chained may have waited for at its submit; bounds the work of a decision, and the conditions.
-pub const MAX_CONDITIONS: usize = 16;
+pub const MAX_CONDITIONS: usize = echelon_wire::limits::MAX_CONDITIONS as usize;
 
 /// What part a task may have in a chain. The default is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

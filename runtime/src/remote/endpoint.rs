@@ -11,7 +11,7 @@ use echelon_wire::codec::Writer;
 use echelon_wire::frame::Features;
 use echelon_wire::id::WorkerId;
 use echelon_wire::limits::MAX_INLINE_BYTES;
-use echelon_wire::order::Scope;
+use echelon_wire::order::{Conditions, Scope};
 use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
 use smallvec::SmallVec;
 
@@ -196,6 +196,10 @@ impl RemoteEndpoint {
             args,
         };
         let mut writer = Writer::with_capacity(TASK_BYTES + inline.len);
+        if self.features.contains(Features::CONDITIONS) {
+            // None yet: what they are is known when it is sent.
+            Conditions::write(&[], &mut writer).map_err(|error| error.to_string())?;
+        }
         payload
             .encode_before_inline(carrier, inline.len, &mut writer)
             .map_err(|error| error.to_string())?;
@@ -309,8 +313,12 @@ impl Endpoint for RemoteEndpoint {
     fn submit(&mut self, ticket: Ticket, task: &OutboundTask<'_>) -> Result<(), SubmitError> {
         let (payload, scope) = self.encode_task(task).map_err(SubmitError::Refused)?;
         self.bulk
-            .send(Request::task(ticket, payload, scope))
+            .send(Request::task(ticket, payload, scope).after(task.after))
             .map_err(|reason| self.gone(reason).into())
+    }
+
+    fn takes_conditions(&self) -> bool {
+        self.features.contains(Features::CONDITIONS)
     }
 
     fn control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<(), EndpointGone> {
@@ -364,7 +372,7 @@ impl Endpoint for RemoteEndpoint {
             let event = self.lane.poll_event(&mut self.lost_told)?;
             let (ticket, result) = match event {
                 EndpointEvent::ControlDone { ticket, result } => (ticket, result),
-                EndpointEvent::Done { ticket, .. } => {
+                EndpointEvent::Done { ticket, .. } | EndpointEvent::Skipped { ticket } => {
                     self.bulk.ended(ticket);
                     return Some(event);
                 }

@@ -29,10 +29,11 @@ pub use health::{HealthMonitor, Verdict};
 pub use spec::{RemoteWorkerSpec, SpecError};
 
 /// Extensions that this parent can use; offered in the manifest.
-pub(crate) const OFFERED: [&str; 12] = [
+pub(crate) const OFFERED: [&str; 13] = [
     "pipelining",
     "task_tags",
     "timed_completion",
+    "conditions",
     "serialized_callables",
     "concurrent_control",
     "health_echo",

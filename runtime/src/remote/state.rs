@@ -27,8 +27,10 @@ use super::replies::Expected;
 use super::requests::Outgoing;
 use crate::endpoint::{ControlFailure, EndpointEvent, TaskFailure, TaskReport, Ticket};
 use crate::text;
+use chain::Chain;
 use flights::{Flight, Flights};
 
+mod chain;
 mod flights;
 
 /// Payloads up to this many bytes share a piece of the outbox with others; larger ones are not copied.
@@ -71,6 +73,8 @@ pub(crate) struct Request {
     pub(crate) expected: Expected,
     /// What it may overtake.
     scope: Scope,
+    /// Tasks that must have completed in the session, or it is skipped there.
+    after: SmallVec<[Ticket; 2]>,
 }
 
 impl Request {
@@ -82,7 +86,14 @@ impl Request {
             payload,
             expected: Expected::Task,
             scope,
+            after: SmallVec::new(),
         }
+    }
+
+    /// The task is to be skipped unless these completed.
+    pub(crate) fn after(mut self, tasks: &[Ticket]) -> Self {
+        self.after = tasks.into();
+        self
     }
 
     pub(crate) fn control(ticket: Ticket, outgoing: Outgoing, scope: Scope) -> Self {
@@ -98,6 +109,7 @@ impl Request {
             payload,
             expected: Expected::Control { name, reply },
             scope,
+            after: SmallVec::new(),
         }
     }
 
@@ -124,6 +136,7 @@ pub(crate) struct LaneState {
     next_sequence: u64,
     queue: VecDeque<Request>,
     in_flight: Flights,
+    chain: Chain,
     /// What is to be written, in order; none is empty.
     outbox: VecDeque<Vec<u8>>,
     /// More may be appended to the last piece.
@@ -147,6 +160,7 @@ impl LaneState {
             next_sequence: 1,
             queue: VecDeque::new(),
             in_flight: Flights::new(config.credits),
+            chain: Chain::new(config.features, config.credits.max_commands),
             outbox: VecDeque::new(),
             open: false,
             spare: Vec::new(),
@@ -174,9 +188,11 @@ impl LaneState {
                     self.next_sequence += 1;
                     self.in_flight.push(request, sequence, self.appended_total);
                 }
-                Err(error) => self
-                    .events
-                    .push_back(request.expected.refused(request.ticket, error.to_string())),
+                Err(error) => {
+                    self.chain.answered(request.ticket, false);
+                    let refused = request.expected.refused(request.ticket, error.to_string());
+                    self.events.push_back(refused);
+                }
             }
         }
     }
@@ -192,13 +208,19 @@ impl LaneState {
 
     /// Appends a request; it is put into the outbox when its turn has come. One that no frame of this lane holds is refused at once
     ///
-    pub(crate) fn enqueue(&mut self, request: Request, now: Instant) {
+    pub(crate) fn enqueue(&mut self, mut request: Request, now: Instant) {
+        // What waits is sent in its order, so the sequence is known.
+        let sequence = Sequence(self.next_sequence + self.queue.len() as u64);
+        if let Some(skipped) = self.chain.admit(&mut request, sequence) {
+            return self.events.push_back(skipped);
+        }
         let limit = self.config.credits.max_frame_bytes;
         if request.payload_bytes > limit.into() {
             let text = format!(
                 "{} bytes in one frame, limit {limit}; send less in one task, and larger data by buffers",
                 request.payload_bytes
             );
+            self.chain.answered(request.ticket, false);
             let refused = request.expected.refused(request.ticket, text);
             return self.events.push_back(refused);
         }
@@ -305,6 +327,9 @@ impl LaneState {
     /// A frame came: what it answers becomes an event, and the next request goes into the outbox.
     pub(crate) fn on_frame(&mut self, frame: &Frame<'_>, now: Instant) -> Result<(), LaneError> {
         let event = self.answered(frame, now)?;
+        if let EndpointEvent::Done { ticket, report } = &event {
+            self.chain.answered(*ticket, report.failure.is_none());
+        }
         self.events.push_back(event);
         self.advance(now);
         Ok(())
@@ -340,6 +365,11 @@ impl LaneState {
                 let done = TimedCompletion::decode(frame.payload)?;
                 if done.sequence != request.sequence {
                     return Err(out_of_order(done.sequence, request.sequence));
+                }
+                let ticket = request.ticket;
+                if done.failure_kind == FailureKind::Skipped && self.chain.is_conditional(ticket) {
+                    self.chain.answered(ticket, false);
+                    return Ok(EndpointEvent::Skipped { ticket });
                 }
                 let report = TaskReport {
                     failure: failure_of(done.failure_kind, &done.error_message),

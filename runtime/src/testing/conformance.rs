@@ -61,11 +61,12 @@ pub fn import(target: &str) -> Callable {
 pub type Property = fn(&dyn Fixture);
 
 /// Every property with its name.
-pub const PROPERTIES: [(&str, Property); 16] = [
+pub const PROPERTIES: [(&str, Property); 17] = [
     ("describes_itself", work::describes_itself),
     ("idle_polls_are_empty", work::idle_polls_are_empty),
     ("tasks_end_once", work::tasks_end_once),
     ("failures_have_their_text", work::failures_have_their_text),
+    ("conditions_are_kept", work::conditions_are_kept),
     ("unknown_callables_fail", work::unknown_callables_fail),
     ("registering_twice_is_once", work::registering_twice_is_once),
     ("aborted_is_unknown", work::aborted_is_unknown),

@@ -37,6 +37,8 @@ pub struct FakeTask {
     pub tensors: Vec<OutboundTensor>,
     /// Scalar arguments.
     pub scalars: Vec<u64>,
+    /// Tasks that must have completed.
+    pub after: Vec<Ticket>,
 }
 
 /// What becomes of a task when it is submitted.
@@ -101,6 +103,7 @@ struct State {
     closes: u32,
     gone: Option<String>,
     lost: bool,
+    takes_conditions: bool,
 }
 
 struct Shared {
@@ -183,6 +186,7 @@ impl FakeWorld {
             closes: 0,
             gone: None,
             lost: false,
+            takes_conditions: false,
         };
         let shared = Arc::new(Shared {
             info,
@@ -307,6 +311,7 @@ impl Endpoint for FakeEndpoint {
             callable: task.callable.clone(),
             tensors: task.tensors.to_vec(),
             scalars: task.scalars.to_vec(),
+            after: task.after.to_vec(),
         };
         if let Some(message) = state.cannot_name(&task) {
             return Err(SubmitError::Refused(message));
@@ -348,6 +353,10 @@ impl Endpoint for FakeEndpoint {
         }
         self.0.announce(state);
         Ok(())
+    }
+
+    fn takes_conditions(&self) -> bool {
+        self.0.state.lock().takes_conditions
     }
 
     fn control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<(), EndpointGone> {

@@ -77,18 +77,31 @@ impl Bed {
     }
 
     pub(crate) fn with(subs: usize, remotes: usize, capacity: u32, builder: WorkerBuilder) -> Self {
+        Self::made(subs, remotes, capacity, builder, |_| ())
+    }
+
+    /// As [`Self::with`]; `prepare` sees each fake before the worker does.
+    pub(crate) fn made(
+        subs: usize,
+        remotes: usize,
+        capacity: u32,
+        builder: WorkerBuilder,
+        prepare: impl Fn(&FakeHandle),
+    ) -> Self {
         let bell = Bell::create().unwrap();
         let world = FakeWorld::new(Arc::clone(&bell));
         let mut endpoints: Vec<(Box<dyn Endpoint>, Role)> = Vec::new();
         let mut bed_subs = Vec::new();
         for index in 0..subs {
             let (endpoint, handle) = world.local(&format!("sub{index}"), capacity);
+            prepare(&handle);
             endpoints.push((endpoint, Role::Sub));
             bed_subs.push(handle);
         }
         let mut bed_remotes = Vec::new();
         for index in 0..remotes {
             let (endpoint, handle) = world.remote(index as i32, capacity);
+            prepare(&handle);
             endpoints.push((endpoint, Role::RemoteNextLevel));
             bed_remotes.push(handle);
         }

@@ -5,6 +5,7 @@
 mod attempts;
 mod bed;
 mod buffers;
+mod chains;
 mod chaos;
 mod closing;
 mod copies;

@@ -284,6 +284,7 @@ impl Parent {
             config: &CallConfig::default(),
             tensors,
             scalars: &[1, u64::MAX],
+            after: &[],
         };
         let ticket = self.ticket();
         self.endpoint.submit(ticket, &task).map(|()| ticket)

@@ -10,10 +10,12 @@ use echelon_wire::callable::Digest;
 use echelon_wire::codec::Encode;
 use echelon_wire::error::EncodeError;
 use echelon_wire::frame::{unsupported_frame_message, Completion, Features, FrameType};
+use echelon_wire::order::Outcomes;
 
 use super::callables::Hosted;
 use super::commands::{Answers, Commands, Next};
 use super::intake::{Command, Intake};
+use super::line::CONDITION_WINDOW;
 use super::memory::Memory;
 use super::prestart::Prepared;
 use crate::buffers::Buffers;
@@ -36,6 +38,8 @@ pub(crate) struct Session {
     pub(super) memory: Arc<Memory>,
     pub(super) worker: Worker,
     pub(super) features: Features,
+    /// What became of the last tasks, for those that name them.
+    pub(super) outcomes: Outcomes,
     /// The devices of the inner worker.
     pub(super) chips: Option<ChipDevices>,
     /// Machine code on its way.
@@ -87,6 +91,7 @@ impl Session {
             memory: Memory::new(worker_id, buffers, peers, prepared.worker.clone()),
             worker: prepared.worker,
             features: Features::NONE,
+            outcomes: Outcomes::new(CONDITION_WINDOW),
             chips: prepared.chips,
             staging: Staging::default(),
         }

@@ -56,6 +56,11 @@ impl Commands {
         }
     }
 
+    /// From here on tasks name earlier ones that must have completed.
+    pub(super) fn take_conditions(&self) {
+        self.state.lock().line.take_conditions();
+    }
+
     /// Appends what `frames` gives, each with what it may overtake, until it gives nothing or an end.
     pub(super) fn push_all<E>(
         &self,

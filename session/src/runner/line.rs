@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 
-use echelon_wire::frame::Credits;
+use echelon_wire::codec::Reader;
+use echelon_wire::frame::{Credits, FrameType};
 use echelon_wire::id::Sequence;
 use echelon_wire::limits::MAX_PAYLOAD_BYTES;
-use echelon_wire::order::Scope;
+use echelon_wire::order::{Conditions, Outcomes, Scope};
 
 use super::intake::Command;
 
@@ -16,6 +17,9 @@ pub(super) const ANNOUNCED: Credits = Credits {
     max_bytes: 4 * MAX_PAYLOAD_BYTES as u64,
     max_frame_bytes: MAX_PAYLOAD_BYTES,
 };
+
+/// Tasks that a task may name as its conditions, and whose outcomes are kept: as many as a parent has unanswered.
+pub(super) const CONDITION_WINDOW: usize = ANNOUNCED.max_commands as usize;
 
 /// Without the extension a parent sends one command at a time. What is beyond this is no command lane of ours.
 pub(super) const UNANNOUNCED: Credits = Credits {
@@ -60,6 +64,8 @@ pub(super) struct Line {
     beside: VecDeque<Entry>,
     /// Commands, and their payload bytes, that the parent has no answer to.
     unanswered: (u64, u64),
+    /// The tasks that the next one may name, where `conditions` was accepted.
+    nameable: Option<Outcomes>,
 }
 
 impl Line {
@@ -73,7 +79,13 @@ impl Line {
             main: VecDeque::new(),
             beside: VecDeque::new(),
             unanswered: (0, 0),
+            nameable: None,
         }
+    }
+
+    /// From here on tasks name earlier ones that must have completed.
+    pub(super) fn take_conditions(&mut self) {
+        self.nameable = Some(Outcomes::new(CONDITION_WINDOW));
     }
 
     /// Appends a command.
@@ -88,6 +100,9 @@ impl Line {
     ) -> Result<(), String> {
         let payload_bytes = command.payload.len() as u64;
         self.admit(command.header.sequence, payload_bytes)?;
+        if let (Some(tasks), FrameType::Task) = (&mut self.nameable, command.header.frame_type) {
+            check_conditions(tasks, &command)?;
+        }
         let bound = |earlier: &&Entry| !scope.may_overtake(&earlier.scope);
         let mut blockers = self.beside.iter().filter(bound).count();
         if hand == Hand::Controls {
@@ -204,6 +219,15 @@ fn unblock(entries: &mut VecDeque<Entry>, gone: &Entry) {
             later.blockers -= 1;
         }
     }
+}
+
+/// A task names tasks that came shortly before it, or the parent broke the contract.
+fn check_conditions(tasks: &mut Outcomes, command: &Command) -> Result<(), String> {
+    let conditions = Conditions::read(&mut Reader::new(&command.payload));
+    let conditions = conditions.map_err(|error| error.to_string())?;
+    tasks.met(conditions).map_err(|error| error.to_string())?;
+    tasks.note(command.header.sequence.0, true);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -65,6 +65,7 @@ use signals::Signals;
 const SERVED: Features = Features::PIPELINING
     .union(Features::CONCURRENT_CONTROL)
     .union(Features::TIMED_COMPLETION)
+    .union(Features::CONDITIONS)
     .union(Features::FLOAT64)
     .union(Features::TASK_TAGS)
     .union(Features::PEER_FETCH)
@@ -353,6 +354,9 @@ impl Started {
         hit("session.reader").map_err(std::io::Error::from)?;
         listen::limit_unacknowledged(stream, lane.frame_limit)?;
         let commands = Arc::new(Commands::new(credits, Arc::clone(&self.lifeline)));
+        if lane.features.contains(Features::CONDITIONS) {
+            commands.take_conditions();
+        }
         let answers = Answers::new(
             stream.try_clone()?,
             lane.session,

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use echelon_runtime::buffer::access_name;
 use echelon_runtime::{trace, Error, Orchestrator, RunEnd, Tag, TaskView, Tensor};
 use echelon_wire::buffer::{AccessFlags, AddressSpace, RemoteTensorDesc};
+use echelon_wire::codec::Reader;
 use echelon_wire::error::EncodeError;
 use echelon_wire::frame::{Completion, FailureKind, Features, FrameType, TimedCompletion};
 use echelon_wire::id::Sequence;
+use echelon_wire::order::{behind_conditions, Conditions};
 use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
 use echelon_wire::tensor::TensorMeta;
 
@@ -26,10 +28,10 @@ impl Session {
         payload: &[u8],
     ) -> Result<Reply, EncodeError> {
         let start_ns = trace::now_ns();
-        let outcome = self.perform(payload);
+        let outcome = self.perform_if_met(sequence, payload);
         let failure_kind = outcome.as_ref().err().map_or(FailureKind::None, |f| f.kind);
         let text = outcome.err().map(|failure| {
-            let digest: String = payload
+            let digest: String = behind_conditions(payload, self.features)
                 .iter()
                 .take(32)
                 .map(|byte| format!("{byte:02x}"))
@@ -56,6 +58,27 @@ impl Session {
             result: Vec::new().into(),
         };
         Reply::of(FrameType::TimedCompletion, &done)
+    }
+
+    /// Carries a task out if what it names completed.
+    fn perform_if_met(&mut self, sequence: Sequence, payload: &[u8]) -> Result<(), Failure> {
+        if !self.features.contains(Features::CONDITIONS) {
+            return self.perform(payload);
+        }
+        let mut reader = Reader::new(payload);
+        // Both were checked when it came.
+        let conditions = Conditions::read(&mut reader).map_err(|error| error.to_string())?;
+        let met = self.outcomes.met(conditions).unwrap_or(false);
+        let outcome = if met {
+            self.perform(reader.rest()).map_err(Failure::of_itself)
+        } else {
+            Err(Failure {
+                kind: FailureKind::Skipped,
+                text: "a task that it names as a condition did not complete".to_owned(),
+            })
+        };
+        self.outcomes.note(sequence.0, outcome.is_ok());
+        outcome
     }
 
     fn perform(&self, payload: &[u8]) -> Result<(), Failure> {
@@ -120,6 +143,14 @@ impl Failure {
 }
 
 impl Failure {
+    /// With conditions "skipped" speaks of them alone: what an inner run skipped is as lost as what it lost.
+    fn of_itself(mut self) -> Self {
+        if self.kind == FailureKind::Skipped {
+            self.kind = FailureKind::Endpoint;
+        }
+        self
+    }
+
     /// The inner run did not complete: the kind of its root is that of the task, at every storey.
     fn of_run(error: &Error) -> Self {
         use echelon_runtime::FailureKind as Ended;

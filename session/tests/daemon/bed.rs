@@ -298,7 +298,7 @@ impl Parent {
     pub(crate) fn receive(&mut self) -> (FrameHeader, Vec<u8>) {
         let mut header = [0; 40];
         self.command.read_exact(&mut header).unwrap();
-        let header = FrameHeader::decode(&header).unwrap();
+        let header = FrameHeader::decode_with(&header, self.features()).unwrap();
         let mut payload = vec![0; header.payload_bytes as usize];
         self.command.read_exact(&mut payload).unwrap();
         (header, payload)

@@ -7,6 +7,7 @@
 )] // A failed unwrap is a failed test.
 
 mod bed;
+mod chains;
 mod lanes;
 mod neighbours;
 mod runners;
@@ -94,6 +95,7 @@ fn main() {
         .iter()
         .chain(runners::CASES)
         .chain(tags::CASES)
-        .chain(lanes::CASES);
+        .chain(lanes::CASES)
+        .chain(chains::CASES);
     harness::run(cases.copied(), |_, case| case());
 }

@@ -134,6 +134,9 @@ impl Features {
         if !self.contains(Self::PEER_FETCH) {
             set &= !(Self::PEER_FENCE.0 | Self::DATA_LANE.0 | Self::SAME_HOST.0);
         }
+        if !self.contains(Self::PIPELINING.union(Self::TIMED_COMPLETION)) {
+            set &= !Self::CONDITIONS.0;
+        }
         Self(set)
     }
 
@@ -164,8 +167,8 @@ impl Features {
             return Err(RuleViolation::new(
                 "HELLO.feature_flags",
                 hello_bits,
-                "it has an extension without the one that this needs: concurrent_control needs pipelining; peer_fence, data_lane and \
-                 same_host need peer_fetch",
+                "it has an extension without the one that this needs: concurrent_control needs pipelining; conditions need pipelining \
+                 and timed_completion; peer_fence, data_lane and same_host need peer_fetch",
             )
             .into());
         }

@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+pub use conditions::{behind_conditions, Conditions, Outcomes, UnknownCondition};
+
 use crate::buffer::{AddressSpace, RemoteTensorDesc};
 use crate::codec::Decode;
 use crate::frame::control::buffer::{CopyHeader, CopyTo, FreeCommand};
@@ -13,6 +15,8 @@ use crate::frame::control::transfer::{ExportRequest, ImportRequest, PeerFence, R
 use crate::frame::{Control, ControlName, Features, FrameType};
 use crate::id::{BufferId, WorkerId};
 use crate::task::{Carrier, TaskPayload};
+
+mod conditions;
 
 /// Code of the tag of a tensor that a task only reads.
 const INPUT: u8 = 0;
@@ -66,6 +70,10 @@ impl Scope {
         if !features.contains(Features::CONCURRENT_CONTROL) {
             return Self::IN_ORDER;
         }
+        let payload = match frame_type {
+            FrameType::Task => behind_conditions(payload, features),
+            _ => payload,
+        };
         match frame_type {
             FrameType::Task if names_nothing(payload, features) => Self::of_task([]),
             FrameType::Task => {

@@ -29,6 +29,9 @@ const CAPACITY: u32 = 2;
 /// Tasks in a child's queue while they are short: so many that a child finds work however seldom its parent looks.
 const DEPTH: u32 = 128;
 
+// What a parent has in flight can all be named.
+const _: () = assert!(DEPTH as usize <= crate::child::CONDITION_WINDOW);
+
 /// How long a child that was killed may take to be reaped.
 const REAP_WITHIN: Duration = Duration::from_secs(2);
 
@@ -154,6 +157,10 @@ impl Endpoint for LocalEndpoint {
         sent.map_err(|error| SubmitError::Refused(self.fault(&error)))?;
         self.owe();
         Ok(())
+    }
+
+    fn takes_conditions(&self) -> bool {
+        true
     }
 
     fn control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<(), EndpointGone> {

@@ -3,7 +3,10 @@
 use echelon_wire::buffer::{RemoteTensorDesc, TensorFlags};
 use echelon_wire::callable::RegistryTarget;
 use echelon_wire::codec::Writer;
+use echelon_wire::order::Conditions;
 use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
+
+use smallvec::SmallVec;
 
 use super::outbox::OutboxError;
 use super::LocalEndpoint;
@@ -64,9 +67,11 @@ impl LocalEndpoint {
             config: task.config.clone(),
             args,
         };
+        let after: SmallVec<[u64; 2]> = task.after.iter().map(|ticket| ticket.0).collect();
         let mut writer = Writer::from_vec(std::mem::take(&mut self.encoder.bytes));
         writer.clear();
-        let encoded = payload.encode(Carrier::Mailbox, &mut writer);
+        let encoded = Conditions::write(&after, &mut writer)
+            .and_then(|()| payload.encode(Carrier::Mailbox, &mut writer));
         self.encoder.args = payload.args;
         encoded.map_err(|error| error.to_string())?;
         Ok(writer.into_bytes())
@@ -186,6 +191,9 @@ impl LocalEndpoint {
                 let leases = self.outbox.task_done(head.ticket);
                 if let Some(leases) = leases.filter(|leases| done.retained && !leases.is_empty()) {
                     self.retained.insert(head.ticket, leases);
+                }
+                if done.skipped {
+                    return Ok(Some(EndpointEvent::Skipped { ticket }));
                 }
                 let failure = done.failure.map(TaskFailure::raised);
                 let report = TaskReport {

@@ -89,7 +89,9 @@ pub(super) fn reply(sequence: u64, name: ControlName, version: u32) -> Vec<u8> {
 
 pub(super) fn ticket_of(event: &EndpointEvent) -> u64 {
     match event {
-        EndpointEvent::Done { ticket, .. } | EndpointEvent::ControlDone { ticket, .. } => ticket.0,
+        EndpointEvent::Done { ticket, .. }
+        | EndpointEvent::Skipped { ticket }
+        | EndpointEvent::ControlDone { ticket, .. } => ticket.0,
         EndpointEvent::Lost { .. } => panic!("a state never says Lost"),
     }
 }

@@ -58,6 +58,7 @@ impl Probe {
             if let Some(event) = self.endpoint.poll_event() {
                 match &event {
                     EndpointEvent::Done { ticket, .. }
+                    | EndpointEvent::Skipped { ticket }
                     | EndpointEvent::ControlDone { ticket, .. } => {
                         assert!(
                             self.open.remove(ticket),
@@ -85,12 +86,31 @@ impl Probe {
         callable: &Callable,
         tensors: &[OutboundTensor],
     ) -> Result<Ticket, SubmitError> {
+        self.submit_whole(callable, tensors, &[])
+    }
+
+    /// Submits a task that is to be skipped unless those before it completed.
+    pub(super) fn submit_after(&mut self, callable: &Callable, after: &[Ticket]) -> Ticket {
+        let submitted = self.submit_whole(callable, &[], after);
+        let Ok(ticket) = submitted else {
+            panic!("{submitted:?}")
+        };
+        ticket
+    }
+
+    fn submit_whole(
+        &mut self,
+        callable: &Callable,
+        tensors: &[OutboundTensor],
+        after: &[Ticket],
+    ) -> Result<Ticket, SubmitError> {
         let ticket = self.ticket();
         let task = OutboundTask {
             callable,
             config: &CallConfig::default(),
             tensors,
             scalars: &[],
+            after,
         };
         self.endpoint.submit(ticket, &task)?;
         self.open.insert(ticket);

@@ -75,6 +75,40 @@ pub(super) fn failures_have_their_text(fixture: &dyn Fixture) {
     probe.settled(&task);
 }
 
+pub(super) fn conditions_are_kept(fixture: &dyn Fixture) {
+    let (task, fails) = (fixture.completing(), fixture.failing());
+    let mut probe = Probe::with(fixture, &[task.clone(), fails.clone()]);
+    if !probe.endpoint.takes_conditions() {
+        return;
+    }
+    for _ in 0..3 {
+        let first = probe.submit_after(&task, &[]);
+        let second = probe.submit_after(&task, &[first]);
+        let failing = probe.submit_after(&fails, &[first, second]);
+        let reader = probe.submit_after(&task, &[second, failing]);
+        let behind = probe.submit_after(&task, &[reader]);
+        let other = probe.submit_after(&task, &[second]);
+        let mut told = Vec::new();
+        for _ in 0..6 {
+            told.push(match probe.event() {
+                EndpointEvent::Done { ticket, report } => (ticket, Some(report.failure.is_none())),
+                EndpointEvent::Skipped { ticket } => (ticket, None),
+                other => panic!("{other:?}"),
+            });
+        }
+        let expected = [
+            (first, Some(true)),
+            (second, Some(true)),
+            (failing, Some(false)),
+            (reader, None),
+            (behind, None),
+            (other, Some(true)),
+        ];
+        assert_eq!(told, expected);
+    }
+    probe.settled(&task);
+}
+
 pub(super) fn unknown_callables_fail(fixture: &dyn Fixture) {
     let (task, unknown) = (fixture.completing(), fixture.failing());
     let mut probe = Probe::with(fixture, std::slice::from_ref(&task));

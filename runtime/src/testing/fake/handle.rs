@@ -31,6 +31,19 @@ impl FakeHandle {
         self.on_control(|_| ControlVerdict::Carry);
     }
 
+    /// Says that it takes conditions; to be called before its worker starts. Whether they are met is the test's word.
+    pub fn takes_conditions(&self) {
+        self.0.state.lock().takes_conditions = true;
+    }
+
+    /// Skips a task: something that it names did not complete.
+    pub fn skip(&self, ticket: Ticket) {
+        let mut state = self.0.state.lock();
+        state.held.remove(&ticket);
+        state.events.push_back(EndpointEvent::Skipped { ticket });
+        self.0.announce(state);
+    }
+
     /// `kill` only makes it refuse work; the loss is reported by [`Self::lose`].
     pub fn dies_slowly(&self) {
         self.0.state.lock().dies_slowly = true;

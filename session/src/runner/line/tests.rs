@@ -99,6 +99,66 @@ fn more_than_the_credits_is_refused_and_an_answer_gives_credit_back() {
     );
 }
 
+/// A task with these conditions, as it came.
+fn conditional(sequence: u64, conditions: &[u64]) -> Command {
+    let mut payload = (conditions.len() as u32).to_le_bytes().to_vec();
+    payload.extend(conditions.iter().flat_map(|number| number.to_le_bytes()));
+    let mut command = command(sequence, payload.len());
+    command.header.frame_type = FrameType::Task;
+    command.payload = payload;
+    command
+}
+
+#[test]
+fn a_task_names_tasks_that_came_before_it() {
+    let roomy = Credits {
+        max_bytes: 1 << 20,
+        ..ANNOUNCED
+    };
+    let line = || {
+        let mut line = Line::new(Some(roomy));
+        line.take_conditions();
+        for sequence in [1, 3] {
+            let task = conditional(sequence, &[]);
+            line.push(task, Scope::IN_ORDER, Hand::Main).expect("taken");
+            push(&mut line, sequence + 1, 1).expect("a control");
+        }
+        line
+    };
+    for named in [&[][..], &[1], &[3], &[1, 3]] {
+        let task = conditional(5, named);
+        line()
+            .push(task, Scope::IN_ORDER, Hand::Main)
+            .expect("taken");
+    }
+    // None, a control, itself, a later one, a repeated one, out of order.
+    for named in [&[0][..], &[2], &[5], &[6], &[1, 1], &[3, 1]] {
+        let task = conditional(5, named);
+        let refused = line().push(task, Scope::IN_ORDER, Hand::Main);
+        refused.expect_err("it names what it may not");
+    }
+}
+
+#[test]
+fn a_task_that_came_too_long_ago_cannot_be_named() {
+    let mut line = Line::new(Some(ANNOUNCED));
+    line.take_conditions();
+    for sequence in 1..=CONDITION_WINDOW as u64 {
+        let task = conditional(sequence, &[]);
+        line.push(task, Scope::IN_ORDER, Hand::Main).expect("taken");
+        let (number, _) = line.take(Hand::Main).expect("a command");
+        line.answering(number);
+        line.done(number);
+    }
+    let next = CONDITION_WINDOW as u64 + 1;
+    line.push(conditional(next, &[1]), Scope::IN_ORDER, Hand::Main)
+        .expect("the oldest that is kept");
+    let error = line
+        .push(conditional(next + 1, &[1]), Scope::IN_ORDER, Hand::Main)
+        .expect_err("it is not kept any more");
+    assert!(error.contains("condition 1"), "{error}");
+}
+
 // --- any order that the line allows ------------------------------------------------------------------------
 
 const BOTH: Features = Features::PIPELINING

@@ -1,0 +1,122 @@
+//! Chains in the engine: which tasks may have a part in one, what a chained task is sent with, and what comes of one that its
+//! worker skipped (design §15.18).
+
+use smallvec::SmallVec;
+
+use super::record::{Flight, MemberRecord, PreparedTensor, Work};
+use super::story::StepKind;
+use super::{Core, GroupKind};
+use crate::args::ArgSource;
+use crate::endpoint::Ticket;
+use crate::graph::{Chaining, EndpointId, Event, TaskId};
+use crate::worker::TaskOptions;
+
+/// Tasks that a chained task reads from, as its endpoint knows them.
+pub(super) type Conditions = SmallVec<[Ticket; 2]>;
+
+/// Set to `0`, every task is sent when what it waits for has ended: to measure what chains are worth.
+const SWITCH: &str = "ECHELON_CHAINS";
+
+/// Whether this process chains at all.
+pub(super) fn switched_on() -> bool {
+    std::env::var_os(SWITCH).is_none_or(|value| value != "0")
+}
+
+/// The part that a call may have in a chain. Groups have none.
+pub(super) fn part_of(
+    group: GroupKind,
+    members: &[MemberRecord],
+    options: &TaskOptions,
+) -> Chaining {
+    // Its results are in the caller's array only when they were copied back, after its end was reported (decision 0004).
+    let copied_back =
+        |tensor: &PreparedTensor| tensor.stage.as_ref().is_some_and(|stage| stage.copy_out);
+    // What it wrote to a buffer on another host may still be on its way when it has failed, until its owner was told.
+    let fetched = |tensor: &PreparedTensor| match &tensor.arg.source {
+        ArgSource::Remote { buffer, .. } => buffer.facts().fetched,
+        _ => false,
+    };
+    let ends_there = |member: &MemberRecord| {
+        let mut tensors = member.tensors.iter();
+        !tensors.any(|tensor| copied_back(tensor) || fetched(tensor))
+    };
+    let single = group == GroupKind::Single;
+    Chaining {
+        follows: single,
+        leads: single && members.iter().all(ends_there),
+        repeats: options.idempotent,
+    }
+}
+
+impl Core {
+    /// Tells the scheduler whether an endpoint takes chains.
+    pub(super) fn allow_chains(&mut self, endpoint: EndpointId) {
+        let takes = |slot: &super::EndpointSlot| slot.endpoint.takes_conditions();
+        let allowed = self.chains && self.slot(endpoint).is_some_and(takes);
+        self.scheduler.chain_on(endpoint, allowed);
+    }
+
+    /// Carries out `Action::Chain`.
+    pub(super) fn dispatch_behind(&mut self, task: TaskId, endpoint: EndpointId) -> Option<Event> {
+        let Some(conditions) = self.conditions_of(task) else {
+            return Some(Event::MemberReturned {
+                task,
+                member: 0,
+                endpoint,
+                hold: false,
+            });
+        };
+        self.dispatch(task, 0, endpoint, &conditions)
+    }
+
+    /// `None` when it is not to be sent after all.
+    fn conditions_of(&self, task: TaskId) -> Option<Conditions> {
+        let ticket = |id: &TaskId| match &self.records.get(id)?.work {
+            Work::Call { members, .. } => members.first()?.ticket,
+            Work::Copy(_) => None,
+        };
+        let conditions = self.scheduler.conditions(task)?;
+        conditions.iter().map(ticket).collect()
+    }
+
+    /// An endpoint skipped a task because something that it reads from did not complete there.
+    pub(super) fn on_skipped(&mut self, endpoint: EndpointId, ticket: Ticket) {
+        let found = match self.flights.get(&ticket) {
+            Some(Flight::Member {
+                task,
+                member,
+                endpoint: at,
+                ..
+            }) if *at == endpoint => Some((*task, *member)),
+            _ => None,
+        };
+        let Some((task, member)) = found else {
+            tracing::warn!(
+                ticket = ticket.0,
+                "a skip that nobody waits for was dropped"
+            );
+            return;
+        };
+        self.flights.remove(&ticket);
+        self.leave_queue(endpoint, ticket);
+        self.not_begun(task, member, endpoint);
+    }
+
+    /// A member that was sent has not been begun: it is where it was before.
+    pub(super) fn not_begun(&mut self, task: TaskId, member: u32, endpoint: EndpointId) {
+        if let Some(record) = self.records.get_mut(&task) {
+            record.steps.note(member, StepKind::Returned(endpoint));
+            if let Work::Call { members, .. } = &mut record.work {
+                if let Some(member) = members.get_mut(member as usize) {
+                    member.attempts = member.attempts.saturating_sub(1);
+                }
+            }
+        }
+        self.feed(Event::MemberReturned {
+            task,
+            member,
+            endpoint,
+            hold: false,
+        });
+    }
+}
