@@ -86,8 +86,8 @@ impl Child {
                 Some(next) if next.kind == records::TASK => ticket = next.ticket,
                 Some(other) => return Ok(RowEnd::Other(other)),
             }
-            // In a row the clock is read once a task: what lies between two is a fraction of a microsecond.
-            start_ns = end_ns;
+            // Not the end of the one before: this one may have been sent since.
+            start_ns = now_ns();
         }
     }
 
