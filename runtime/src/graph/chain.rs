@@ -88,6 +88,11 @@ impl Scheduler {
         self.tasks.get(task).is_some_and(|task| task.root.is_some())
     }
 
+    /// Whether an unfinished task is not to be started any more: its run was cancelled.
+    pub fn is_cancelled(&self, task: TaskId) -> bool {
+        self.tasks.get(task).is_some_and(|task| task.cancelled)
+    }
+
     /// Sends a blocked task if everything that it waits for is on one lane and its placement would choose that, or remembers it
     /// there until a place comes free.
     pub(super) fn try_chain(&mut self, id: TaskId) {

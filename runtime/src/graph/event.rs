@@ -37,6 +37,23 @@ pub enum Event {
         /// How it ended.
         result: MemberResult,
     },
+    /// A dispatched member has run, and what it wrote is on its way to where others look for it: its place is free, its task has
+    /// not ended. One `MemberSettled` is expected. What comes a second time, or after the endpoint was lost, is ignored and counted.
+    MemberRan {
+        /// The task as dispatched.
+        task: TaskId,
+        /// The member as dispatched.
+        member: u32,
+        /// The endpoint as dispatched.
+        endpoint: EndpointId,
+    },
+    /// What a member of `MemberRan` wrote has arrived, or cannot. A second report is ignored and counted.
+    MemberSettled {
+        /// The task.
+        task: TaskId,
+        /// How the member ended.
+        result: MemberResult,
+    },
     /// A dispatched member has not run, or may run once more: it waits for a place again, before what became ready after
     /// it. After a failure of another member, or a cancel, nothing more of the task is started. A member of a gang is lost.
     MemberReturned {

@@ -117,9 +117,10 @@ fn check_task(task: &Task, edges: u32, in_flight: u32) -> Result<(), String> {
             task.pending
         ));
     }
+    let in_flight = in_flight + task.settling;
     if task.dispatched - task.reported != in_flight || task.dispatched > task.work.members() {
         return Err(format!(
-            "has {in_flight} members in flight of {} dispatched",
+            "has {in_flight} members in flight or settling of {} dispatched",
             task.dispatched
         ));
     }
@@ -133,7 +134,7 @@ fn check_task(task: &Task, edges: u32, in_flight: u32) -> Result<(), String> {
         Phase::Running => in_flight > 0 || task.waits(),
     };
     let single = matches!(task.work, Work::Slots { members: 1, .. });
-    if task.seat.is_some() && !(single && in_flight == 1) {
+    if task.seat.is_some() && !(single && in_flight == 1 && task.settling == 0) {
         return Err("has a seat and is not in flight".to_owned());
     }
     if !sound {

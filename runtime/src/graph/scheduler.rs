@@ -132,6 +132,15 @@ impl Scheduler {
                 Some(()) => self.member_done(task, result, out),
                 None => self.counts.late_reports += 1,
             },
+            Event::MemberRan {
+                task,
+                member,
+                endpoint,
+            } => match self.placement.vacate(endpoint, task, member) {
+                Some(()) => self.member_ran(task),
+                None => self.counts.late_reports += 1,
+            },
+            Event::MemberSettled { task, result } => self.member_settled(task, result, out),
             Event::MemberReturned {
                 task,
                 member,

@@ -104,6 +104,8 @@ pub(super) struct Task {
     pub(super) cancelled: bool,
     pub(super) dispatched: u32,
     pub(super) reported: u32,
+    /// Members that have run and are not reported yet.
+    pub(super) settling: u32,
     /// The worst that happened to a member, in the order of `Outcome`.
     pub(super) worst: Outcome,
 }
@@ -136,6 +138,7 @@ impl Task {
             cancelled: false,
             dispatched: 0,
             reported: 0,
+            settling: 0,
             worst: Outcome::Completed,
         }
     }

@@ -143,6 +143,31 @@ impl Scheduler {
         self.finish_if_over(id, out);
     }
 
+    /// A member in flight has run; its place is free.
+    pub(super) fn member_ran(&mut self, id: TaskId) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.settling += 1;
+            task.seat = None;
+        }
+    }
+
+    /// What a member that has run wrote is where others look for it, or never will be.
+    pub(super) fn member_settled(
+        &mut self,
+        id: TaskId,
+        result: MemberResult,
+        out: &mut Vec<Action>,
+    ) {
+        match self.tasks.get_mut(id).filter(|task| task.settling > 0) {
+            Some(task) => {
+                task.settling -= 1;
+                self.record(id, result);
+                self.finish_if_over(id, out);
+            }
+            None => self.counts.late_reports += 1,
+        }
+    }
+
     /// A member in flight came back unexecuted, or is to be tried again: it waits for a place, or is held until it is
     /// released. A gang runs together or not at all, so that a member of one which comes back is lost.
     pub(super) fn member_returned(

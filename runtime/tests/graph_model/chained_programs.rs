@@ -6,7 +6,7 @@ use echelon_runtime::graph::*;
 use proptest::prelude::*;
 
 use super::memory::{SPACES, SPACE_BYTES};
-use super::program::{kind, Numbers};
+use super::program::{kind, result, Numbers};
 use super::reference::compare;
 use super::world::World;
 
@@ -18,6 +18,9 @@ enum Step {
     Submit(NodeSpec, Chaining),
     Report(usize, MemberResult),
     ReportAgain(usize),
+    /// A member has run, and what it wrote arrives later.
+    Ran(usize, MemberResult),
+    Settle(usize),
     /// A member that may be repeated is to be tried again.
     Return(usize, bool),
     Release(usize),
@@ -109,15 +112,12 @@ fn submit() -> impl Strategy<Value = Step> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let result = prop_oneof![
-        8 => Just(MemberResult::Completed),
-        2 => Just(MemberResult::Failed),
-        1 => Just(MemberResult::Lost),
-    ];
     prop_oneof![
         40 => submit(),
-        14 => (any::<usize>(), result).prop_map(|(at, result)| Step::Report(at, result)),
+        14 => (any::<usize>(), result()).prop_map(|(at, result)| Step::Report(at, result)),
         1 => any::<usize>().prop_map(Step::ReportAgain),
+        4 => (any::<usize>(), result()).prop_map(|(at, result)| Step::Ran(at, result)),
+        2 => any::<usize>().prop_map(Step::Settle),
         4 => (any::<usize>(), any::<bool>()).prop_map(|(at, hold)| Step::Return(at, hold)),
         3 => any::<usize>().prop_map(Step::Release),
         1 => (0..ENDPOINTS).prop_map(Step::Pause),
@@ -142,6 +142,16 @@ fn run_step(world: &mut World, step: Step) {
         Step::ReportAgain(at) => {
             if !world.reported.is_empty() {
                 world.report_again(world.reported[at % world.reported.len()]);
+            }
+        }
+        Step::Ran(at, result) => {
+            if !world.flights.is_empty() {
+                world.run_flight(at % world.flights.len(), result);
+            }
+        }
+        Step::Settle(at) => {
+            if !world.settling.is_empty() {
+                world.settle(at % world.settling.len());
             }
         }
         Step::Return(at, hold) => {

@@ -22,4 +22,5 @@ mod program;
 mod random_programs;
 mod reference;
 mod returns;
+mod settling;
 mod world;

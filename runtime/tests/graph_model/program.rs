@@ -20,6 +20,9 @@ pub(crate) enum Step {
     Submit(NodeSpec),
     Report(usize, MemberResult),
     ReportAgain(usize),
+    /// A member has run, and what it wrote arrives later.
+    Ran(usize, MemberResult),
+    Settle(usize),
     Return(usize, bool),
     Release(usize),
     Pause(u32),
@@ -82,7 +85,7 @@ pub(crate) fn spec() -> impl Strategy<Value = NodeSpec> {
     })
 }
 
-fn result() -> impl Strategy<Value = MemberResult> {
+pub(crate) fn result() -> impl Strategy<Value = MemberResult> {
     prop_oneof![
         8 => Just(MemberResult::Completed),
         2 => Just(MemberResult::Failed),
@@ -99,6 +102,8 @@ fn step() -> impl Strategy<Value = Step> {
         20 => spec().prop_map(Step::Submit),
         14 => (any::<usize>(), result()).prop_map(|(at, result)| Step::Report(at, result)),
         3 => any::<usize>().prop_map(Step::ReportAgain),
+        4 => (any::<usize>(), result()).prop_map(|(at, result)| Step::Ran(at, result)),
+        3 => any::<usize>().prop_map(Step::Settle),
         3 => (any::<usize>(), any::<bool>()).prop_map(|(at, hold)| Step::Return(at, hold)),
         1 => any::<usize>().prop_map(Step::Release),
         2 => endpoint().prop_map(Step::Pause),

@@ -33,6 +33,16 @@ fn run_step(world: &mut World, step: Step) {
                 world.report_again(world.reported[at % world.reported.len()]);
             }
         }
+        Step::Ran(at, result) => {
+            if !world.flights.is_empty() {
+                world.run_flight(at % world.flights.len(), result);
+            }
+        }
+        Step::Settle(at) => {
+            if !world.settling.is_empty() {
+                world.settle(at % world.settling.len());
+            }
+        }
         Step::Return(at, hold) => {
             if !world.flights.is_empty() {
                 world.return_flight(at % world.flights.len(), hold);

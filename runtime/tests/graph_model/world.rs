@@ -68,6 +68,8 @@ pub(crate) struct World {
     pub(crate) records: Vec<Record>,
     pub(crate) marks: Vec<Mark>,
     pub(crate) flights: Vec<Flight>,
+    /// Members that have run and are not reported yet, and how they will be.
+    pub(crate) settling: Vec<(Flight, MemberResult)>,
     /// Reports that were given and may be given again, late.
     pub(crate) reported: Vec<Event>,
     /// Capacity of each endpoint that is up.
@@ -102,6 +104,7 @@ impl World {
             records: Vec::new(),
             marks: Vec::new(),
             flights: Vec::new(),
+            settling: Vec::new(),
             reported: Vec::new(),
             up: BTreeMap::new(),
             down: BTreeSet::new(),
@@ -321,9 +324,12 @@ impl World {
     /// Completes what is in flight, always at the position that `pick` chooses, until nothing is.
     pub(crate) fn drain(&mut self, mut pick: impl FnMut(usize) -> usize) {
         self.mend();
-        while !self.flights.is_empty() {
-            let position = pick(self.flights.len());
-            self.report_flight(position, MemberResult::Completed);
+        while !(self.flights.is_empty() && self.settling.is_empty()) {
+            let position = pick(self.flights.len() + self.settling.len());
+            match position.checked_sub(self.flights.len()) {
+                Some(position) => self.settle(position),
+                None => self.report_flight(position, MemberResult::Completed),
+            }
         }
         assert_eq!(
             self.scheduler.live(),
