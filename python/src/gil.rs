@@ -38,7 +38,7 @@ where
 /// To let the GIL go and take it again costs more than a short call, and gives a busy thread the chance to keep it for 5 ms.
 pub(crate) fn quick<T, F>(
     py: Python<'_>,
-    attempt: impl FnOnce() -> Result<Option<T>, Error>,
+    attempt: impl FnOnce() -> PyResult<Result<Option<T>, Error>>,
     call: impl FnOnce() -> PyResult<F>,
 ) -> PyResult<T>
 where
@@ -46,7 +46,7 @@ where
     F: FnOnce() -> Result<T, Error> + Send,
 {
     buffer::drain(py);
-    match attempt() {
+    match attempt()? {
         Ok(Some(done)) => Ok(done),
         Ok(None) => blocking(py, call()?),
         Err(error) => Err(to_py(py, error)),

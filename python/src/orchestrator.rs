@@ -4,6 +4,7 @@ use echelon_runtime::args::TaskArgs;
 use echelon_runtime::error::Error;
 use echelon_runtime::memory::HostMemory;
 use echelon_runtime::worker::{CopySide, Orchestrator, TaskHandle, TaskOptions};
+use echelon_wire::call_config::CallConfig;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -78,21 +79,23 @@ impl PyOrchestrator {
         py: Python<'_>,
         args: Option<&PyTaskArgs>,
         options: Option<TaskOptions>,
-        attempt: impl FnOnce(&Orchestrator, TaskArgs) -> Result<Option<TaskHandle>, Error>,
+        attempt: impl FnOnce(&Orchestrator, &TaskArgs) -> Result<Option<TaskHandle>, Error>,
         call: impl FnOnce(Orchestrator, TaskArgs) -> Result<TaskHandle, Error> + Send,
     ) -> PyResult<PyTaskHandle> {
-        let snapshot = || args.map_or_else(|| Ok(TaskArgs::new()), |args| args.snapshot(py));
         let plain = options.is_none();
         let waiting = || {
             let orchestrator = self.with(py, options)?;
-            let args = snapshot()?;
+            let args = args.map_or_else(|| Ok(TaskArgs::new()), |args| args.snapshot(py))?;
             Ok(move || call(orchestrator, args))
         };
-        let args = snapshot()?;
-        // No call into Python happens under this lock, and nobody else waits for it: all who take it hold the GIL.
-        let attempt = || match &*self.0.lock() {
+        // No call into Python happens under these locks, and nobody else waits for them: all who take them hold the GIL.
+        let attempt = |args: &TaskArgs| match &*self.0.lock() {
             Some(orchestrator) if plain => attempt(orchestrator, args),
             _ => Ok(None),
+        };
+        let attempt = || match args {
+            Some(args) => args.look(py, attempt),
+            None => Ok(attempt(&TaskArgs::new())),
         };
         gil::quick(py, attempt, waiting).map(PyTaskHandle)
     }
@@ -141,14 +144,14 @@ impl PyOrchestrator {
         timeout_s: Option<&Bound<'_, PyAny>>,
         idempotent: bool,
     ) -> PyResult<PyTaskHandle> {
-        let config = || config.cloned().unwrap_or_default().0;
+        let config = config.map_or(CallConfig::usual(), |config| &config.0);
         let worker = (worker != -1).then_some(worker);
         self.submit(
             py,
             Some(args),
             options(timeout_s, idempotent)?,
-            |orch, args| orch.try_submit_next_level(&handle.0, args, config(), worker),
-            |orch, args| orch.submit_next_level(&handle.0, args, config(), worker),
+            |orch, args| orch.try_submit_next_level(&handle.0, args, config, worker),
+            |orch, args| orch.submit_next_level(&handle.0, args, config.clone(), worker),
         )
     }
 
@@ -183,7 +186,7 @@ impl PyOrchestrator {
         let worker = (worker != -1).then_some(worker);
         let options = options(timeout_s, idempotent)?;
         self.submit_many(py, args_list, options, |orch, args| {
-            orch.submit_next_level_many(&handle.0, args, &config, worker)
+            orch.submit_next_level_many(&handle.0, &args, &config, worker)
         })
     }
 
@@ -264,7 +267,7 @@ impl PyOrchestrator {
     ) -> PyResult<Vec<PyTaskHandle>> {
         let options = options(timeout_s, idempotent)?;
         self.submit_many(py, args_list, options, |orch, args| {
-            orch.submit_sub_many(&handle.0, args)
+            orch.submit_sub_many(&handle.0, &args)
         })
     }
 

@@ -103,12 +103,17 @@ impl PyTaskArgs {
 
     /// The arguments to submit.
     pub(crate) fn snapshot(&self, py: Python<'_>) -> PyResult<TaskArgs> {
+        self.look(py, TaskArgs::clone)
+    }
+
+    /// Looks at the arguments to submit. `look` runs under the lock: it must neither call into Python nor wait.
+    pub(crate) fn look<R>(&self, py: Python<'_>, look: impl FnOnce(&TaskArgs) -> R) -> PyResult<R> {
         let view = match &*self.0.lock() {
-            Side::Building(building) => return Ok(building.args.clone()),
+            Side::Building(building) => return Ok(look(&building.args)),
             Side::Received(view) => view.clone(),
         };
         // Without the lock: what goes wrong here becomes a Python exception (P-2).
-        forward(py, &view)
+        forward(py, &view).map(|args| look(&args))
     }
 
     fn tensor_count(&self) -> usize {

@@ -194,6 +194,13 @@ impl TaskArgs {
         Ok(self)
     }
 
+    /// The same tensor argument, at another place.
+    pub(crate) fn move_tensor(&mut self, index: usize, source: ArgSource) {
+        if let Some(arg) = self.fields().tensors.get_mut(index) {
+            arg.source = source;
+        }
+    }
+
     fn push(&mut self, arg: TensorArg) -> Result<&mut Self, Error> {
         if self.tensors().len() >= echelon_wire::limits::MAX_TENSORS as usize {
             return Err(too_many("tensors", echelon_wire::limits::MAX_TENSORS));

@@ -63,6 +63,7 @@ mod imp {
 mod imp {
     use std::ffi::{OsStr, OsString};
     use std::io::Write as _;
+    use std::sync::OnceLock;
     use std::time::Duration;
 
     use super::Injected;
@@ -71,15 +72,17 @@ mod imp {
     const VARIABLE: &str = "ECHELON_FAILPOINTS";
 
     pub(super) fn hit(name: &str, index: Option<u32>) -> Result<(), Injected> {
-        let Some(path) = std::env::var_os(VARIABLE) else {
+        // The environment of a process does not change; to look into it costs more than to submit a task.
+        static PATH: OnceLock<Option<OsString>> = OnceLock::new();
+        let Some(path) = PATH.get_or_init(|| std::env::var_os(VARIABLE)) else {
             return Ok(());
         };
         let exact = index.map(|index| format!("{name}.{index}"));
         let named = |point: &str| point == name || Some(point) == exact.as_deref();
-        let Some((point, action)) = armed(&path, &named) else {
+        let Some((point, action)) = armed(path, &named) else {
             return Ok(());
         };
-        note(&path, &point);
+        note(path, &point);
         match action.as_str() {
             "exit" => std::process::exit(7),
             "crash" => {
@@ -89,7 +92,7 @@ mod imp {
             }
             "panic" => panic!("failpoint {point}"),
             "hang" => {
-                while armed(&path, &named).is_some_and(|(_, action)| action == "hang") {
+                while armed(path, &named).is_some_and(|(_, action)| action == "hang") {
                     std::thread::park_timeout(Duration::from_millis(5));
                 }
                 Ok(())

@@ -3,7 +3,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::OnceLock;
 
 /// A map by numbers.
@@ -74,11 +74,101 @@ impl Hasher for NumberHasher {
     }
 }
 
+/// Values by number, of which one after the other asks for the same: the one that was asked for last is found without a search.
+#[derive(Debug)]
+pub(crate) struct LastMap<K, V> {
+    places: NumberMap<K, usize>,
+    values: Vec<Option<(K, V)>>,
+    free: Vec<usize>,
+    /// Of the value that was put in or changed last.
+    last: usize,
+}
+
+impl<K, V> Default for LastMap<K, V> {
+    fn default() -> Self {
+        Self {
+            places: NumberMap::default(),
+            values: Vec::new(),
+            free: Vec::new(),
+            last: 0,
+        }
+    }
+}
+
+impl<K: Copy + Eq + Hash, V> LastMap<K, V> {
+    fn place(&self, key: K) -> Option<usize> {
+        match self.values.get(self.last) {
+            Some(Some((known, _))) if *known == key => Some(self.last),
+            _ => self.places.get(&key).copied(),
+        }
+    }
+
+    pub(crate) fn get(&self, key: K) -> Option<&V> {
+        let value = self.values.get(self.place(key)?)?;
+        value.as_ref().map(|(_, value)| value)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: K) -> Option<&mut V> {
+        self.last = self.place(key)?;
+        let value = self.values.get_mut(self.last)?;
+        value.as_mut().map(|(_, value)| value)
+    }
+
+    /// Puts a value in; an earlier one under the key is dropped.
+    pub(crate) fn insert(&mut self, key: K, value: V) {
+        self.remove(key);
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.values.push(None);
+            self.values.len() - 1
+        });
+        self.places.insert(key, place);
+        self.values[place] = Some((key, value));
+        self.last = place;
+    }
+
+    pub(crate) fn remove(&mut self, key: K) -> Option<V> {
+        let place = self.places.remove(&key)?;
+        self.free.push(place);
+        let value = self.values.get_mut(place)?.take();
+        value.map(|(_, value)| value)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (K, &V)> {
+        self.values
+            .iter()
+            .flatten()
+            .map(|(key, value)| (*key, value))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_last_map_is_a_map(steps in prop::collection::vec((0..4_u8, 0..6_u64), 0..200)) {
+            let mut map = LastMap::default();
+            let mut model: HashMap<u64, usize> = HashMap::new();
+            for (at, (what, key)) in steps.into_iter().enumerate() {
+                match what {
+                    0 => {
+                        map.insert(key, at);
+                        model.insert(key, at);
+                    }
+                    1 => prop_assert_eq!(map.remove(key), model.remove(&key)),
+                    2 => prop_assert_eq!(map.get_mut(key), model.get_mut(&key)),
+                    _ => prop_assert_eq!(map.get(key), model.get(&key)),
+                }
+                let all: HashMap<u64, usize> = map.iter().map(|(key, value)| (key, *value)).collect();
+                prop_assert_eq!(&all, &model);
+            }
+        }
+    }
 
     #[test]
     fn neighbours_are_spread() {

@@ -347,10 +347,10 @@ fn a_batch_is_so_many_single_submits_in_order() {
         .run(|orch| {
             let tensor = orch.alloc(u8s(1))?;
             tensor.memory()?.zero()?;
-            let handles = orch.submit_sub_many(&plus_one, vec![on(&tensor); 200])?;
+            let handles = orch.submit_sub_many(&plus_one, &vec![on(&tensor); 200])?;
             let numbers: Vec<u64> = handles.iter().map(|handle| handle.sequence).collect();
             assert_eq!(numbers, (1..=200).collect::<Vec<_>>());
-            assert!(orch.submit_sub_many(&plus_one, Vec::new())?.is_empty());
+            assert!(orch.submit_sub_many(&plus_one, &[])?.is_empty());
             Ok::<_, Error>(tensor)
         })
         .unwrap();
@@ -378,7 +378,7 @@ fn what_stands_before_a_refused_entry_of_a_batch_is_submitted() {
             orch.scope_end()?;
             let mut batch = vec![on(&tensor); 150];
             batch[70] = on(&ended);
-            let error = orch.submit_sub_many(&plus_one, batch).unwrap_err();
+            let error = orch.submit_sub_many(&plus_one, &batch).unwrap_err();
             let text = error.to_string();
             assert!(
                 text.starts_with("args_list[70]: tensor: its scope"),
@@ -412,7 +412,7 @@ fn a_batch_waits_for_room_in_the_table_and_for_memory() {
     let array = HostMemory::from_vec(vec![0; 65_536]);
     args.add_host(array, u8s(65_536), Tag::Input).unwrap();
     let report = w
-        .run_simple(|orch| orch.submit_sub_many(&noop, vec![args; 500]).map(drop))
+        .run_simple(|orch| orch.submit_sub_many(&noop, &vec![args; 500]).map(drop))
         .unwrap();
     assert_eq!(report.counts["completed"], 500);
     w.close().unwrap();
@@ -437,9 +437,9 @@ fn a_submit_that_would_wait_for_room_can_be_asked_not_to() {
     w.init().unwrap();
     let report = w
         .run_simple(|orch| {
-            let first = orch.try_submit_sub(&waits, TaskArgs::new())?;
+            let first = orch.try_submit_sub(&waits, &TaskArgs::new())?;
             assert_eq!(first.map(|handle| handle.sequence), Some(1));
-            let second = orch.try_submit_sub(&waits, TaskArgs::new())?;
+            let second = orch.try_submit_sub(&waits, &TaskArgs::new())?;
             assert_eq!(second, None, "the table has one place");
             go.send(()).unwrap();
             go.send(()).unwrap();

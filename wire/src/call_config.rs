@@ -40,7 +40,14 @@ pub struct CallConfig {
 
 impl Default for CallConfig {
     fn default() -> Self {
-        Self {
+        Self::usual().clone()
+    }
+}
+
+impl CallConfig {
+    /// The settings of a task that names none.
+    pub fn usual() -> &'static Self {
+        static USUAL: CallConfig = CallConfig {
             block_dim: 0,
             aicpu_thread_num: 3,
             enable_l2_swimlane: 0,
@@ -49,11 +56,10 @@ impl Default for CallConfig {
             enable_dep_gen: 0,
             enable_scope_stats: 0,
             output_prefix: String::new(),
-        }
+        };
+        &USUAL
     }
-}
 
-impl CallConfig {
     /// The prefix up to its first NUL: v1 peers store the bytes after it and never read them.
     pub fn effective_output_prefix(&self) -> &str {
         self.output_prefix.split('\0').next().unwrap_or_default()

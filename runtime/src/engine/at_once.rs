@@ -7,6 +7,7 @@
 use std::time::Instant;
 
 use parking_lot::MutexGuard;
+use smallvec::smallvec;
 
 use super::attempts::check_repeatable;
 use super::chain::part_of;
@@ -20,7 +21,7 @@ use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::buffer::RemoteBuffer;
 use crate::error::Error;
 use crate::failpoint::hit;
-use crate::graph::{self, NodeSpec, RunId};
+use crate::graph::{self, RunId};
 use crate::memory::MemoryError;
 
 /// Tasks of a batch that are submitted under one lock: long enough that the lock costs nothing, short enough (tens of
@@ -42,35 +43,26 @@ pub(crate) enum Patience {
     ForTheLock,
 }
 
-/// What came of a submit that does not wait.
-pub(crate) enum AtOnce {
-    /// The task's number in its run.
-    Submitted(u64),
-    /// It would have to wait; nothing has happened.
-    WouldWait(SubmitSpec),
-}
-
 impl Engine {
-    /// Submits one task if that can be done now.
+    /// Submits one task if that can be done now: its number in its run. `None` when it would have to wait; nothing has happened then.
     pub(crate) fn submit_at_once(
         &self,
-        spec: SubmitSpec,
+        spec: SubmitSpec<'_>,
         patience: Patience,
-    ) -> Result<AtOnce, Error> {
-        let Some(tensors) = self.checked(&spec)? else {
-            return Ok(AtOnce::WouldWait(spec));
+    ) -> Result<Option<u64>, Error> {
+        let Some(args) = self.checked(&spec)? else {
+            return Ok(None);
         };
         let core = match patience {
             Patience::None => self.core_soon(),
             Patience::ForTheLock => Some(self.core.lock()),
         };
         let Some(mut core) = core else {
-            return Ok(AtOnce::WouldWait(spec));
+            return Ok(None);
         };
-        let limited = spec.options.timeout.is_some();
-        let done = self.submit_locked(&mut core, spec, tensors);
+        let done = self.submit_locked(&mut core, &spec, args);
         self.leave_submit(core);
-        if limited {
+        if spec.options.timeout.is_some() {
             // Whoever sleeps must not sleep beyond the limit.
             self.wake();
         }
@@ -89,19 +81,16 @@ impl Engine {
         None
     }
 
-    /// Submits one task for each of `args`, in order, as single submits would. Returns their numbers; when one is refused,
+    /// Submits one task for each of `spec.args`, in order, as single submits would. Returns their numbers; when one is refused,
     /// those before it stay submitted.
-    pub(crate) fn submit_many(
-        &self,
-        args: Vec<TaskArgs>,
-        spec_of: impl Fn(TaskArgs) -> SubmitSpec,
-    ) -> Result<Vec<u64>, (usize, Error)> {
-        let mut sequences = Vec::with_capacity(args.len());
-        let mut args = args.into_iter().map(spec_of).peekable();
+    pub(crate) fn submit_many(&self, spec: SubmitSpec<'_>) -> Result<Vec<u64>, (usize, Error)> {
+        let mut sequences = Vec::with_capacity(spec.args.len());
         let mut next_check = Instant::now() + INTERRUPT_PERIOD;
-        while args.peek().is_some() {
-            let batch = args.by_ref().take(BATCH).collect();
-            let mut done = self.submit_batch(batch, &mut sequences);
+        for args in spec.args.chunks(BATCH) {
+            let mut done = self.submit_batch(SubmitSpec { args, ..spec }, &mut sequences);
+            if spec.options.timeout.is_some() {
+                self.wake();
+            }
             if Instant::now() >= next_check {
                 done = done.and_then(|()| self.interrupt.check().map_err(|_| Error::Interrupted));
                 next_check = Instant::now() + INTERRUPT_PERIOD;
@@ -111,48 +100,30 @@ impl Engine {
         Ok(sequences)
     }
 
-    fn submit_batch(&self, batch: Vec<SubmitSpec>, sequences: &mut Vec<u64>) -> Result<(), Error> {
-        let mut checked = Vec::with_capacity(batch.len());
-        let mut refused = None;
-        for spec in batch {
-            match self.checked(&spec) {
-                Ok(tensors) => checked.push((spec, tensors)),
-                Err(error) => {
-                    // Those before it are submitted all the same.
-                    refused = Some(error);
-                    break;
-                }
-            }
-        }
-        let limited = checked
-            .iter()
-            .any(|(spec, _)| spec.options.timeout.is_some());
-        let done = self.submit_checked(checked, sequences);
-        if limited {
-            self.wake();
-        }
-        done?;
-        refused.map_or(Ok(()), Err)
-    }
-
-    fn submit_checked(
-        &self,
-        checked: Vec<(SubmitSpec, Option<Vec<TensorArg>>)>,
-        sequences: &mut Vec<u64>,
-    ) -> Result<(), Error> {
+    fn submit_batch(&self, batch: SubmitSpec<'_>, sequences: &mut Vec<u64>) -> Result<(), Error> {
         let mut core = self.core.lock();
-        for (spec, tensors) in checked {
-            let tried = match tensors {
-                Some(tensors) => self.submit_locked(&mut core, spec, tensors)?,
-                None => AtOnce::WouldWait(spec),
+        for args in batch.args {
+            let spec = SubmitSpec {
+                args: std::slice::from_ref(args),
+                ..batch
+            };
+            let tried = match self.checked(&spec) {
+                Ok(Some(args)) => self.submit_locked(&mut core, &spec, args),
+                Ok(None) => Ok(None),
+                Err(error) => Err(error),
             };
             let sequence = match tried {
-                AtOnce::Submitted(sequence) => sequence,
-                AtOnce::WouldWait(spec) => {
+                Ok(Some(sequence)) => sequence,
+                Ok(None) => {
                     drop(core);
                     let sequence = self.submit_waiting(spec)?;
                     core = self.core.lock();
                     sequence
+                }
+                Err(error) => {
+                    // Those before it are submitted all the same.
+                    self.leave_submit(core);
+                    return Err(error);
                 }
             };
             sequences.push(sequence);
@@ -161,81 +132,71 @@ impl Engine {
         Ok(())
     }
 
-    /// The tensors of a task, with what can be said against them without the lock; `None` for a group, and for large arrays.
-    fn checked(&self, spec: &SubmitSpec) -> Result<Option<Vec<TensorArg>>, Error> {
-        let (GroupKind::Single, [args]) = (spec.group, spec.args.as_slice()) else {
+    /// The arguments of a task, with what can be said against them without the lock; `None` for a group, and for large arrays.
+    fn checked(&self, spec: &SubmitSpec<'_>) -> Result<Option<TaskArgs>, Error> {
+        let (GroupKind::Single, [args]) = (spec.group, spec.args) else {
             return Ok(None);
         };
-        let tensors = self.normalise(args)?;
-        check_signature(&spec.callable, &tensors, args.scalars().len())?;
+        let args = self.normalise(args)?;
+        let tensors = args.tensors();
+        check_signature(spec.callable, tensors, args.scalars().len())?;
+        if tensors.is_empty() {
+            return Ok(Some(args));
+        }
         if tensors.len() > 1 {
-            check_imports_disjoint(&tensors)?;
-            check_arrays_disjoint(&tensors)?;
+            check_imports_disjoint(tensors)?;
+            check_arrays_disjoint(tensors)?;
         }
         if spec.options.idempotent {
-            check_repeatable(std::slice::from_ref(&tensors), spec.group)?;
+            check_repeatable(std::slice::from_ref(&args), spec.group)?;
         }
         let staged = tensors.iter().map(staged_bytes).sum::<u64>();
-        Ok((staged <= STAGED_BYTES).then_some(tensors))
+        Ok((staged <= STAGED_BYTES).then_some(args))
     }
 
     fn submit_locked(
         &self,
         core: &mut Core,
-        spec: SubmitSpec,
-        tensors: Vec<TensorArg>,
-    ) -> Result<AtOnce, Error> {
+        spec: &SubmitSpec<'_>,
+        args: TaskArgs,
+    ) -> Result<Option<u64>, Error> {
         core.check_run(spec.run)?;
-        core.check_sessions(tensors.iter())?;
+        core.check_sessions(args.tensors())?;
         if core.scheduler.is_full() {
-            return Ok(AtOnce::WouldWait(spec));
+            return Ok(None);
         }
-        let members = [tensors];
-        let plan = core.plan(&spec, &members)?;
-        let [tensors] = members;
-        let pins = pinned(core, &tensors)?;
-        let scalars = spec.args.first().map_or(&[][..], TaskArgs::scalars);
-        let prepared = match self.prepare_member(tensors, scalars.to_vec(), plan.shares_memory) {
+        let plan = core.plan(spec, std::slice::from_ref(&args))?;
+        let pins = pinned(core, args.tensors())?;
+        let member = match self.prepare_member(args, plan.shares_memory) {
             Ok(member) => member,
             Err(error) => {
                 core.unpin_all(pins);
                 return match error {
-                    MemoryError::Exhausted { .. } => Ok(AtOnce::WouldWait(spec)),
+                    MemoryError::Exhausted { .. } => Ok(None),
                     error => Err(error.into()),
                 };
             }
         };
-        let members = [prepared];
-        let chaining = part_of(spec.group, &members, &spec.options);
-        let node = NodeSpec {
-            run: spec.run,
-            kind: plan.kind,
-            accesses: plan.accesses,
-            prefer: plan.prefer,
-        };
+        let chaining = part_of(spec.group, std::slice::from_ref(&member), &spec.options);
+        let node = (spec.run, &plan.kind, plan.prefer);
         let mut actions = std::mem::take(&mut core.actions);
         core.tick();
-        let task = match core.scheduler.submit_chained(node, chaining, &mut actions) {
+        let scheduler = &mut core.scheduler;
+        let task = match scheduler.enter(node, plan.accesses, chaining, &mut actions) {
             Ok(task) => task,
             Err(error) => {
                 core.actions = actions;
                 core.unpin_all(pins);
                 return match error {
-                    graph::SubmitError::TableFull { .. } => Ok(AtOnce::WouldWait(spec)),
+                    graph::SubmitError::TableFull { .. } => Ok(None),
                     error => Err(core.refused(&spec.callable.name, &error)),
                 };
             }
         };
-        let name = std::sync::Arc::clone(&spec.callable.name);
-        let work = Work::Call {
-            callable: spec.callable,
-            config: spec.config,
-            members: members.into(),
-        };
         let number = core.plan_number();
-        let what = (name, work, spec.options);
+        let what = (Work::call(spec, smallvec![member]), spec.options);
         core.admitted(task, spec.run, what, (number, pins), actions)
-            .map(AtOnce::Submitted)
+            .map(Some)
     }
 }
 

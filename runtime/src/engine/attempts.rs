@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::record::{Flight, Work};
+use super::record::{Sent, Work};
 use super::story::StepKind;
 use super::{Core, GroupKind};
-use crate::args::TensorArg;
+use crate::args::TaskArgs;
 use crate::endpoint::Ticket;
 use crate::error::Error;
 use crate::graph::{EndpointId, Event, TaskId};
@@ -26,7 +26,10 @@ enum Due {
     /// The next attempt of a held member.
     Attempt { task: TaskId, member: u32 },
     /// The end of a member's time.
-    Limit { ticket: Ticket },
+    Limit {
+        endpoint: EndpointId,
+        ticket: Ticket,
+    },
 }
 
 /// What is to happen, in order of time.
@@ -73,7 +76,7 @@ impl Core {
             fired = true;
             match due {
                 Due::Attempt { task, member } => self.feed(Event::MemberReleased { task, member }),
-                Due::Limit { ticket } => self.out_of_time(ticket),
+                Due::Limit { endpoint, ticket } => self.out_of_time(endpoint, ticket),
             }
         }
         fired
@@ -85,34 +88,29 @@ impl Core {
         if !self.any_limits {
             return;
         }
-        let Some(&ticket) = self.slot(endpoint).and_then(|slot| slot.queue.front()) else {
+        let Some(&Sent { ticket, task, .. }) =
+            self.slot(endpoint).and_then(|slot| slot.queue.front())
+        else {
             return;
         };
-        let Some(Flight::Member { task, .. }) = self.flights.get(&ticket) else {
-            return;
-        };
-        let limit = self
-            .records
-            .get(task)
-            .and_then(|record| record.options.timeout);
-        if let Some(limit) = limit {
-            self.timers
-                .add(Instant::now() + limit, Due::Limit { ticket });
+        let record = self.records.get(&task);
+        if let Some(limit) = record.and_then(|record| record.options.timeout) {
+            let due = Due::Limit { endpoint, ticket };
+            self.timers.add(Instant::now() + limit, due);
         }
     }
 
-    fn out_of_time(&mut self, ticket: Ticket) {
-        let Some(Flight::Member { task, endpoint, .. }) = self.flights.get(&ticket) else {
-            return;
-        };
-        let (task, endpoint) = (*task, *endpoint);
-        let Some(record) = self.records.get(&task) else {
+    fn out_of_time(&mut self, endpoint: EndpointId, ticket: Ticket) {
+        let queue = self.slot(endpoint).map(|slot| slot.queue.iter());
+        let sent = queue.and_then(|mut queue| queue.find(|sent| sent.ticket == ticket));
+        let Some(record) = sent.and_then(|sent| self.records.get(&sent.task)) else {
             return;
         };
         let limit = record.options.timeout.unwrap_or_default().as_secs_f64();
         let reason = format!(
             "task {} ({}) ran longer than its timeout_s of {limit}",
-            record.sequence, record.name
+            record.sequence,
+            record.work.name()
         );
         self.kill(endpoint, &reason);
     }
@@ -145,7 +143,7 @@ impl Core {
         record.steps.note(member, StepKind::Lost(endpoint));
         record.steps.lost.push(reason.to_owned());
         self.retried += 1;
-        if let Some(run) = self.runs.get_mut(&record.run) {
+        if let Some(run) = self.runs.get_mut(record.run) {
             run.retried += 1;
         }
         let wait = BACKOFF.saturating_mul(1 << (begun.clamp(1, 16) - 1));
@@ -156,15 +154,15 @@ impl Core {
 }
 
 /// Refuses to repeat what cannot be repeated: a lost attempt may have half written what it also reads.
-pub(super) fn check_repeatable(members: &[Vec<TensorArg>], group: GroupKind) -> Result<(), Error> {
+pub(super) fn check_repeatable(members: &[TaskArgs], group: GroupKind) -> Result<(), Error> {
     if group == GroupKind::Gang {
         return Err(Error::argument(
             "idempotent",
             "the members of a next-level group run together or not at all; submit them one by one to have each tried again",
         ));
     }
-    for tensors in members {
-        for (index, arg) in tensors.iter().enumerate() {
+    for args in members {
+        for (index, arg) in args.tensors().iter().enumerate() {
             if matches!(arg.tag, Tag::InOut | Tag::NoDep) {
                 return Err(Error::argument(
                     "idempotent",
@@ -193,6 +191,7 @@ mod tests {
             timers.add(
                 at,
                 Due::Limit {
+                    endpoint: EndpointId(0),
                     ticket: Ticket(ticket),
                 },
             );
@@ -200,7 +199,7 @@ mod tests {
         assert!(timers.take_added() && !timers.take_added());
         assert!(timers.pop(start).is_none());
         let next = |timers: &mut Timers, ms| match timers.pop(start + Duration::from_millis(ms)) {
-            Some(Due::Limit { ticket }) => ticket.0,
+            Some(Due::Limit { ticket, .. }) => ticket.0,
             _ => 0,
         };
         assert_eq!([20, 20, 20].map(|ms| next(&mut timers, ms)), [1, 2, 0]);

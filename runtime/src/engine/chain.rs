@@ -3,10 +3,10 @@
 
 use smallvec::SmallVec;
 
-use super::record::{Flight, MemberRecord, PreparedTensor, Work};
+use super::record::{MemberRecord, Sent, Stage, Work};
 use super::story::StepKind;
 use super::{Core, GroupKind};
-use crate::args::ArgSource;
+use crate::args::{ArgSource, TensorArg};
 use crate::endpoint::Ticket;
 use crate::graph::{Chaining, EndpointId, Event, TaskId};
 use crate::worker::TaskOptions;
@@ -29,16 +29,15 @@ pub(super) fn part_of(
     options: &TaskOptions,
 ) -> Chaining {
     // Its results are in the caller's array only when they were copied back, after its end was reported (decision 0004).
-    let copied_back =
-        |tensor: &PreparedTensor| tensor.stage.as_ref().is_some_and(|stage| stage.copy_out);
+    let copied_back = |stage: Option<&Stage>| stage.is_some_and(|stage| stage.copy_out);
     // What it wrote to a buffer on another host may still be on its way when it has failed, until its owner was told.
-    let fetched = |tensor: &PreparedTensor| match &tensor.arg.source {
+    let fetched = |arg: &TensorArg| match &arg.source {
         ArgSource::Remote { buffer, .. } => buffer.facts().fetched,
         _ => false,
     };
     let ends_there = |member: &MemberRecord| {
-        let mut tensors = member.tensors.iter();
-        !tensors.any(|tensor| copied_back(tensor) || fetched(tensor))
+        let mut tensors = member.tensors();
+        !tensors.any(|(arg, stage)| copied_back(stage) || fetched(arg))
     };
     let single = group == GroupKind::Single;
     Chaining {
@@ -81,24 +80,13 @@ impl Core {
 
     /// An endpoint skipped a task because something that it reads from did not complete there.
     pub(super) fn on_skipped(&mut self, endpoint: EndpointId, ticket: Ticket) {
-        let found = match self.flights.get(&ticket) {
-            Some(Flight::Member {
-                task,
-                member,
-                endpoint: at,
-                ..
-            }) if *at == endpoint => Some((*task, *member)),
-            _ => None,
-        };
-        let Some((task, member)) = found else {
+        let Some(Sent { task, member, .. }) = self.leave_queue(endpoint, ticket) else {
             tracing::warn!(
                 ticket = ticket.0,
                 "a skip that nobody waits for was dropped"
             );
             return;
         };
-        self.flights.remove(&ticket);
-        self.leave_queue(endpoint, ticket);
         self.not_begun(task, member, endpoint);
     }
 

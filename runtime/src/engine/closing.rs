@@ -100,7 +100,7 @@ impl Core {
         left: Vec<(usize, Box<dyn Endpoint>)>,
     ) -> Vec<String> {
         let uncertain = self.take_unconfirmed();
-        let runs: Vec<_> = self.runs.keys().copied().collect();
+        let runs: Vec<_> = self.runs.iter().map(|(run, _)| run).collect();
         for run in runs {
             self.feed(Event::CancelRun { run });
         }

@@ -301,7 +301,7 @@ impl Core {
             }
         };
         // Nobody waits for a large copy of a run that was interrupted; what it has not reached stays as it was.
-        if self.runs.get(&record.run).is_none_or(|run| run.interrupted) {
+        if self.runs.get(record.run).is_none_or(|run| run.interrupted) {
             let message = "the run was interrupted before the copy was complete";
             record.fail(FailureKind::Failed, None, message.into());
             return Some(Event::CopyDone {
@@ -347,7 +347,7 @@ impl Core {
             record.fail(kind, slot, failure.to_string());
             return Some(Event::CopyDone { task, ok });
         }
-        let run = self.runs.get(&record.run);
+        let run = self.runs.get(record.run);
         let frozen = run.is_none_or(|run| run.interrupted);
         if let Work::Copy(job) = &mut record.work {
             job.answered();
@@ -379,11 +379,11 @@ impl Core {
             ready_ns: job.started_ns,
             start_ns: job.started_ns,
             end_ns: now_ns(),
-            deps: record.deps.clone(),
+            deps: record.deps.to_vec(),
             outcome: "completed".into(),
         };
         self.trace.push(&event);
-        if let Some(run) = self.runs.get_mut(&record.run) {
+        if let Some(run) = self.runs.get_mut(record.run) {
             run.push_event(event);
         }
     }

@@ -1,14 +1,19 @@
 //! Sending a member to its endpoint: the last place where it is decided how the bytes are named.
 
-use super::record::{EndpointSlot, Flight, MemberRecord, TaskRecord, Work};
+use echelon_wire::call_config::CallConfig;
+use smallvec::SmallVec;
+
+use super::record::{EndpointSlot, MemberRecord, Sent, Stage, TaskRecord, Work};
 use super::story::StepKind;
 use super::Core;
-use crate::args::ArgSource;
+use crate::args::{ArgSource, TensorArg};
 use crate::callable::Callable;
 use crate::endpoint::{OutboundTask, OutboundTensor, Place, SubmitError, Ticket};
 use crate::error::FailureKind;
 use crate::graph::{EndpointId, Event, MemberResult, TaskId};
 use crate::memory::HostMemory;
+/// The tensors of a member on its way; most have few.
+type Tensors = SmallVec<[OutboundTensor; 1]>;
 
 impl Core {
     /// Sends a member, to be carried out only if the tasks `after` completed. An event comes back when that fails at once.
@@ -50,9 +55,9 @@ impl Core {
             .and_then(|tensors| {
                 let outbound = OutboundTask {
                     callable,
-                    config,
+                    config: config.as_deref().unwrap_or(CallConfig::usual()),
                     tensors: &tensors,
-                    scalars: &part.scalars,
+                    scalars: part.args.scalars(),
                     after,
                 };
                 slot.endpoint.submit(ticket, &outbound)
@@ -64,15 +69,19 @@ impl Core {
                 let (sent, step) = (sent.is_ok(), StepKind::Sent(endpoint));
                 part.attempts += u32::from(sent);
                 record.steps.note_at(self.now_ns, member, step);
-                let flight = Flight::Member {
+                let handed = Sent {
+                    ticket,
                     task,
                     member,
-                    endpoint,
-                    sent,
                 };
-                self.flights.insert(ticket, flight);
-                if sent {
-                    self.join_queue(endpoint, ticket);
+                if !sent {
+                    slot.untaken.push(handed);
+                    return None;
+                }
+                slot.queue.push_back(handed);
+                if slot.queue.len() == 1 {
+                    // It is alone there: its time begins.
+                    self.watch_time(endpoint);
                 }
                 None
             }
@@ -85,24 +94,13 @@ impl Core {
 }
 
 impl Core {
-    /// A member was handed over; when it is alone there, its time begins.
-    fn join_queue(&mut self, endpoint: EndpointId, ticket: Ticket) {
-        let Some(slot) = self.endpoints.at_work(endpoint) else {
-            return;
-        };
-        slot.queue.push_back(ticket);
-        if slot.queue.len() == 1 {
-            self.watch_time(endpoint);
-        }
-    }
-
     /// Why an argument of the member is not there any more.
     fn ended_session(&self, record: &TaskRecord, member: u32) -> Option<String> {
         let Work::Call { members, .. } = &record.work else {
             return None;
         };
-        let tensors = &members.get(member as usize)?.tensors;
-        tensors.iter().find_map(|tensor| match &tensor.arg.source {
+        let args = &members.get(member as usize)?.args;
+        args.tensors().iter().find_map(|arg| match &arg.source {
             ArgSource::Remote { buffer, .. } => buffer.ended(|id| self.session_at(id)),
             _ => None,
         })
@@ -115,27 +113,26 @@ fn unusable(slot: &EndpointSlot, callable: &Callable) -> Option<String> {
     slot.lost.as_ref().or(refused).cloned()
 }
 
-fn outbound(member: &MemberRecord, slot: &EndpointSlot) -> Result<Vec<OutboundTensor>, String> {
+fn outbound(member: &MemberRecord, slot: &EndpointSlot) -> Result<Tensors, String> {
     member
-        .tensors
-        .iter()
-        .map(|tensor| {
+        .tensors()
+        .map(|(arg, stage)| {
             let place = if slot.info.shares_memory {
-                shared(tensor)?
+                shared(arg, stage)?
             } else {
-                remote(tensor)?
+                remote(arg)?
             };
             Ok(OutboundTensor {
-                meta: tensor.arg.meta,
-                tag: tensor.arg.tag,
+                meta: arg.meta,
+                tag: arg.tag,
                 place,
             })
         })
         .collect()
 }
 
-fn shared(tensor: &super::record::PreparedTensor) -> Result<Place, String> {
-    if let Some(stage) = &tensor.stage {
+fn shared(arg: &TensorArg, stage: Option<&Stage>) -> Result<Place, String> {
+    if let Some(stage) = stage {
         if stage.copy_in {
             stage
                 .block
@@ -148,7 +145,7 @@ fn shared(tensor: &super::record::PreparedTensor) -> Result<Place, String> {
             lease: Some(std::sync::Arc::clone(&stage.block) as crate::tensor::Lease),
         });
     }
-    match &tensor.arg.source {
+    match &arg.source {
         ArgSource::Tensor(tensor) => Ok(Place::Shared {
             region: std::sync::Arc::clone(tensor.region()),
             offset: tensor.offset(),
@@ -158,8 +155,7 @@ fn shared(tensor: &super::record::PreparedTensor) -> Result<Place, String> {
     }
 }
 
-fn remote(tensor: &super::record::PreparedTensor) -> Result<Place, String> {
-    let arg = &tensor.arg;
+fn remote(arg: &TensorArg) -> Result<Place, String> {
     Ok(match &arg.source {
         ArgSource::Remote { buffer, offset } => {
             Place::Remote(buffer.descriptor(*offset, arg.nbytes()))

@@ -1,8 +1,6 @@
 //! What endpoints report, fed to the scheduler.
 
-use std::collections::hash_map::Entry;
-
-use super::record::{ControlCell, EndpointSlot, Flight, Work};
+use super::record::{ControlCell, EndpointSlot, Flight, Sent, Work};
 use super::story::StepKind;
 use super::Core;
 use crate::buffer::RemoteBuffer;
@@ -11,6 +9,12 @@ use crate::error::FailureKind;
 use crate::failpoint::hit;
 use crate::graph::{EndpointId, Event, MemberResult, TaskId};
 use crate::trace::TraceEvent;
+
+/// What an endpoint owes when it ends: a member and whether it took it, or something else.
+enum Owed {
+    Member(Sent, bool),
+    Other(Flight),
+}
 
 impl Core {
     /// Takes every event that is there. True when there was one.
@@ -57,30 +61,14 @@ impl Core {
     }
 
     fn on_done(&mut self, endpoint: EndpointId, ticket: Ticket, report: TaskReport) {
-        // Looked at before it is taken: an endpoint that answers for another, or in the wrong way, settles nothing.
-        let mut found = None;
-        if let Entry::Occupied(flight) = self.flights.entry(ticket) {
-            if let Flight::Member {
-                task,
-                member,
-                endpoint: at,
-                ..
-            } = *flight.get()
-            {
-                if at == endpoint {
-                    found = Some((task, member));
-                    flight.remove();
-                }
-            }
-        }
-        let Some((task, member)) = found else {
+        // An endpoint that answers for another settles nothing.
+        let Some(Sent { task, member, .. }) = self.leave_queue(endpoint, ticket) else {
             tracing::warn!(
                 ticket = ticket.0,
                 "a completion that nobody waits for was dropped"
             );
             return;
         };
-        self.leave_queue(endpoint, ticket);
         if let (Some(start_ns), Some(end_ns)) = (report.start_ns, report.end_ns) {
             self.scheduler
                 .ran(endpoint, end_ns.saturating_sub(start_ns));
@@ -101,19 +89,14 @@ impl Core {
     }
 
     /// A member has left an endpoint's queue; the time of the next one may begin.
-    pub(super) fn leave_queue(&mut self, endpoint: EndpointId, ticket: Ticket) {
-        let Some(slot) = self.endpoints.at_work(endpoint) else {
-            return;
-        };
-        let first = slot.queue.front() == Some(&ticket);
-        if first {
-            slot.queue.pop_front();
-        } else {
-            slot.queue.retain(|queued| *queued != ticket);
-        }
-        if first {
+    pub(super) fn leave_queue(&mut self, endpoint: EndpointId, ticket: Ticket) -> Option<Sent> {
+        let slot = self.endpoints.at_work(endpoint)?;
+        let first = slot.queue.front().map(|sent| sent.ticket);
+        let sent = slot.take_member(ticket);
+        if first == Some(ticket) {
             self.watch_time(endpoint);
         }
+        sent
     }
 
     /// Records how a member ended and copies back what it wrote, before anything that depends on it may start.
@@ -136,7 +119,7 @@ impl Core {
         let Some(record) = self.records.get_mut(&task) else {
             return MemberResult::Lost;
         };
-        let mut run = self.runs.get_mut(&record.run);
+        let mut run = self.runs.get_mut(record.run);
         let frozen = run.as_ref().is_none_or(|run| run.interrupted);
         let mut result = MemberResult::Completed;
         if report.failure.as_ref().is_some_and(|f| f.infrastructure) {
@@ -167,9 +150,9 @@ impl Core {
             let mut event = member_event(record, slot, member, outcome, now);
             if result == MemberResult::Completed && record.is_alone() {
                 // Nobody tells the story of a task that completed.
-                event.deps = std::mem::take(&mut record.deps);
+                event.deps = std::mem::take(&mut record.deps).into_vec();
             } else {
-                event.deps.clone_from(&record.deps);
+                event.deps = record.deps.to_vec();
             }
             event.start_ns = report.start_ns.unwrap_or(event.ready_ns);
             event.end_ns = report.end_ns.unwrap_or(now);
@@ -185,9 +168,8 @@ impl Core {
         ticket: Ticket,
         result: Result<ControlReply, ControlFailure>,
     ) {
-        let expected = self.flights.get(&ticket).is_some_and(|flight| {
-            flight.endpoint() == endpoint && !matches!(flight, Flight::Member { .. })
-        });
+        let flight = self.flights.get(&ticket);
+        let expected = flight.is_some_and(|flight| flight.endpoint() == endpoint);
         let flight = expected.then(|| self.flights.remove(&ticket)).flatten();
         match flight {
             Some(Flight::Control { cell, pin, .. }) => self.answer(endpoint, cell, pin, result),
@@ -207,7 +189,7 @@ impl Core {
                 self.install_done(endpoint, ticket, digest, result);
             }
             Some(Flight::Forget { .. }) => {}
-            Some(Flight::Member { .. }) | None => {
+            None => {
                 tracing::warn!(
                     ticket = ticket.0,
                     "an answer that nobody waits for was dropped"
@@ -254,48 +236,35 @@ impl Core {
             slot.pairs.clear();
         }
         slot.copies_in_flight = 0;
-        slot.queue.clear();
-        let mut tickets: Vec<Ticket> = self
-            .flights
-            .iter()
-            .filter(|(_, flight)| flight.endpoint() == endpoint)
-            .map(|(ticket, _)| *ticket)
-            .collect();
-        tickets.sort_unstable();
-        let flights: Vec<_> = tickets
-            .into_iter()
-            .filter_map(|ticket| Some((ticket, self.flights.remove(&ticket)?)))
-            .collect();
+        let flights = self.take_flights(endpoint);
         let why = self.give_up_position(endpoint, reason);
         if let Some(why) = &why {
             self.close_position(endpoint, why);
         }
         for (_, flight) in &flights {
-            if let Flight::Member { task, member, .. } = flight {
-                self.fence_off(*task, *member, true);
+            if let Owed::Member(sent, _) = flight {
+                self.fence_off(sent.task, sent.member, true);
             }
         }
         let mut copies = Vec::new();
         for (ticket, flight) in flights {
-            let unsent = matches!(flight, Flight::Member { sent: false, .. });
             match flight {
-                Flight::Member { task, member, .. } => {
+                Owed::Member(Sent { task, member, .. }, taken) => {
                     // What it reads did not complete: it ends as skipped, begun or not.
-                    let begun = !unsent
-                        && !unstarted.contains(&ticket)
-                        && !self.scheduler.is_poisoned(task);
+                    let begun =
+                        taken && !unstarted.contains(&ticket) && !self.scheduler.is_poisoned(task);
                     self.settle_lost_member(
                         (task, member),
                         endpoint,
                         begun.then_some(reason),
-                        unsent,
+                        !taken,
                     );
                 }
-                Flight::Copy { task, .. } => {
+                Owed::Other(Flight::Copy { task, .. }) => {
                     self.mark_lost(task, endpoint, reason);
                     copies.push(task);
                 }
-                flight => self.settle_lost_control(endpoint, flight, reason),
+                Owed::Other(flight) => self.settle_lost_control(endpoint, flight, reason),
             }
         }
         if why.is_some() {
@@ -308,6 +277,25 @@ impl Core {
             });
         }
         self.resume_copies(endpoint);
+    }
+
+    /// Takes everything that an endpoint owes, in the order in which it was sent.
+    fn take_flights(&mut self, endpoint: EndpointId) -> Vec<(Ticket, Owed)> {
+        let mut owed = Vec::new();
+        if let Some(slot) = self.slot_mut(endpoint) {
+            let member = |sent: Sent, taken| (sent.ticket, Owed::Member(sent, taken));
+            owed.extend(slot.queue.drain(..).map(|sent| member(sent, true)));
+            owed.extend(slot.untaken.drain(..).map(|sent| member(sent, false)));
+        }
+        let flights = self.flights.iter();
+        let others = flights.filter(|(_, flight)| flight.endpoint() == endpoint);
+        let others: Vec<Ticket> = others.map(|(ticket, _)| *ticket).collect();
+        for ticket in others {
+            let flight = self.flights.remove(&ticket);
+            owed.extend(flight.map(|flight| (ticket, Owed::Other(flight))));
+        }
+        owed.sort_unstable_by_key(|(ticket, _)| *ticket);
+        owed
     }
 
     /// Nothing follows at this position: nothing is sent there any more.
@@ -331,10 +319,7 @@ impl Core {
             Flight::Registration { cell, .. } => *cell.lock() = Some(lost()),
             Flight::Release { buffer, cell, .. } => self.release_done(&buffer, cell, lost()),
             Flight::Undo(undo) => self.unpin_if(undo.pin),
-            Flight::Member { .. }
-            | Flight::Copy { .. }
-            | Flight::Install { .. }
-            | Flight::Forget { .. } => {}
+            Flight::Copy { .. } | Flight::Install { .. } | Flight::Forget { .. } => {}
         }
     }
 
@@ -390,9 +375,9 @@ impl Core {
             return;
         };
         let mut event = member_event(record, slot, member, "lost", self.now_ns);
-        event.deps.clone_from(&record.deps);
+        event.deps = record.deps.to_vec();
         self.trace.push(&event);
-        if let Some(run) = self.runs.get_mut(&record.run) {
+        if let Some(run) = self.runs.get_mut(record.run) {
             run.push_event(event);
         }
     }
@@ -419,7 +404,7 @@ fn member_event(
     };
     let dispatched_ns = part.map_or(now, |part| part.dispatched_ns);
     TraceEvent {
-        name: std::sync::Arc::clone(&record.name),
+        name: record.work.name(),
         worker: std::sync::Arc::clone(&slot.traced_as),
         pid: slot.info.pid,
         task: record.sequence,
@@ -443,7 +428,7 @@ fn copy_back(record: &super::TaskRecord, member: u32, frozen: bool) -> Result<()
     let Some(member) = members.get(member as usize) else {
         return Ok(());
     };
-    let stages = member.tensors.iter().filter_map(|t| t.stage.as_ref());
+    let stages = member.stages.iter().flatten();
     for stage in stages.filter(|stage| stage.copy_out) {
         if frozen {
             return Err("the run was interrupted before its results were copied back".into());

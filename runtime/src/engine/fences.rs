@@ -57,8 +57,8 @@ impl Core {
             return Vec::new();
         };
         let mut fences: Vec<Fence> = Vec::new();
-        for tensor in &member.tensors {
-            let ArgSource::Remote { buffer, .. } = &tensor.arg.source else {
+        for arg in member.args.tensors() {
+            let ArgSource::Remote { buffer, .. } = &arg.source else {
                 continue;
             };
             let facts = buffer.facts();

@@ -47,7 +47,7 @@ impl Core {
         outcome: Outcome,
         cause: Option<TaskId>,
     ) {
-        let Some(mut record) = self.records.remove(&task) else {
+        let Some(record) = self.records.get_mut(&task) else {
             tracing::error!(%task, ?cause, "a task ended that nobody submitted");
             return;
         };
@@ -62,8 +62,8 @@ impl Core {
         for buffer in std::mem::take(&mut record.pins) {
             self.unpin(buffer);
         }
-        let Some(state) = self.runs.get_mut(&run) else {
-            return;
+        let Some(state) = self.runs.get_mut(run) else {
+            return self.records.discard(&task);
         };
         let (counter, kind) = match outcome {
             Outcome::Completed => (&mut state.completed, None),
@@ -73,8 +73,13 @@ impl Core {
             Outcome::Cancelled => (&mut state.cancelled, Some(FailureKind::Cancelled)),
         };
         *counter += 1;
-        if let Some(kind) = kind {
-            self.report_failure(task, record, kind, cause);
+        match kind {
+            None => self.records.discard(&task),
+            Some(kind) => {
+                if let Some(record) = self.records.remove(&task) {
+                    self.report_failure(task, record, kind, cause);
+                }
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use super::prepare::{accesses_of, args_obstacle, check_kinds};
 use super::record::EndpointRole;
 use super::submit::{GroupKind, Plan, SubmitSpec, Target};
 use super::Core;
-use crate::args::{ArgSource, TensorArg};
+use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::error::Error;
 use crate::fast::NumberMap;
 use crate::graph::{Eligible, NodeKind};
@@ -58,8 +58,8 @@ impl Core {
     /// What the scheduler is to be given for a submit.
     pub(super) fn plan(
         &mut self,
-        spec: &SubmitSpec,
-        members: &[Vec<TensorArg>],
+        spec: &SubmitSpec<'_>,
+        members: &[TaskArgs],
     ) -> Result<Plan, Error> {
         let Some(plan) = self.known_plan(spec, members) else {
             return self.plan_anew(spec, members);
@@ -75,18 +75,17 @@ impl Core {
     }
 
     /// The plan of a single task, if what is known decides it; `None` leaves it, and every refusal, to the longer way.
-    fn known_plan(&mut self, spec: &SubmitSpec, members: &[Vec<TensorArg>]) -> Option<Plan> {
-        let (GroupKind::Single, [tensors]) = (spec.group, members) else {
+    fn known_plan(&mut self, spec: &SubmitSpec<'_>, members: &[TaskArgs]) -> Option<Plan> {
+        let (GroupKind::Single, [args]) = (spec.group, members) else {
             return None;
         };
-        let kind = match &spec.target {
+        let kind = match spec.target {
             Target::Sub => Kind::Sub,
             Target::NextLevel => Kind::NextLevel,
-            Target::Workers(ids) => match ids.as_slice() {
-                [id] => Kind::Worker(*id),
-                _ => return None,
-            },
+            Target::Workers([id]) => Kind::Worker(*id),
+            Target::Workers(_) => return None,
         };
+        let tensors = args.tensors();
         let remote = |arg: &TensorArg| matches!(arg.source, ArgSource::Remote { .. });
         let owned = tensors.iter().any(remote);
         let answer = self.known_answer(kind, spec)?;
@@ -110,7 +109,7 @@ impl Core {
         })
     }
 
-    fn known_answer(&mut self, kind: Kind, spec: &SubmitSpec) -> Option<Answer> {
+    fn known_answer(&mut self, kind: Kind, spec: &SubmitSpec<'_>) -> Option<Answer> {
         let version = self.endpoints.version();
         if self.known.version != version || self.known.answers.len() > KNOWN_MAX {
             self.known.answers.clear();
@@ -130,13 +129,13 @@ impl Core {
         Some(answer)
     }
 
-    fn found_answer(&mut self, asked: Asked, spec: &SubmitSpec) -> Option<Answer> {
+    fn found_answer(&mut self, asked: Asked, spec: &SubmitSpec<'_>) -> Option<Answer> {
         if let Some(answer) = self.known.answers.get(&asked) {
             return Some(answer.clone());
         }
-        let candidates = self.candidates(&spec.target, spec.group).ok()?;
+        let candidates = self.candidates(spec.target, spec.group).ok()?;
         let candidates = candidates.first()?;
-        let able = self.eligible(candidates, &spec.callable, &[]).ok()?;
+        let able = self.eligible(candidates, spec.callable, &[]).ok()?;
         let shares = |id: &_| self.slot(*id).is_some_and(|slot| slot.info.shares_memory);
         let local = |id: &_| {
             let role = self.slot(*id).map(|slot| &slot.role);

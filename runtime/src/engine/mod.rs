@@ -31,7 +31,7 @@ use std::sync::Arc;
 use echelon_wire::callable::Digest;
 use parking_lot::{Condvar, Mutex};
 
-pub(crate) use at_once::{AtOnce, Patience};
+pub(crate) use at_once::Patience;
 pub(crate) use control::Asked;
 pub(crate) use copies::{step_limit, CopyJob, CopySide};
 pub(crate) use drive::{Driver, WaitEnd};
@@ -46,7 +46,7 @@ use tables::{Slots, TaskMap};
 use crate::buffer::RemoteBuffer;
 use crate::endpoint::{Endpoint, Ticket};
 use crate::error::{Error, Interrupt};
-use crate::fast::NumberMap;
+use crate::fast::{LastMap, NumberMap};
 use crate::graph::{Action, EndpointId, Event, RunId, Scheduler};
 use crate::mailbox::Bell;
 use crate::memory::{Arena, SharedRegion};
@@ -80,7 +80,7 @@ pub(crate) struct Core {
     known: Known,
     pub(crate) records: TaskMap<TaskRecord>,
     pub(crate) flights: NumberMap<Ticket, Flight>,
-    pub(crate) runs: NumberMap<RunId, RunState>,
+    pub(crate) runs: LastMap<RunId, RunState>,
     /// CLOCK_MONOTONIC in ns as of this call: read once a submit and once a batch of events.
     pub(super) now_ns: u64,
     /// When a submitting thread looked last for what has ended, and the bell's value then.
@@ -139,7 +139,7 @@ impl Engine {
             known: Known::default(),
             records: TaskMap::default(),
             flights: NumberMap::default(),
-            runs: NumberMap::default(),
+            runs: LastMap::default(),
             now_ns: 0,
             pumped_ns: 0,
             rung: 0,

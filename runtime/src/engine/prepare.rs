@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use echelon_wire::id::ImportId;
+use smallvec::SmallVec;
 
-use super::record::{copies_in, EndpointRole, EndpointSlot, MemberRecord, PreparedTensor, Stage};
+use super::record::{copies_in, EndpointRole, EndpointSlot, MemberRecord, Stage};
 use super::{Core, Engine};
 use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::callable::Callable;
 use crate::error::Error;
-use crate::graph::{Access, AccessMode, EndpointId, Space};
+use crate::graph::{Access, AccessMode, Accesses, EndpointId, Space};
 use crate::memory::MemoryError;
 use crate::registration::Key;
 use crate::tensor::{Tag, Tensor};
@@ -20,30 +21,42 @@ const INLINE_LIMIT: u64 = echelon_wire::limits::MAX_INLINE_BYTES as u64;
 
 impl Engine {
     /// Replaces arrays that lie in shared memory by tensors of it, and refuses memory whose scope has ended.
-    pub(crate) fn normalise(&self, args: &TaskArgs) -> Result<Vec<TensorArg>, Error> {
-        args.tensors()
-            .iter()
-            .map(|arg| self.normalise_one(arg))
-            .collect()
+    pub(crate) fn normalise(&self, args: &TaskArgs) -> Result<TaskArgs, Error> {
+        let mut normal = args.clone();
+        for (index, arg) in args.tensors().iter().enumerate() {
+            if let Some(tensor) = self.in_shared_memory(arg)? {
+                normal.move_tensor(index, ArgSource::Tensor(tensor));
+            }
+            self.check_usable(&normal.tensors()[index])?;
+        }
+        Ok(normal)
     }
 
     pub(crate) fn normalise_one(&self, arg: &TensorArg) -> Result<TensorArg, Error> {
         let mut arg = arg.clone();
-        if let ArgSource::Host(memory) = &arg.source {
-            if let Some((region, offset)) =
-                self.locate(memory.as_ptr() as usize, memory.len() as u64)
-            {
-                // The array keeps its own memory alive; holding it keeps the block from being reused.
-                let lease: crate::tensor::Lease = std::sync::Arc::new(memory.clone());
-                arg.source = ArgSource::Tensor(Tensor::new(
-                    arg.meta,
-                    region,
-                    offset,
-                    Some(lease),
-                    !memory.is_writable(),
-                )?);
-            }
+        if let Some(tensor) = self.in_shared_memory(&arg)? {
+            arg.source = ArgSource::Tensor(tensor);
         }
+        self.check_usable(&arg)?;
+        Ok(arg)
+    }
+
+    /// The tensor of an array that lies in shared memory.
+    fn in_shared_memory(&self, arg: &TensorArg) -> Result<Option<Tensor>, Error> {
+        let ArgSource::Host(memory) = &arg.source else {
+            return Ok(None);
+        };
+        let Some((region, offset)) = self.locate(memory.as_ptr() as usize, memory.len() as u64)
+        else {
+            return Ok(None);
+        };
+        // The array keeps its own memory alive; holding it keeps the block from being reused.
+        let lease: crate::tensor::Lease = std::sync::Arc::new(memory.clone());
+        let read_only = !memory.is_writable();
+        Tensor::new(arg.meta, region, offset, Some(lease), read_only).map(Some)
+    }
+
+    fn check_usable(&self, arg: &TensorArg) -> Result<(), Error> {
         if let ArgSource::Tensor(tensor) = &arg.source {
             let ended = tensor
                 .lease()
@@ -60,7 +73,7 @@ impl Engine {
             self.check_owner(buffer)?;
             buffer.check_live("tensor")?;
         }
-        Ok(arg)
+        Ok(())
     }
 
     /// Refuses a handle of another `Worker` (design §15.5).
@@ -77,24 +90,24 @@ impl Engine {
     /// Takes shadows from the arena for what is not in shared memory. Only called when a memory-sharing endpoint is eligible.
     pub(crate) fn prepare_member(
         &self,
-        tensors: Vec<TensorArg>,
-        scalars: Vec<u64>,
+        args: TaskArgs,
         shares_memory: bool,
     ) -> Result<MemberRecord, MemoryError> {
-        let tensors = tensors
-            .into_iter()
-            .map(|arg| {
-                let stage = if shares_memory {
-                    self.stage(&arg)?
-                } else {
-                    None
-                };
-                Ok(PreparedTensor { arg, stage })
-            })
-            .collect::<Result<Vec<_>, MemoryError>>()?;
+        let mut stages = SmallVec::new();
+        for (index, arg) in args.tensors().iter().enumerate() {
+            let stage = if shares_memory {
+                self.stage(arg)?
+            } else {
+                None
+            };
+            if stage.is_some() {
+                stages.resize_with(index, || None);
+                stages.push(stage);
+            }
+        }
         Ok(MemberRecord {
-            tensors,
-            scalars,
+            args,
+            stages,
             endpoint: None,
             ticket: None,
             dispatched_ns: 0,
@@ -139,7 +152,7 @@ impl Core {
 }
 
 /// The byte intervals that a task touches; NO_DEP and inline bytes touch none.
-pub(crate) fn accesses_of(tensors: &[TensorArg]) -> Vec<Access> {
+pub(crate) fn accesses_of(tensors: &[TensorArg]) -> Accesses {
     tensors.iter().filter_map(access_of).collect()
 }
 
@@ -172,10 +185,10 @@ pub(crate) fn place_of(source: &ArgSource) -> Option<(Space, u64)> {
 }
 
 /// Refuses members that write what another member touches: they run at the same time (design §15.23).
-pub(crate) fn check_members_disjoint(members: &[Vec<TensorArg>]) -> Result<(), Error> {
+pub(crate) fn check_members_disjoint(members: &[TaskArgs]) -> Result<(), Error> {
     let labelled = members.iter().enumerate();
-    let labelled = labelled.flat_map(|(member, tensors)| {
-        let accesses = accesses_of(tensors);
+    let labelled = labelled.flat_map(|(member, args)| {
+        let accesses = accesses_of(args.tensors());
         accesses.into_iter().map(move |access| (access, member))
     });
     let Some((first, second)) = clash(labelled) else {
@@ -472,7 +485,16 @@ mod tests {
             let expected = (0..args.len()).any(|i| {
                 (0..i).any(|j| args[i].iter().any(|a| args[j].iter().any(|b| clash(a, b))))
             });
-            prop_assert_eq!(check_members_disjoint(&args).is_err(), expected);
+            let given = |member: &Vec<TensorArg>| {
+                let mut given = TaskArgs::new();
+                for arg in member {
+                    let ArgSource::Host(memory) = &arg.source else { continue };
+                    given.add_host(memory.clone(), arg.meta, arg.tag).unwrap();
+                }
+                given
+            };
+            let given: Vec<TaskArgs> = args.iter().map(given).collect();
+            prop_assert_eq!(check_members_disjoint(&given).is_err(), expected);
         }
     }
 }

@@ -10,8 +10,9 @@ use smallvec::SmallVec;
 
 use super::copies::CopyJob;
 use super::story::Steps;
+use super::submit::SubmitSpec;
 use super::succession::Succession;
-use crate::args::TensorArg;
+use crate::args::{TaskArgs, TensorArg};
 use crate::buffer::RemoteBuffer;
 use crate::callable::Callable;
 use crate::endpoint::{
@@ -93,7 +94,9 @@ pub(crate) struct EndpointSlot {
     /// Copies whose next step goes there, in the order of their turns.
     pub(crate) copies_waiting: VecDeque<TaskId>,
     /// Members that were sent there, in order: the first is the one that runs.
-    pub(crate) queue: VecDeque<Ticket>,
+    pub(crate) queue: VecDeque<Sent>,
+    /// Members that it was to get when it was gone already: its loss settles them too.
+    pub(crate) untaken: Vec<Sent>,
     /// How a fresh endpoint takes this position, where that can be.
     pub(crate) succession: Option<Succession>,
 }
@@ -123,6 +126,7 @@ impl EndpointSlot {
             copies_in_flight: 0,
             copies_waiting: VecDeque::new(),
             queue: VecDeque::new(),
+            untaken: Vec::new(),
             succession: None,
         }
     }
@@ -143,6 +147,15 @@ impl EndpointSlot {
         }
     }
 
+    /// A member was answered, or came back: it is not there any more.
+    pub(super) fn take_member(&mut self, ticket: Ticket) -> Option<Sent> {
+        if self.queue.front().is_some_and(|sent| sent.ticket == ticket) {
+            return self.queue.pop_front();
+        }
+        let at = self.queue.iter().position(|sent| sent.ticket == ticket)?;
+        self.queue.remove(at)
+    }
+
     /// Why a callable could not be installed on the fresh endpoint of this position.
     pub(super) fn refused(&self, digest: &Digest) -> Option<&String> {
         self.succession.as_ref()?.refused.get(digest)
@@ -157,17 +170,12 @@ pub(crate) struct Stage {
     pub(crate) copy_out: bool,
 }
 
-/// One argument, ready to be placed when the endpoint is known.
-pub(crate) struct PreparedTensor {
-    pub(crate) arg: TensorArg,
-    /// Present when an endpoint that shares memory may run the task and the bytes are not in shared memory.
-    pub(crate) stage: Option<Stage>,
-}
-
 /// One member of a task.
 pub(crate) struct MemberRecord {
-    pub(crate) tensors: Vec<PreparedTensor>,
-    pub(crate) scalars: Vec<u64>,
+    pub(crate) args: TaskArgs,
+    /// By tensor, up to the last that has one: the stages of those whose bytes are not in shared memory, if an endpoint that shares
+    /// memory may run the task.
+    pub(crate) stages: SmallVec<[Option<Stage>; 1]>,
     pub(crate) endpoint: Option<EndpointId>,
     /// Of its last dispatch.
     pub(crate) ticket: Option<Ticket>,
@@ -177,6 +185,15 @@ pub(crate) struct MemberRecord {
 }
 
 impl MemberRecord {
+    /// The tensors, with their stages.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&TensorArg, Option<&Stage>)> {
+        let stages = self.stages.iter().map(Option::as_ref);
+        self.args
+            .tensors()
+            .iter()
+            .zip(stages.chain(std::iter::repeat(None)))
+    }
+
     /// It is about to be handed over.
     pub(crate) fn note_dispatch(&mut self, endpoint: EndpointId, ticket: Ticket, now_ns: u64) {
         (self.endpoint, self.ticket) = (Some(endpoint), Some(ticket));
@@ -189,11 +206,31 @@ pub(crate) enum Work {
     /// Call something on one or more endpoints.
     Call {
         callable: Arc<Callable>,
-        config: CallConfig,
+        /// `None` for the usual ones.
+        config: Option<Box<CallConfig>>,
         members: SmallVec<[MemberRecord; 1]>,
     },
     /// Move bytes.
     Copy(Box<CopyJob>),
+}
+
+impl Work {
+    pub(super) fn call(spec: &SubmitSpec<'_>, members: SmallVec<[MemberRecord; 1]>) -> Self {
+        let usual = spec.config == CallConfig::usual();
+        Self::Call {
+            callable: Arc::clone(spec.callable),
+            config: (!usual).then(|| Box::new(spec.config.clone())),
+            members,
+        }
+    }
+
+    /// For messages and timelines.
+    pub(super) fn name(&self) -> Arc<str> {
+        match self {
+            Self::Call { callable, .. } => Arc::clone(&callable.name),
+            Self::Copy(_) => "copy".into(),
+        }
+    }
 }
 
 /// One task that has not ended.
@@ -203,13 +240,12 @@ pub(crate) struct TaskRecord {
     pub(crate) plan: u64,
     /// Number in its run, from 1.
     pub(crate) sequence: u64,
-    pub(crate) name: Arc<str>,
     pub(crate) work: Work,
     /// Handles that the task pins.
     pub(crate) pins: Vec<RemoteBuffer>,
     pub(crate) options: TaskOptions,
     pub(crate) submit_ns: u64,
-    pub(crate) deps: Vec<u64>,
+    pub(crate) deps: SmallVec<[u64; 2]>,
     pub(super) steps: Steps,
     pub(crate) failure: Option<Box<TaskFailureInfo>>,
 }
@@ -224,16 +260,16 @@ impl TaskRecord {
 /// The answer to a blocking control, put there by whoever drives.
 pub(crate) type ControlCell = Arc<Mutex<Option<Result<ControlReply, ControlFailure>>>>;
 
-/// What a ticket stands for.
+/// A member of a task at an endpoint that has not answered it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sent {
+    pub(crate) ticket: Ticket,
+    pub(crate) task: TaskId,
+    pub(crate) member: u32,
+}
+
+/// What a ticket stands for that is not a member's.
 pub(crate) enum Flight {
-    /// A member of a task.
-    Member {
-        task: TaskId,
-        member: u32,
-        endpoint: EndpointId,
-        /// False when the endpoint was gone already and did not take it.
-        sent: bool,
-    },
     /// A step of a copy.
     Copy { task: TaskId, endpoint: EndpointId },
     /// A control that a thread waits for.
@@ -281,8 +317,7 @@ pub(crate) struct Undo {
 impl Flight {
     pub(crate) fn endpoint(&self) -> EndpointId {
         match self {
-            Self::Member { endpoint, .. }
-            | Self::Copy { endpoint, .. }
+            Self::Copy { endpoint, .. }
             | Self::Control { endpoint, .. }
             | Self::Registration { endpoint, .. }
             | Self::Release { endpoint, .. }

@@ -76,7 +76,7 @@ impl TaskRecord {
     ) -> TaskFailureInfo {
         TaskFailureInfo {
             kind,
-            callable: self.name.to_string(),
+            callable: self.work.name().to_string(),
             worker_id: slot.and_then(|slot| slot.role.worker_id()),
             worker: slot.map_or_else(|| "no worker".into(), |slot| slot.info.name.clone()),
             host: slot.and_then(|slot| match &slot.role {
@@ -181,7 +181,7 @@ impl Core {
         kind: FailureKind,
         cause: Option<TaskId>,
     ) {
-        let Some(state) = self.runs.get_mut(&record.run) else {
+        let Some(state) = self.runs.get_mut(record.run) else {
             return;
         };
         if state.roots.len() < MAX_ROOTS {

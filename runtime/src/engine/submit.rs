@@ -5,7 +5,7 @@ use std::sync::Arc;
 use echelon_wire::call_config::CallConfig;
 use smallvec::SmallVec;
 
-use super::at_once::{AtOnce, Patience};
+use super::at_once::Patience;
 use super::attempts::check_repeatable;
 use super::chain::part_of;
 use super::copies::CopyJob;
@@ -21,19 +21,19 @@ use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::buffer::RemoteBuffer;
 use crate::callable::Callable;
 use crate::error::Error;
-use crate::graph::{self, Access, Chaining, Eligible, EndpointId, NodeKind, NodeSpec, RunId};
+use crate::graph::{self, Accesses, Chaining, Eligible, EndpointId, NodeKind, NodeSpec, RunId};
 use crate::memory::MemoryError;
 use crate::worker::TaskOptions;
 
 /// Which kind of worker a task is for.
-#[derive(Clone, Debug)]
-pub(crate) enum Target {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target<'a> {
     /// Sub workers.
     Sub,
     /// Any NEXT_LEVEL worker.
     NextLevel,
     /// These NEXT_LEVEL workers; for a group, one a member.
-    Workers(Vec<i32>),
+    Workers(&'a [i32]),
 }
 
 /// How members are scheduled.
@@ -47,26 +47,27 @@ pub(crate) enum GroupKind {
     Waves,
 }
 
-/// One submit.
-pub(crate) struct SubmitSpec {
+/// One submit. What the task keeps is taken when it is admitted.
+#[derive(Clone, Copy)]
+pub(crate) struct SubmitSpec<'a> {
     pub(crate) run: RunId,
-    pub(crate) callable: Arc<Callable>,
-    pub(crate) config: CallConfig,
-    pub(crate) target: Target,
+    pub(crate) callable: &'a Arc<Callable>,
+    pub(crate) config: &'a CallConfig,
+    pub(crate) target: Target<'a>,
     pub(crate) group: GroupKind,
     pub(crate) options: TaskOptions,
     /// One entry a member.
-    pub(crate) args: SmallVec<[TaskArgs; 1]>,
+    pub(crate) args: &'a [TaskArgs],
 }
 
-/// Name, work and options of a node.
-pub(super) type What = (Arc<str>, Work, TaskOptions);
+/// Work and options of a node.
+pub(super) type What = (Work, TaskOptions);
 
 /// What the scheduler is to be given, once arguments are prepared.
 #[derive(PartialEq)]
 pub(super) struct Plan {
     pub(super) kind: NodeKind,
-    pub(super) accesses: Vec<Access>,
+    pub(super) accesses: Accesses,
     pub(super) prefer: Option<EndpointId>,
     pub(super) shares_memory: bool,
 }
@@ -75,25 +76,26 @@ impl Engine {
     /// Submits a call. Blocks while the task table or the arena is full and something is running (back-pressure).
     ///
     /// Returns the task's number in its run.
-    pub(crate) fn submit(&self, spec: SubmitSpec) -> Result<u64, Error> {
+    pub(crate) fn submit(&self, spec: SubmitSpec<'_>) -> Result<u64, Error> {
         match self.submit_at_once(spec, Patience::ForTheLock)? {
-            AtOnce::Submitted(sequence) => Ok(sequence),
-            AtOnce::WouldWait(spec) => self.submit_waiting(spec),
+            Some(sequence) => Ok(sequence),
+            None => self.submit_waiting(spec),
         }
     }
 
     /// Submits a group, or what has to wait for room or memory.
-    pub(super) fn submit_waiting(&self, spec: SubmitSpec) -> Result<u64, Error> {
-        let members: Vec<Vec<TensorArg>> = spec
+    pub(super) fn submit_waiting(&self, spec: SubmitSpec<'_>) -> Result<u64, Error> {
+        let members: Vec<TaskArgs> = spec
             .args
             .iter()
             .map(|args| self.normalise(args))
             .collect::<Result<_, Error>>()?;
-        for (tensors, args) in members.iter().zip(&spec.args) {
-            check_signature(&spec.callable, tensors, args.scalars().len())?;
-            check_imports_disjoint(tensors)?;
-            check_arrays_disjoint(tensors)?;
+        for args in &members {
+            check_signature(spec.callable, args.tensors(), args.scalars().len())?;
+            check_imports_disjoint(args.tensors())?;
+            check_arrays_disjoint(args.tensors())?;
         }
+        let tensors = || members.iter().flat_map(TaskArgs::tensors);
         if members.len() > 1 {
             check_members_disjoint(&members)?;
         }
@@ -103,32 +105,26 @@ impl Engine {
         let (plan, mut pins) = {
             let mut core = self.core.lock();
             core.check_run(spec.run)?;
-            core.check_sessions(members.iter().flatten())?;
+            core.check_sessions(tensors())?;
             let plan = core.plan(&spec, &members)?;
             // Under the same lock: from here on the callable stays where it is until the task has ended.
             let number = core.begin_plan(spec.callable.digest);
             (plan, Pins::of_plan(self, Some(number)))
         };
-        pins.take(members.iter().flatten())?;
-        let scalars = spec.args.iter().map(|args| args.scalars().to_vec());
-        let mut prepared = Vec::with_capacity(members.len());
-        for (tensors, scalars) in members.into_iter().zip(scalars) {
-            prepared.push(self.prepare_waiting(tensors, scalars, plan.shares_memory)?);
+        pins.take(tensors())?;
+        let mut prepared = SmallVec::with_capacity(members.len());
+        for args in members {
+            prepared.push(self.prepare_waiting(args, plan.shares_memory)?);
         }
-        let name = Arc::clone(&spec.callable.name);
         let chaining = part_of(spec.group, &prepared, &spec.options);
-        let work = Work::Call {
-            callable: spec.callable,
-            config: spec.config,
-            members: prepared.into(),
-        };
+        let work = Work::call(&spec, prepared);
         let node = NodeSpec {
             run: spec.run,
             kind: plan.kind,
-            accesses: plan.accesses,
+            accesses: plan.accesses.into_vec(),
             prefer: plan.prefer,
         };
-        self.admit(node, chaining, (name, work, spec.options), pins)
+        self.admit(node, chaining, (work, spec.options), pins)
     }
 
     /// Submits a copy node.
@@ -153,24 +149,15 @@ impl Engine {
             accesses,
             prefer: None,
         };
-        let what = (
-            "copy".into(),
-            Work::Copy(Box::new(job)),
-            TaskOptions::default(),
-        );
+        let what = (Work::Copy(Box::new(job)), TaskOptions::default());
         self.admit(node, Chaining::default(), what, pins)
     }
 
     /// Takes the shadows, waiting for running tasks to give theirs back.
-    fn prepare_waiting(
-        &self,
-        tensors: Vec<TensorArg>,
-        scalars: Vec<u64>,
-        shared: bool,
-    ) -> Result<MemberRecord, Error> {
+    fn prepare_waiting(&self, args: TaskArgs, shared: bool) -> Result<MemberRecord, Error> {
         loop {
             let finished = self.core.lock().finished;
-            match self.prepare_member(tensors.clone(), scalars.clone(), shared) {
+            match self.prepare_member(args.clone(), shared) {
                 Ok(member) => return Ok(member),
                 Err(MemoryError::Exhausted {
                     requested, limit, ..
@@ -213,7 +200,7 @@ impl Engine {
         what: What,
         pins: Pins<'_>,
     ) -> Result<u64, Error> {
-        let limited = what.2.timeout.is_some();
+        let limited = what.1.timeout.is_some();
         let mut pending = Some((what, pins));
         loop {
             let mut core = self.core.lock();
@@ -260,13 +247,13 @@ impl Engine {
 }
 
 fn name_of(pending: Option<&(What, Pins<'_>)>) -> String {
-    pending.map_or_else(String::new, |((name, _, _), _)| name.to_string())
+    pending.map_or_else(String::new, |((work, _), _)| work.name().to_string())
 }
 
 impl Core {
     pub(crate) fn check_run(&self, run: RunId) -> Result<(), Error> {
         self.check_open("submit to")?;
-        match self.runs.get(&run) {
+        match self.runs.get(run) {
             Some(state) if !state.closed => Ok(()),
             _ => Err(Error::Lifecycle {
                 state: "not in this run any more".into(),
@@ -278,23 +265,23 @@ impl Core {
 
     pub(super) fn plan_anew(
         &self,
-        spec: &SubmitSpec,
-        members: &[Vec<TensorArg>],
+        spec: &SubmitSpec<'_>,
+        members: &[TaskArgs],
     ) -> Result<Plan, Error> {
-        let candidates = self.candidates(&spec.target, spec.group)?;
+        let candidates = self.candidates(spec.target, spec.group)?;
         let all = || candidates.iter().flatten();
         let local = all().any(|id| self.slot(*id).is_some_and(|slot| slot.info.shares_memory));
         let remote = all().any(|id| self.slot(*id).is_some_and(|slot| !slot.info.shares_memory));
         let mut sets = Vec::with_capacity(members.len());
-        for tensors in members {
-            check_kinds(tensors, local, remote)?;
+        for args in members {
+            check_kinds(args.tensors(), local, remote)?;
         }
-        for (index, tensors) in members.iter().enumerate() {
+        for (index, args) in members.iter().enumerate() {
             let of_member = candidates
                 .get(index)
                 .or_else(|| candidates.first())
                 .map_or(&[][..], Vec::as_slice);
-            sets.push(self.eligible(of_member, &spec.callable, tensors)?);
+            sets.push(self.eligible(of_member, spec.callable, args.tensors())?);
         }
         let shares_memory = sets
             .iter()
@@ -302,15 +289,16 @@ impl Core {
             .any(|id| self.slot(*id).is_some_and(|slot| slot.info.shares_memory));
         let accesses = members
             .iter()
-            .flat_map(|tensors| accesses_of(tensors))
+            .flat_map(|args| accesses_of(args.tensors()))
             .collect();
-        let prefer = members.first().and_then(|tensors| self.preferred(tensors));
+        let first = members.first();
+        let prefer = first.and_then(|args| self.preferred(args.tensors()));
         let mut eligible: Vec<Eligible> = sets.into_iter().filter_map(Eligible::new).collect();
         let kind = match spec.group {
             GroupKind::Gang => NodeKind::Gang { members: eligible },
             GroupKind::Waves => NodeKind::Waves {
                 members: u32::try_from(members.len()).unwrap_or(u32::MAX),
-                eligible: common(eligible, &spec.callable)?,
+                eligible: common(eligible, spec.callable)?,
             },
             GroupKind::Single => match eligible.pop() {
                 Some(eligible) => NodeKind::Single { eligible },
@@ -328,7 +316,7 @@ impl Core {
     /// Candidates a member: one list for all members, or one list each when the workers are named.
     pub(super) fn candidates(
         &self,
-        target: &Target,
+        target: Target<'_>,
         group: GroupKind,
     ) -> Result<Vec<Vec<EndpointId>>, Error> {
         let all = |wanted: &dyn Fn(&EndpointRole) -> bool| -> Vec<EndpointId> {
@@ -386,29 +374,26 @@ impl Core {
         &mut self,
         task: graph::TaskId,
         run: RunId,
-        (name, work, options): What,
+        (work, options): What,
         pins: Vec<RemoteBuffer>,
     ) -> TaskRecord {
         self.submitted += 1;
         self.any_limits |= options.timeout.is_some();
-        let predecessors = self.scheduler.predecessors(task);
         let mut sequence = 0;
-        let mut deps = Vec::new();
-        if let Some(state) = self.runs.get_mut(&run) {
+        let mut deps = SmallVec::new();
+        if let Some(state) = self.runs.get_mut(run) {
             state.submitted += 1;
             sequence = state.submitted;
             // Those of other runs have numbers of their own.
-            let records = predecessors.iter().filter_map(|id| self.records.get(id));
-            deps = records
-                .filter(|before| before.run == run)
-                .map(|before| before.sequence)
-                .collect();
+            let predecessors = self.scheduler.before(task);
+            let records = predecessors.filter_map(|id| self.records.get(&id));
+            let of_run = records.filter(|before| before.run == run);
+            deps.extend(of_run.map(|before| before.sequence));
         }
         TaskRecord {
             run,
             plan: 0,
             sequence,
-            name,
             work,
             pins,
             options,

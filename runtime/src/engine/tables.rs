@@ -44,6 +44,15 @@ impl<T> TaskMap<T> {
         place.take().map(|(_, value)| value)
     }
 
+    /// As [`TaskMap::remove`], of a value that is dropped where it is.
+    pub(crate) fn discard(&mut self, task: &TaskId) {
+        if let Some(place) = self.places.get_mut(task.slot as usize) {
+            if place.as_ref().is_some_and(|(g, _)| *g == task.generation) {
+                *place = None;
+            }
+        }
+    }
+
     pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
         self.places.iter().flatten().map(|(_, value)| value)
     }
@@ -131,5 +140,9 @@ mod tests {
         assert_eq!((map.get(&first), map.get(&second)), (None, Some(&'b')));
         assert_eq!(map.get_mut(&first), None);
         assert_eq!(map.values().count(), 1);
+        map.discard(&first);
+        assert_eq!(map.get(&second), Some(&'b'));
+        map.discard(&second);
+        assert_eq!(map.values().count(), 0);
     }
 }

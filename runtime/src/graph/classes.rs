@@ -149,6 +149,8 @@ impl Class {
 pub(super) struct Classes {
     table: Vec<Option<Class>>,
     by_set: NumberMap<Eligible, ClassId>,
+    /// That of the last look-up.
+    last: Option<(Eligible, ClassId)>,
     free: Vec<ClassId>,
     /// Classes that became unused, oldest first; some are in use again.
     idle: VecDeque<ClassId>,
@@ -179,8 +181,14 @@ impl Classes {
 
     /// The class of a known set, with one more reference.
     pub(super) fn find(&mut self, set: &Eligible) -> Option<ClassId> {
-        let id = *self.by_set.get(set)?;
+        let id = match &self.last {
+            Some((known, id)) if known.is(set) => *id,
+            _ => *self.by_set.get(set)?,
+        };
         self.get_mut(id).refs += 1;
+        if self.last.as_ref().is_none_or(|(_, last)| *last != id) {
+            self.last = Some((set.clone(), id));
+        }
         Some(id)
     }
 
@@ -203,6 +211,7 @@ impl Classes {
             endpoint.classes.push(id);
             live += usize::from(!endpoint.is_lost());
             if let Some(room) = &mut room {
+                endpoint.ordered += 1;
                 room.extend(endpoint.room_key());
             }
         }
@@ -258,8 +267,11 @@ impl Classes {
             if let Some(class) = self.table[id as usize].take() {
                 self.by_set.remove(&class.set);
                 for &index in &class.members {
-                    endpoints[index as usize].classes.retain(|&c| c != id);
+                    let endpoint = &mut endpoints[index as usize];
+                    endpoint.classes.retain(|&c| c != id);
+                    endpoint.ordered -= usize::from(class.room.is_some());
                 }
+                self.last = None;
                 self.free.push(id);
             }
         }

@@ -18,6 +18,8 @@ pub(super) struct Depth {
     most: u32,
     /// What a member may take: a maximum that fades.
     recent_ns: u64,
+    /// Places while members take that.
+    recent_places: u32,
     /// When the member that runs now began, as far as it can be told here: when the queue was last empty, or a member ended.
     since_ns: u64,
 }
@@ -30,6 +32,7 @@ impl Depth {
             least,
             most: most.max(least),
             recent_ns: QUEUE_NS,
+            recent_places: least,
             since_ns: 0,
         }
     }
@@ -43,7 +46,11 @@ impl Depth {
     pub(super) fn end(&mut self, now_ns: u64, took_ns: Option<u64>) {
         let took_ns = took_ns.unwrap_or_else(|| now_ns.saturating_sub(self.since_ns));
         let faded = self.recent_ns - self.recent_ns.div_ceil(FADING);
-        self.recent_ns = took_ns.max(faded);
+        let recent_ns = took_ns.max(faded);
+        if recent_ns != self.recent_ns {
+            self.recent_ns = recent_ns;
+            self.recent_places = self.places_for(recent_ns);
+        }
         self.since_ns = now_ns;
     }
 
@@ -54,8 +61,15 @@ impl Depth {
         } else {
             0
         };
-        let each_ns = self.recent_ns.max(running_ns).max(1);
-        let places = u32::try_from(QUEUE_NS / each_ns).unwrap_or(u32::MAX);
+        if running_ns > self.recent_ns {
+            self.places_for(running_ns)
+        } else {
+            self.recent_places
+        }
+    }
+
+    fn places_for(&self, each_ns: u64) -> u32 {
+        let places = u32::try_from(QUEUE_NS / each_ns.max(1)).unwrap_or(u32::MAX);
         places.clamp(self.least, self.most)
     }
 }

@@ -47,6 +47,8 @@ pub(super) struct Endpoint {
     pub(super) followers: VecDeque<TaskId>,
     /// The classes that this endpoint is a member of.
     pub(super) classes: Vec<ClassId>,
+    /// How many of them keep their members in order.
+    pub(super) ordered: usize,
 }
 
 impl Endpoint {
@@ -63,6 +65,7 @@ impl Endpoint {
             chains: false,
             followers: VecDeque::new(),
             classes: Vec::new(),
+            ordered: 0,
         }
     }
 

@@ -80,6 +80,11 @@ impl Eligible {
         &self.0.ids
     }
 
+    /// Whether both are one value and its clone.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether `id` is in the set.
     pub fn contains(&self, id: EndpointId) -> bool {
         self.0.ids.binary_search(&id).is_ok()

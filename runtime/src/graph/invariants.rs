@@ -51,7 +51,7 @@ impl Scheduler {
         let kept: HashMap<RunId, (usize, usize)> = self
             .runs
             .iter()
-            .map(|(&id, run)| (id, (run.unfinished, run.kept)))
+            .map(|(id, run)| (id, (run.unfinished, run.kept)))
             .collect();
         if runs != kept || runs.values().map(|run| run.0).sum::<usize>() != counts.unfinished {
             return Err(format!("runs hold {runs:?} tasks, counted {kept:?}"));

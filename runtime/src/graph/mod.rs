@@ -82,3 +82,4 @@ pub use id::{Eligible, EndpointId, RunId, TaskId};
 pub use node::{MemberResult, NodeKind, NodeSpec, Outcome};
 pub use scheduler::Scheduler;
 pub use stats::Stats;
+pub(crate) use task::Accesses;

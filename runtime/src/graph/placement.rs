@@ -293,6 +293,9 @@ impl Placement {
     /// Changes an endpoint and follows the change in the order of every class it is in.
     pub(super) fn update(&mut self, index: EndpointIndex, change: impl FnOnce(&mut Endpoint)) {
         let endpoint = &mut self.endpoints[index as usize];
+        if endpoint.ordered == 0 {
+            return change(endpoint);
+        }
         let before = endpoint.room_key();
         change(endpoint);
         let after = endpoint.room_key();

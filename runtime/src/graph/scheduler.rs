@@ -15,8 +15,8 @@ use super::node::{NodeKind, NodeSpec};
 use super::placement::Placement;
 use super::slot::SlotTable;
 use super::stats::Stats;
-use super::task::{Phase, Successor, Task, Work};
-use crate::fast::NumberMap;
+use super::task::{Accesses, Phase, Successor, Task, Work};
+use crate::fast::LastMap;
 
 /// What the scheduler knows of a run with tasks in the table.
 #[derive(Debug, Default)]
@@ -29,6 +29,13 @@ pub(super) struct Run {
     pub(super) ended: bool,
 }
 
+impl Run {
+    fn add(&mut self) {
+        self.unfinished += 1;
+        self.kept += 1;
+    }
+}
+
 /// The task graph, the endpoints' places, and what waits for them.
 ///
 /// It owns no thread and no clock: its driver calls `submit` and `handle` and performs the actions that they append, in
@@ -38,7 +45,7 @@ pub struct Scheduler {
     pub(super) tasks: SlotTable<Task>,
     pub(super) deps: DependencyMap,
     pub(super) placement: Placement,
-    pub(super) runs: NumberMap<RunId, Run>,
+    pub(super) runs: LastMap<RunId, Run>,
     pub(super) counts: Stats,
     /// Tasks in `Waiting` or `Running`.
     pub(super) active: usize,
@@ -56,7 +63,7 @@ impl Scheduler {
             tasks: SlotTable::new(max_tasks),
             deps: DependencyMap::default(),
             placement: Placement::default(),
-            runs: NumberMap::default(),
+            runs: LastMap::default(),
             counts: Stats::default(),
             active: 0,
             next_seq: 0,
@@ -86,16 +93,28 @@ impl Scheduler {
         chaining: Chaining,
         out: &mut Vec<Action>,
     ) -> Result<TaskId, SubmitError> {
-        for (index, &Access { start, end, .. }) in spec.accesses.iter().enumerate() {
+        let accesses = spec.accesses.into();
+        self.enter((spec.run, &spec.kind, spec.prefer), accesses, chaining, out)
+    }
+
+    /// [`Scheduler::submit_chained`] of a [`NodeSpec`] in parts, the kind of which stays with the caller.
+    pub(crate) fn enter(
+        &mut self,
+        (run, kind, prefer): (RunId, &NodeKind, Option<EndpointId>),
+        accesses: Accesses,
+        chaining: Chaining,
+        out: &mut Vec<Action>,
+    ) -> Result<TaskId, SubmitError> {
+        for (index, &Access { start, end, .. }) in accesses.iter().enumerate() {
             if end < start {
                 return Err(SubmitError::BadInterval { index, start, end });
             }
         }
-        let work = self.admit(&spec)?;
+        let work = self.admit(kind, prefer)?;
         let seq = self.next_seq;
         let Some(id) = self
             .tasks
-            .insert(Task::new(seq, spec.run, work, spec.accesses, chaining))
+            .insert(Task::new(seq, run, work, accesses, chaining))
         else {
             // The place was checked by `admit`.
             return Err(self.table_full());
@@ -103,9 +122,14 @@ impl Scheduler {
         self.next_seq += 1;
         self.counts.submitted += 1;
         self.counts.unfinished += 1;
-        let run = self.runs.entry(spec.run).or_default();
-        run.unfinished += 1;
-        run.kept += 1;
+        match self.runs.get_mut(run) {
+            Some(run) => run.add(),
+            None => {
+                let mut state = Run::default();
+                state.add();
+                self.runs.insert(run, state);
+            }
+        }
         self.attach(id, seq);
         self.settle(out);
         Ok(id)
@@ -155,7 +179,7 @@ impl Scheduler {
             Event::CancelRun { run } => self.cancel(run, out),
             Event::RunEnded { run } => {
                 self.deps.end_run(run);
-                if let Some(run) = self.runs.get_mut(&run) {
+                if let Some(run) = self.runs.get_mut(run) {
                     run.ended = true;
                 }
             }
@@ -191,7 +215,7 @@ impl Scheduler {
 
     /// Tasks of a run without an outcome.
     pub fn run_live(&self, run: RunId) -> usize {
-        self.runs.get(&run).map_or(0, |run| run.unfinished)
+        self.runs.get(run).map_or(0, |run| run.unfinished)
     }
 
     /// Counters and sizes. The cost grows with the number of spaces in use: meant for a report, not for each event.
@@ -213,9 +237,14 @@ impl Scheduler {
     /// The tasks that were unfinished when `task` was submitted and that it had to wait for, in submit order. Empty
     /// once the task has ended.
     pub fn predecessors(&self, task: TaskId) -> Vec<TaskId> {
-        self.tasks.get(task).map_or_else(Vec::new, |task| {
-            task.predecessors.iter().map(|before| before.task).collect()
-        })
+        self.before(task).collect()
+    }
+
+    /// [`Scheduler::predecessors`], one after the other.
+    pub fn before(&self, task: TaskId) -> impl Iterator<Item = TaskId> + '_ {
+        let task = self.tasks.get(task);
+        let before = task.map_or(&[][..], |task| &task.predecessors);
+        before.iter().map(|before| before.task)
     }
 
     /// What the tasks of a run left undefined and nobody has overwritten since, ascending.
@@ -224,17 +253,17 @@ impl Scheduler {
     }
 
     /// Checks what a submit needs and takes references on its eligible sets.
-    fn admit(&mut self, spec: &NodeSpec) -> Result<Work, SubmitError> {
-        let work = match &spec.kind {
+    fn admit(&mut self, kind: &NodeKind, prefer: Option<EndpointId>) -> Result<Work, SubmitError> {
+        let work = match kind {
             NodeKind::Copy => Work::Copy,
             NodeKind::Waves { members: 0, .. } => return Err(SubmitError::NoMembers),
             NodeKind::Single { eligible } | NodeKind::Waves { eligible, .. } => {
-                let members = match spec.kind {
-                    NodeKind::Waves { members, .. } => members,
+                let members = match kind {
+                    NodeKind::Waves { members, .. } => *members,
                     _ => 1,
                 };
                 let class = self.placement.intern(eligible)?;
-                let prefer = spec.prefer.and_then(|id| self.placement.find(id));
+                let prefer = prefer.and_then(|id| self.placement.find(id));
                 let prefer =
                     prefer.filter(|&index| self.placement.classes.get(class).contains(index));
                 Work::Slots {
@@ -304,6 +333,10 @@ impl Scheduler {
         let Some(task) = self.tasks.get_mut(id) else {
             return;
         };
+        if task.accesses.is_empty() {
+            // It waits for nothing, and nothing will wait for it.
+            return self.unblocked.push_back(id);
+        }
         let (found, root) = self.deps.attach(Holder { seq, task: id }, &task.accesses);
         task.root = root;
         task.predecessors = found
@@ -316,7 +349,7 @@ impl Scheduler {
         // Predecessors are tasks of the table, whose size is a u32.
         task.pending = found.len() as u32;
         if found.is_empty() {
-            self.unblocked.push_back(id);
+            return self.unblocked.push_back(id);
         }
         for predecessor in found {
             let Some(before) = self.tasks.get_mut(predecessor.task) else {
@@ -324,7 +357,7 @@ impl Scheduler {
             };
             // A cancelled task of a run that is over orders its successors and poisons none.
             let harmless = before.phase == Phase::Reported
-                && self.runs.get(&before.run).is_some_and(|r| r.ended);
+                && self.runs.get(before.run).is_some_and(|r| r.ended);
             let reads = predecessor.read && !harmless;
             before.successors.push(Successor { task: id, reads });
         }

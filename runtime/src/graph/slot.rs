@@ -84,20 +84,20 @@ impl<T> SlotTable<T> {
             .filter(|_| slot.generation == id.generation)
     }
 
-    /// Takes a value out; its id is not valid any more.
-    pub(super) fn remove(&mut self, id: TaskId) -> Option<T> {
-        let slot = self.slots.get_mut(id.slot as usize)?;
-        if slot.generation != id.generation {
-            return None;
-        }
-        let value = slot.value.take()?;
+    /// Drops a value where it is; its id is not valid any more. False when there is none.
+    pub(super) fn remove(&mut self, id: TaskId) -> bool {
+        let slot = self.slots.get_mut(id.slot as usize);
+        let Some(slot) = slot.filter(|s| s.generation == id.generation && s.value.is_some()) else {
+            return false;
+        };
+        slot.value = None;
         self.live -= 1;
         // A slot whose generations are used up is left out for good: an id never comes back.
         if let Some(next) = slot.generation.checked_add(1) {
             slot.generation = next;
             self.free.push(id.slot);
         }
-        Some(value)
+        true
     }
 
     /// All values, by slot.
@@ -121,11 +121,11 @@ mod tests {
         let mut table = SlotTable::new(1);
         let first = table.insert('a').unwrap();
         assert_eq!(table.insert('b'), None);
-        assert_eq!(table.remove(first), Some('a'));
+        assert!(table.remove(first));
         let second = table.insert('b').unwrap();
         assert_eq!((second.slot, second.generation), (0, 1));
         assert_eq!(table.get(first), None);
-        assert_eq!(table.remove(first), None);
+        assert!(!table.remove(first));
         assert_eq!(table.get(second), Some(&'b'));
         assert_eq!(table.len(), 1);
     }
@@ -139,7 +139,7 @@ mod tests {
             generation: u32::MAX,
             ..id
         };
-        assert_eq!(table.remove(last), Some('a'));
+        assert!(table.remove(last));
         let next = table.insert('b').unwrap();
         assert_eq!((next.slot, next.generation), (1, 0));
         assert!(table.is_full());

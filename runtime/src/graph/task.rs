@@ -62,6 +62,9 @@ impl Work {
     }
 }
 
+/// What a task touches; most touch little.
+pub(crate) type Accesses = SmallVec<[Access; 2]>;
+
 /// A task that waits for this one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Successor {
@@ -77,7 +80,7 @@ pub(super) struct Task {
     pub(super) seq: u64,
     pub(super) run: RunId,
     pub(super) work: Work,
-    pub(super) accesses: Vec<Access>,
+    pub(super) accesses: Accesses,
     /// Unfinished producers and readers at submit.
     pub(super) predecessors: SmallVec<[Before; 2]>,
     pub(super) successors: SmallVec<[Successor; 2]>,
@@ -115,7 +118,7 @@ impl Task {
         seq: u64,
         run: RunId,
         work: Work,
-        accesses: Vec<Access>,
+        accesses: Accesses,
         chaining: Chaining,
     ) -> Self {
         Self {

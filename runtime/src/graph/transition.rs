@@ -322,31 +322,26 @@ impl Scheduler {
 
     /// Ends a task: its slot, its marks in the map and its hold on its successors go together.
     fn finish(&mut self, id: TaskId, outcome: Outcome, root: Option<Root>, out: &mut Vec<Action>) {
-        let Some(task) = self.tasks.remove(id) else {
+        let Some(task) = self.tasks.get_mut(id) else {
             return;
         };
         self.active -= usize::from(task.is_active());
         self.placement.release(&task.work);
-        if task.phase != Phase::Reported {
-            self.report(id, task.run, outcome, root, out);
+        let (run, seq, reported) = (task.run, task.seq, task.phase == Phase::Reported);
+        let successors = std::mem::take(&mut task.successors);
+        if !reported {
+            self.report(id, run, outcome, root, out);
         }
-        let ended = self.leave_run(task.run);
-        let mark = root.unwrap_or(Root {
-            seq: task.seq,
-            task: id,
-        });
+        let ended = self.leave_run(run);
+        let mark = root.unwrap_or(Root { seq, task: id });
         let poisoned = outcome != Outcome::Completed;
-        let poison = Poison {
-            run: task.run,
-            root: mark,
-        };
-        self.deps.retire(
-            task.seq,
-            &task.accesses,
-            (poisoned && !ended).then_some(poison),
-        );
+        let poison = (poisoned && !ended).then_some(Poison { run, root: mark });
+        if let Some(task) = self.tasks.get(id) {
+            self.deps.retire(seq, &task.accesses, poison);
+        }
+        self.tasks.remove(id);
         let mut left: SmallVec<[TaskId; 4]> = SmallVec::new();
-        for successor in task.successors {
+        for successor in successors {
             // A successor cannot end before its predecessors, so it is there.
             let Some(next) = self.tasks.get_mut(successor.task) else {
                 continue;
@@ -377,7 +372,7 @@ impl Scheduler {
     ) {
         self.counts.count(outcome);
         self.counts.unfinished -= 1;
-        if let Some(run) = self.runs.get_mut(&run) {
+        if let Some(run) = self.runs.get_mut(run) {
             run.unfinished -= 1;
         }
         let cause = root.map(|root| root.task);
@@ -391,13 +386,13 @@ impl Scheduler {
 
     /// A task of `run` leaves the table; says whether the run was declared over.
     fn leave_run(&mut self, id: RunId) -> bool {
-        let Some(run) = self.runs.get_mut(&id) else {
+        let Some(run) = self.runs.get_mut(id) else {
             return true;
         };
         run.kept -= 1;
         let ended = run.ended;
         if run.kept == 0 {
-            self.runs.remove(&id);
+            self.runs.remove(id);
         }
         ended
     }

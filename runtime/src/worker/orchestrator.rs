@@ -6,12 +6,11 @@ use std::sync::Arc;
 use echelon_wire::call_config::CallConfig;
 use echelon_wire::tensor::TensorMeta;
 use parking_lot::Mutex;
-use smallvec::{smallvec, SmallVec};
 
 use super::{CallableHandle, TaskOptions, Worker};
 use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::buffer::RemoteBuffer;
-use crate::engine::{self, AtOnce, Engine, GroupKind, Patience, SubmitSpec, Target, WaitEnd};
+use crate::engine::{self, Engine, GroupKind, Patience, SubmitSpec, Target, WaitEnd};
 use crate::error::Error;
 use crate::graph::RunId;
 use crate::memory::{ArenaBlock, HostMemory, MemoryError};
@@ -74,7 +73,7 @@ impl Orchestrator {
     /// The run was interrupted while its function ran (design §15.15): what has not started never will, what runs has
     /// `interrupt_grace`, and nothing is copied back into the caller's arrays. To be followed by the function's return.
     pub fn interrupted(&self) {
-        if let Some(state) = self.engine.core.lock().runs.get_mut(&self.run) {
+        if let Some(state) = self.engine.core.lock().runs.get_mut(self.run) {
             state.interrupted = true;
         }
     }
@@ -107,8 +106,13 @@ impl Orchestrator {
         config: CallConfig,
         worker: Option<i32>,
     ) -> Result<TaskHandle, Error> {
-        let target = next_level(worker);
-        self.submit(callable, smallvec![args], config, target, GroupKind::Single)
+        self.submit(
+            callable,
+            &[args],
+            &config,
+            next_level(worker.as_ref()),
+            GroupKind::Single,
+        )
     }
 
     /// Submits a gang: one member for each entry of `args`, all at once on distinct NEXT_LEVEL workers (design §15.23).
@@ -132,8 +136,9 @@ impl Orchestrator {
                 ),
             ));
         }
-        let target = workers.map_or(Target::NextLevel, Target::Workers);
-        self.submit(callable, args.into(), config, target, GroupKind::Gang)
+        let target = workers.as_deref();
+        let target = target.map_or(Target::NextLevel, Target::Workers);
+        self.submit(callable, &args, &config, target, GroupKind::Gang)
     }
 
     /// Submits a task to a sub worker.
@@ -147,8 +152,8 @@ impl Orchestrator {
     ) -> Result<TaskHandle, Error> {
         self.submit(
             callable,
-            smallvec![args],
-            CallConfig::default(),
+            &[args],
+            CallConfig::usual(),
             Target::Sub,
             GroupKind::Single,
         )
@@ -165,8 +170,8 @@ impl Orchestrator {
     ) -> Result<TaskHandle, Error> {
         self.submit(
             callable,
-            args.into(),
-            CallConfig::default(),
+            &args,
+            CallConfig::usual(),
             Target::Sub,
             GroupKind::Waves,
         )
@@ -180,12 +185,11 @@ impl Orchestrator {
     pub fn submit_next_level_many(
         &self,
         callable: &CallableHandle,
-        args: Vec<TaskArgs>,
+        args: &[TaskArgs],
         config: &CallConfig,
         worker: Option<i32>,
     ) -> Result<Vec<TaskHandle>, Error> {
-        let target = next_level(worker);
-        self.submit_many(callable, args, config, &target)
+        self.submit_many(callable, args, config, next_level(worker.as_ref()))
     }
 
     /// Submits a task to a sub worker for each entry of `args`, in their order.
@@ -195,9 +199,9 @@ impl Orchestrator {
     pub fn submit_sub_many(
         &self,
         callable: &CallableHandle,
-        args: Vec<TaskArgs>,
+        args: &[TaskArgs],
     ) -> Result<Vec<TaskHandle>, Error> {
-        self.submit_many(callable, args, &CallConfig::default(), &Target::Sub)
+        self.submit_many(callable, args, CallConfig::usual(), Target::Sub)
     }
 
     /// [`Self::submit_next_level`] if it has to wait for nothing, not even for a lock; `None` if it had to, and then nothing has
@@ -208,11 +212,11 @@ impl Orchestrator {
     pub fn try_submit_next_level(
         &self,
         callable: &CallableHandle,
-        args: TaskArgs,
-        config: CallConfig,
+        args: &TaskArgs,
+        config: &CallConfig,
         worker: Option<i32>,
     ) -> Result<Option<TaskHandle>, Error> {
-        self.try_submit(callable, args, config, next_level(worker))
+        self.try_submit(callable, args, config, next_level(worker.as_ref()))
     }
 
     /// [`Self::submit_sub`] if it has to wait for nothing; see [`Self::try_submit_next_level`].
@@ -222,33 +226,31 @@ impl Orchestrator {
     pub fn try_submit_sub(
         &self,
         callable: &CallableHandle,
-        args: TaskArgs,
+        args: &TaskArgs,
     ) -> Result<Option<TaskHandle>, Error> {
-        self.try_submit(callable, args, CallConfig::default(), Target::Sub)
+        self.try_submit(callable, args, CallConfig::usual(), Target::Sub)
     }
 
     fn try_submit(
         &self,
         callable: &CallableHandle,
-        args: TaskArgs,
-        config: CallConfig,
-        target: Target,
+        args: &TaskArgs,
+        config: &CallConfig,
+        target: Target<'_>,
     ) -> Result<Option<TaskHandle>, Error> {
         callable.check(self.engine.uid)?;
-        let group = GroupKind::Single;
-        let spec = self.spec(callable, smallvec![args], config, target, group);
-        Ok(match self.engine.submit_at_once(spec, Patience::None)? {
-            AtOnce::Submitted(sequence) => Some(TaskHandle { sequence }),
-            AtOnce::WouldWait(_) => None,
-        })
+        let args = std::slice::from_ref(args);
+        let spec = self.spec(callable, args, config, target, GroupKind::Single);
+        let sequence = self.engine.submit_at_once(spec, Patience::None)?;
+        Ok(sequence.map(|sequence| TaskHandle { sequence }))
     }
 
     fn submit(
         &self,
         callable: &CallableHandle,
-        args: SmallVec<[TaskArgs; 1]>,
-        config: CallConfig,
-        target: Target,
+        args: &[TaskArgs],
+        config: &CallConfig,
+        target: Target<'_>,
         group: GroupKind,
     ) -> Result<TaskHandle, Error> {
         callable.check(self.engine.uid)?;
@@ -267,22 +269,13 @@ impl Orchestrator {
     fn submit_many(
         &self,
         callable: &CallableHandle,
-        args: Vec<TaskArgs>,
+        args: &[TaskArgs],
         config: &CallConfig,
-        target: &Target,
+        target: Target<'_>,
     ) -> Result<Vec<TaskHandle>, Error> {
         callable.check(self.engine.uid)?;
-        let group = GroupKind::Single;
-        let spec_of = |args| {
-            self.spec(
-                callable,
-                smallvec![args],
-                config.clone(),
-                target.clone(),
-                group,
-            )
-        };
-        match self.engine.submit_many(args, spec_of) {
+        let spec = self.spec(callable, args, config, target, GroupKind::Single);
+        match self.engine.submit_many(spec) {
             Ok(sequences) => Ok(sequences
                 .into_iter()
                 .map(|sequence| TaskHandle { sequence })
@@ -294,17 +287,17 @@ impl Orchestrator {
         }
     }
 
-    fn spec(
+    fn spec<'a>(
         &self,
-        callable: &CallableHandle,
-        args: SmallVec<[TaskArgs; 1]>,
-        config: CallConfig,
-        target: Target,
+        callable: &'a CallableHandle,
+        args: &'a [TaskArgs],
+        config: &'a CallConfig,
+        target: Target<'a>,
         group: GroupKind,
-    ) -> SubmitSpec {
+    ) -> SubmitSpec<'a> {
         SubmitSpec {
             run: self.run,
-            callable: Arc::clone(&callable.callable),
+            callable: &callable.callable,
             config,
             target,
             group,
@@ -424,8 +417,10 @@ impl Orchestrator {
     }
 }
 
-fn next_level(worker: Option<i32>) -> Target {
-    worker.map_or(Target::NextLevel, |id| Target::Workers(vec![id]))
+fn next_level(worker: Option<&i32>) -> Target<'_> {
+    worker.map_or(Target::NextLevel, |id| {
+        Target::Workers(std::slice::from_ref(id))
+    })
 }
 
 fn copy_side(arg: &TensorArg) -> Result<engine::CopySide, Error> {
@@ -462,7 +457,7 @@ mod tests {
         worker.init().unwrap();
         let run = worker.run_simple(|orch| {
             let busy = orch.engine.core.lock();
-            assert_eq!(orch.try_submit_sub(&noop, TaskArgs::new())?, None);
+            assert_eq!(orch.try_submit_sub(&noop, &TaskArgs::new())?, None);
             drop(busy);
             orch.submit_sub(&noop, TaskArgs::new()).map(drop)
         });

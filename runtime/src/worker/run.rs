@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Orchestrator, Worker};
 use crate::endpoint::{ControlReply, ControlRequest};
-use crate::engine::{Core, EndpointRole, Engine, Flight, RunState, WaitEnd};
+use crate::engine::{Core, EndpointRole, Engine, RunState, WaitEnd};
 use crate::error::{Error, RunError, StoryStep};
 use crate::failure::tell;
 use crate::graph::{EndpointId, Event, RunId, Space};
@@ -143,7 +143,7 @@ impl Worker {
             .core
             .lock()
             .runs
-            .get(&run)
+            .get(run)
             .is_some_and(|r| r.interrupted);
         if !by_function {
             let Err(end) = engine.wait_until(None, done) else {
@@ -153,7 +153,7 @@ impl Worker {
                 return Err(end.into_error());
             }
         }
-        if let Some(state) = engine.core.lock().runs.get_mut(&run) {
+        if let Some(state) = engine.core.lock().runs.get_mut(run) {
             state.interrupted = true;
         }
         // Tasks that have not started are cancelled; running ones have the grace, then their child is killed.
@@ -242,7 +242,7 @@ impl Engine {
     fn close_run(&self, run: RunId, cancel: bool) -> bool {
         let mut core = self.core.lock();
         let mut interrupted = false;
-        if let Some(state) = core.runs.get_mut(&run) {
+        if let Some(state) = core.runs.get_mut(run) {
             state.closed = true;
             interrupted = state.interrupted;
         }
@@ -259,7 +259,7 @@ impl Engine {
     fn end_run(&self, run: RunId) -> (RunState, Vec<String>) {
         let mut core = self.core.lock();
         if core.torn {
-            return (core.runs.remove(&run).unwrap_or_default(), Vec::new());
+            return (core.runs.remove(run).unwrap_or_default(), Vec::new());
         }
         let undefined = core
             .scheduler
@@ -268,7 +268,7 @@ impl Engine {
             .collect::<Vec<_>>();
         let undefined = describe_ranges(&undefined);
         core.feed(Event::RunEnded { run });
-        (core.runs.remove(&run).unwrap_or_default(), undefined)
+        (core.runs.remove(run).unwrap_or_default(), undefined)
     }
 
     /// Waits without asking the interrupt check: used while an interrupt is carried out.
@@ -289,16 +289,14 @@ impl Engine {
     fn kill_run(&self, run: RunId) {
         let mut core = self.core.lock();
         let busy: Vec<EndpointId> = core
-            .flights
-            .values()
-            .filter_map(|flight| match flight {
-                Flight::Member { task, endpoint, .. }
-                    if core.records.get(task).is_some_and(|r| r.run == run) =>
-                {
-                    Some(*endpoint)
-                }
-                _ => None,
+            .endpoints
+            .iter()
+            .zip(0..)
+            .filter(|(slot, _)| {
+                let mut queue = slot.queue.iter();
+                queue.any(|sent| core.records.get(&sent.task).is_some_and(|r| r.run == run))
             })
+            .map(|(_, id)| EndpointId(id))
             .collect();
         for endpoint in busy {
             core.kill(
@@ -330,6 +328,7 @@ impl Engine {
             let slots = core.endpoints.iter().zip(0..);
             slots
                 .filter(|(slot, _)| slot.role != EndpointRole::Sub && slot.lost.is_none())
+                .filter(|(slot, _)| slot.queue.is_empty())
                 .filter(|(slot, _)| report.tasks_per_worker.contains_key(&slot.info.name))
                 .map(|(slot, id)| (EndpointId(id), slot.info.name.clone()))
                 // The answer of a worker that is busy for another run could be long in coming.
