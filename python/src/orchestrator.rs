@@ -144,7 +144,10 @@ impl PyOrchestrator {
         timeout_s: Option<&Bound<'_, PyAny>>,
         idempotent: bool,
     ) -> PyResult<PyTaskHandle> {
-        let config = config.map_or(CallConfig::usual(), |config| &config.0);
+        let config = match config {
+            Some(config) => &config.0,
+            None => CallConfig::usual(),
+        };
         let worker = (worker != -1).then_some(worker);
         self.submit(
             py,

@@ -2,7 +2,7 @@
 //!
 //! | kind | direction | payload |
 //! |---:|---|---|
-//! | 1 TASK | down | `Conditions` (tickets), `TaskPayload` (the encoding of the TASK frame, mailbox carrier) |
+//! | 1 TASK | down | `Conditions` (tickets), digest[32], u32 settings (1 when a `CallConfig` follows, 0 for the usual one), `TaskArgsWire` (mailbox carrier) |
 //! | 2 INSTALL | down | u32 inner, digest[32], u32 callable kind, str name, blob payload |
 //! | 3 REMOVE | down | u32 inner, digest[32] |
 //! | 4 DROP_REGION | down | u64 region id |
@@ -17,10 +17,14 @@
 //! Encoded with the primitives of the wire crate, so that bounds are checked in one place. Both directions carry the ticket of
 //! the request in the record's head.
 
+use std::borrow::Cow;
+
+use echelon_wire::call_config::CallConfig;
 use echelon_wire::callable::{CallableKind, Digest};
-use echelon_wire::codec::{Reader, Writer};
+use echelon_wire::codec::{Decode, Encode, Reader, Writer};
 use echelon_wire::error::{DecodeError, EncodeError};
 use echelon_wire::limits::{MAX_ERROR_MESSAGE_BYTES, MAX_STRING_BYTES};
+use echelon_wire::task::{Carrier, TaskArgsWire};
 
 use crate::text::cut;
 
@@ -76,6 +80,50 @@ impl Parts {
             whole.extend_from_slice(last);
             *last = whole;
         }
+    }
+}
+
+/// TASK, behind its conditions: the parts of the TASK frame's payload. The settings that nearly every task has are left out.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Task<'a> {
+    pub(crate) digest: Digest,
+    pub(crate) config: Cow<'a, CallConfig>,
+    pub(crate) args: TaskArgsWire<'a>,
+}
+
+impl<'a> Task<'a> {
+    pub(crate) fn encode(
+        digest: &Digest,
+        config: &CallConfig,
+        args: &TaskArgsWire<'_>,
+        writer: &mut Writer,
+    ) -> Result<(), EncodeError> {
+        writer.raw(&digest.0);
+        let usual = config == CallConfig::usual();
+        writer.u32(u32::from(!usual));
+        if !usual {
+            config.encode(writer)?;
+        }
+        args.encode(Carrier::Mailbox, writer)
+    }
+
+    pub(crate) fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let digest = Digest(reader.array("TASK.digest")?);
+        let config = match reader.u32("TASK.settings")? {
+            0 => Cow::Borrowed(CallConfig::usual()),
+            1 => Cow::Owned(CallConfig::read(&mut reader)?),
+            got => {
+                let (field, got) = ("TASK.settings", got.into());
+                return Err(DecodeError::Unknown { field, got });
+            }
+        };
+        let args = TaskArgsWire::decode(reader.rest(), Carrier::Mailbox)?;
+        Ok(Self {
+            digest,
+            config,
+            args,
+        })
     }
 }
 
@@ -272,6 +320,39 @@ mod tests {
         for answer in [Answer(Ok(b"json")), Answer(Err("no"))] {
             assert_eq!(Answer::decode(&answer.encode().unwrap()).unwrap(), answer);
         }
+    }
+
+    fn task(config: &CallConfig) -> Vec<u8> {
+        let args = TaskArgsWire {
+            scalars: vec![1, u64::MAX],
+            ..TaskArgsWire::default()
+        };
+        let mut writer = Writer::new();
+        Task::encode(&Digest([7; 32]), config, &args, &mut writer).unwrap();
+        writer.into_bytes()
+    }
+
+    #[test]
+    fn a_task_travels_without_the_usual_settings_and_with_others() {
+        let other = CallConfig {
+            block_dim: 7,
+            ..CallConfig::default()
+        };
+        for config in [CallConfig::usual(), &other] {
+            let bytes = task(config);
+            let read = Task::decode(&bytes).unwrap();
+            assert_eq!(
+                (&*read.config, &*read.args.scalars),
+                (config, &[1, u64::MAX][..])
+            );
+            for len in 0..bytes.len() {
+                assert!(Task::decode(&bytes[..len]).is_err());
+            }
+        }
+        assert!(task(CallConfig::usual()).len() < task(&other).len());
+        let mut unknown = task(CallConfig::usual());
+        unknown[32] = 2;
+        assert!(Task::decode(&unknown).is_err());
     }
 
     #[test]

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use echelon_wire::codec::Reader;
 use echelon_wire::order::Conditions;
-use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
+use echelon_wire::task::TaskArgsWire;
 
-use super::records::{self, Done};
+use super::records::{self, Done, Task};
 use super::regions::RegionTable;
 use super::{Child, ChildError, Level};
 use crate::mailbox::RecordHead;
@@ -129,14 +129,13 @@ impl Child {
     }
 
     fn perform(&mut self, payload: &[u8], lease: &mut Option<Lease>) -> Result<(), String> {
-        let task =
-            TaskPayload::decode(payload, Carrier::Mailbox).map_err(|error| error.to_string())?;
+        let task = Task::decode(payload).map_err(|error| error.to_string())?;
         let callable = self.callables.get(&task.digest);
         let callable = callable
             .ok_or_else(|| format!("callable {} is not installed in this child", task.digest))?;
         let mut view = view(&mut self.regions, &task.args, lease)?;
         view.scalars = task.args.scalars;
-        view.config = task.config;
+        view.config = task.config.into_owned();
         match &self.level {
             Level::Leaf => callable.call_leaf(view),
             Level::Orchestration(worker) => {

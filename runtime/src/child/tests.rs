@@ -7,9 +7,9 @@ use echelon_wire::call_config::CallConfig;
 use echelon_wire::callable::CallableKind;
 use echelon_wire::codec::Writer;
 use echelon_wire::order::Conditions;
-use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
+use echelon_wire::task::TaskArgsWire;
 
-use super::records::{Done, Install, DONE, INSTALL, TASK};
+use super::records::{Done, Install, Task, DONE, INSTALL, TASK};
 use super::*;
 use crate::callable::HostedCallable;
 use crate::mailbox::{Mailbox, ParentSide};
@@ -93,14 +93,10 @@ fn rows_of(count: u64) -> Vec<u32> {
         payload: b"m:f",
     };
     send(&mut side, INSTALL, 0, &install.encode().unwrap());
-    let task = TaskPayload {
-        digest,
-        config: CallConfig::default(),
-        args: TaskArgsWire::default(),
-    };
     let mut record = Writer::new();
     Conditions::write(&[], &mut record).unwrap();
-    task.encode(Carrier::Mailbox, &mut record).unwrap();
+    let (config, none) = (CallConfig::usual(), TaskArgsWire::default());
+    Task::encode(&digest, config, &none, &mut record).unwrap();
     let task = record.into_bytes();
     for ticket in 1..=count {
         send(&mut side, TASK, ticket, &task);

@@ -55,7 +55,10 @@ impl Core {
             .and_then(|tensors| {
                 let outbound = OutboundTask {
                     callable,
-                    config: config.as_deref().unwrap_or(CallConfig::usual()),
+                    config: match config {
+                        Some(config) => config,
+                        None => CallConfig::usual(),
+                    },
                     tensors: &tensors,
                     scalars: part.args.scalars(),
                     after,

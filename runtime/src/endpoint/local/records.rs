@@ -4,14 +4,14 @@ use echelon_wire::buffer::{RemoteTensorDesc, TensorFlags};
 use echelon_wire::callable::RegistryTarget;
 use echelon_wire::codec::Writer;
 use echelon_wire::order::Conditions;
-use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
+use echelon_wire::task::TaskArgsWire;
 
 use smallvec::SmallVec;
 
 use super::outbox::OutboxError;
 use super::LocalEndpoint;
 use crate::callable::Callable;
-use crate::child::records::{self, Answer, Done, Install, Remove};
+use crate::child::records::{self, Answer, Done, Install, Remove, Task};
 use crate::endpoint::{
     ControlFailure, ControlReply, ControlRequest, Endpoint, EndpointEvent, OutboundTask,
     OutboundTensor, Place, RegisterStep, TaskFailure, TaskReport, Ticket,
@@ -62,17 +62,12 @@ impl LocalEndpoint {
             args.tensors.push(tensor.meta);
             args.sidecars.push(Some(self.describe(tensor)?));
         }
-        let payload = TaskPayload {
-            digest: task.callable.digest,
-            config: task.config.clone(),
-            args,
-        };
         let after: SmallVec<[u64; 2]> = task.after.iter().map(|ticket| ticket.0).collect();
         let mut writer = Writer::from_vec(std::mem::take(&mut self.encoder.bytes));
         writer.clear();
         let encoded = Conditions::write(&after, &mut writer)
-            .and_then(|()| payload.encode(Carrier::Mailbox, &mut writer));
-        self.encoder.args = payload.args;
+            .and_then(|()| Task::encode(&task.callable.digest, task.config, &args, &mut writer));
+        self.encoder.args = args;
         encoded.map_err(|error| error.to_string())?;
         Ok(writer.into_bytes())
     }
