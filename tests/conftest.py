@@ -13,7 +13,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 import pytest
-from testbed import residual
+from testbed import extensions, residual
 from testbed.daemon import Daemon
 from testbed.watchdog import Watchdog
 
@@ -93,3 +93,20 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     """A real `echelon-worker` on a loopback port, with tests/callables on its PYTHONPATH."""
     with Daemon(tmp_path, pythonpath=[CALLABLES]) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon for a module, whose sessions accept every extension: each case gets a session process of its own."""
+    folder = tmp_path_factory.mktemp("daemon")
+    with Daemon(folder, pythonpath=[CALLABLES], arguments=extensions.ARGUMENTS) as running:
+        # Helpers that the daemon starts with its first session belong to every test's baseline.
+        with extensions.session((running.host, running.port)):
+            pass
+        yield running
+
+
+@pytest.fixture(params=extensions.CONFIGURATIONS)
+def features(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """What a test that must hold with every extension on and off is driven over: none, each with what it needs, all."""
+    return extensions.CONFIGURATIONS[request.param]

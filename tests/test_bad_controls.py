@@ -1,7 +1,7 @@
 """Every control with every field wrong, against a real session: an error that says why, nothing changed, nobody concerned.
 
 Written from the contract's layouts (slr3-v1 §5). Each command is a valid one with a few bytes replaced; that the
-valid one works before and after is a part of the test (R-034, R-067, R-114).
+valid one works before and after is a part of the test (R-034, R-067, R-114). No extension changes any of it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from testbed import wire
+from testbed import extensions, wire
 from testbed.daemon import Daemon
-from testbed.wire import DISPATCHER, INNER, V1Parent, v1_session
+from testbed.extensions import Parent
+from testbed.wire import DISPATCHER, INNER
 
 TARGET, OTHER = "bench_callables:noop", "casemod:notcallable"
 SIZE = 64
@@ -117,23 +118,23 @@ REGISTER: Wrong = [
 
 
 @pytest.fixture
-def witness(daemon: Daemon) -> Iterator[V1Parent]:
+def witness(shared_daemon: Daemon, features: tuple[str, ...]) -> Iterator[Parent]:
     """Another session of the same daemon, the owner of what is imported; at the end it works as before."""
-    request = wire.manifest(session_id=12, worker_id=OWNER, targets=[TARGET])
-    with v1_session((daemon.host, daemon.port), request) as parent:
+    address = (shared_daemon.host, shared_daemon.port)
+    with extensions.session(address, features, session_id=12, worker_id=OWNER, targets=[TARGET]) as parent:
         yield parent
         assert parent.task(wire.task_payload(TARGET)).error_code == 0
 
 
 @pytest.fixture
-def session(daemon: Daemon) -> Iterator[V1Parent]:
+def session(shared_daemon: Daemon, features: tuple[str, ...]) -> Iterator[Parent]:
     """The session that is asked for what cannot be."""
-    request = wire.manifest(session_id=11, worker_id=WORKER)
-    with v1_session((daemon.host, daemon.port), request) as parent:
+    address = (shared_daemon.host, shared_daemon.port)
+    with extensions.session(address, features, session_id=11, worker_id=WORKER) as parent:
         yield parent
 
 
-def refused(parent: V1Parent, name: str, valid: bytes, fields: Wrong) -> None:
+def refused(parent: Parent, name: str, valid: bytes, fields: Wrong) -> None:
     """Each wrong field, each length that is too short and one that is too long: an error with a text, every time."""
     for what, at, wrong in fields:
         at %= len(valid)
@@ -146,7 +147,7 @@ def refused(parent: V1Parent, name: str, valid: bytes, fields: Wrong) -> None:
     assert parent.control(name, valid + b"\0").error_code == 1, f"{name} with a byte more was taken"
 
 
-def done(parent: V1Parent, name: str, command: bytes) -> bytes:
+def done(parent: Parent, name: str, command: bytes) -> bytes:
     reply = parent.control(name, command)
     assert reply.error_code == 0, f"{name}: {reply.error}"
     return reply.result
@@ -156,7 +157,7 @@ def export_command(worker: int, key: bytes, access: int) -> bytes:
     return i32(worker) + key + u64(8) + u64(16) + u32(access) + wire.text("sim") + u32(0)
 
 
-def test_buffer_controls_with_a_wrong_field_are_refused_r114(session: V1Parent, witness: V1Parent) -> None:
+def test_buffer_controls_with_a_wrong_field_are_refused_r114(session: Parent, witness: Parent) -> None:
     for nbytes in (0, 2**45, 2**63, MAX64):
         assert session.control("ALLOC_REMOTE_BUFFER", u64(nbytes)).error_code == 1, nbytes
     for cut in (0, 7, 9):
@@ -174,9 +175,7 @@ def test_buffer_controls_with_a_wrong_field_are_refused_r114(session: V1Parent, 
     done(session, "FREE_REMOTE_BUFFER", i32(WORKER) + key)
 
 
-def test_controls_of_imports_with_a_wrong_field_are_refused_r114(
-    session: V1Parent, witness: V1Parent
-) -> None:
+def test_controls_of_imports_with_a_wrong_field_are_refused_r114(session: Parent, witness: Parent) -> None:
     key = witness.alloc(SIZE)
     witness.copy_to(key, bytes(range(SIZE)))
     export = done(witness, "EXPORT_BUFFER", export_command(OWNER, key, 1))
@@ -190,7 +189,7 @@ def test_controls_of_imports_with_a_wrong_field_are_refused_r114(
     assert witness.copy_from(key, SIZE).result == bytes(range(SIZE))
 
 
-def test_registrations_with_a_wrong_field_are_refused_r104(session: V1Parent, witness: V1Parent) -> None:
+def test_registrations_with_a_wrong_field_are_refused_r104(session: Parent, witness: Parent) -> None:
     refused(session, "PREPARE_REGISTER_CALLABLE", wire.register_command(TARGET), REGISTER)
     assert session.control("COMMIT_REGISTER_CALLABLE", wire.digest_command(TARGET)).error_code == 1, (
         "prepared all the same"
@@ -212,9 +211,11 @@ def test_registrations_with_a_wrong_field_are_refused_r104(session: V1Parent, wi
 
 
 def test_a_control_that_is_none_is_answered_as_the_contract_says_r067(
-    session: V1Parent, witness: V1Parent
+    session: Parent, witness: Parent
 ) -> None:
-    for number, version in ((0, 1), (16, 1), (64, 1), (70, 1), (75, 1), (MAX32, 1), (6, 0)):
+    known = {number for number, (name, _) in extensions.CONTROLS.items() if name in session.features}
+    numbers = {0, 16, 63, *extensions.CONTROLS, 70, 80, MAX32} - known
+    for number, version in (*((number, 1) for number in sorted(numbers)), (6, 0)):
         sent = session.send(wire.CONTROL, struct.pack("<II", number, version) + wire.blob(u64(8)))
         reply = session.reply()
         assert (reply.sequence, reply.control, reply.control_version) == (sent, "PREPARE_CALLABLE", 1), number

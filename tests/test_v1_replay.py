@@ -7,19 +7,16 @@ contract lists as faults not to copy has tests of its own at the end.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from testbed import procfs, vectors, wire
+from testbed import vectors, wire
 from testbed.daemon import Daemon
-from testbed.wait import eventually
+from testbed.extensions import Parent, ended
 from testbed.wire import V1Parent, v1_session
-
-CALLABLES = Path(__file__).parent / "callables"
 
 SESSION: dict[str, Any] | None = vectors.load("slr3_v1_session.json")
 TRANSCRIPT: dict[str, Any] | None = vectors.load("slr3_v1_transcript.json")
@@ -67,27 +64,9 @@ REASONS = {
 """What our text for each recorded error must speak of, in any case of letters."""
 
 
-@pytest.fixture(scope="module")
-def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """One daemon for the module: every case gets a session process of its own."""
-    with Daemon(tmp_path_factory.mktemp("daemon"), pythonpath=[CALLABLES]) as daemon:
-        # Helpers that the daemon starts with its first session belong to every test's baseline.
-        with v1_session((daemon.host, daemon.port), wire.manifest()) as first:
-            pass
-        _wait_for_end(first)
-        yield daemon
-
-
 @pytest.fixture
 def address(shared_daemon: Daemon) -> tuple[str, int]:
     return (shared_daemon.host, shared_daemon.port)
-
-
-def _wait_for_end(parent: V1Parent) -> None:
-    """The session process must end by itself and be reaped by the daemon."""
-    pid = parent.pid
-    assert isinstance(pid, int)
-    eventually(lambda: procfs.read_process(pid) is None, 10.0, what=f"the end of session process {pid}")
 
 
 def _recorded_manifest() -> dict[str, Any]:
@@ -113,9 +92,8 @@ def _normal_result(control: str, result: bytes) -> object:
     return result
 
 
-def _check_reply(case: str, step: dict[str, Any], frame: wire.Frame) -> None:
-    reply = wire.decode_reply(frame)
-    assert frame.name == step["reply_type"]
+def _check_reply(case: str, step: dict[str, Any], reply: wire.Reply) -> None:
+    assert wire.FRAME_NAMES[reply.kind] == step["reply_type"]
     assert reply.sequence == step["reply_sequence"]
     assert reply.control == step.get("control", "")
     if reply.control:
@@ -144,11 +122,45 @@ def test_recorded_case(case: dict[str, Any], address: tuple[str, int]) -> None:
             if "reply_type" in step:
                 frame = wire.receive_frame(parent.command)
                 assert (frame.session_id, frame.worker_id) == (parent.session_id, parent.worker_id)
-                _check_reply(case["name"], step, frame)
+                _check_reply(case["name"], step, parent.decode_reply(frame))
         if not case["loop_end"].startswith("EOFError"):
             # The session ends by itself: SHUTDOWN, or a frame that it cannot trust. It sends nothing more.
             assert wire.at_end(parent.command)
-    _wait_for_end(parent)
+    ended(parent)
+
+
+@pytest.mark.skipif(SESSION is None, reason=vectors.MISSING)
+def test_every_recorded_case_ends_the_same_with_extensions(
+    features: tuple[str, ...], address: tuple[str, int]
+) -> None:
+    """What version 1 refuses is refused with the same reason whatever was negotiated, and ends its session or does not."""
+    assert SESSION is not None
+    parents = []
+    for case in CASES:
+        if case["name"] in NOT_TO_COPY:
+            continue
+        request = wire.manifest(**{**SESSION["manifest"], "feature_flags": list(features)})
+        with contextlib.closing(Parent(request, wire.bootstrap(address, request))) as parent:
+            parents.append(parent)
+            # With pipelining sequences count from 1, and some records begin later.
+            for _ in range(wire.HEADER.unpack_from(bytes.fromhex(case["steps"][0]["request_hex"]))[5] - 1):
+                assert parent.control("COMM_INIT").error_code == 1
+            for step in case["steps"]:
+                _send_adapted(parent, bytes.fromhex(step["request_hex"]))
+                if "reply_type" in step:
+                    _check_reply(case["name"], step, parent.reply())
+            if not case["loop_end"].startswith("EOFError"):
+                assert wire.at_end(parent.command), case["name"]
+    for parent in parents:
+        ended(parent)
+
+
+def _send_adapted(parent: Parent, recorded: bytes) -> None:
+    """A recorded frame with the payload that was negotiated; what is no frame goes as it is."""
+    head = list(wire.HEADER.unpack(recorded[: wire.HEADER.size]))
+    payload = parent.adapt(head[2], recorded[wire.HEADER.size :])
+    head[6] = len(payload)
+    parent.command.sendall(wire.HEADER.pack(*head) + payload)
 
 
 def test_every_recorded_case_is_known() -> None:
@@ -246,8 +258,8 @@ def test_recorded_transcript(address: tuple[str, int]) -> None:
         health = [e for e in events if e.get("frame_type") == "HEALTH" and e["lane"] == "w0.health"][:3]
         assert [w0.read_health().encode() for _ in health] == [bytes.fromhex(e["hex"]) for e in health]
         assert _Transcript(parents, events).play() >= 20
-    _wait_for_end(w0)
-    _wait_for_end(w1)
+    ended(w0)
+    ended(w1)
 
 
 # --- what the contract says and no record shows -----------------------------------------------------------
@@ -258,14 +270,14 @@ def test_the_health_lane_goes_on_while_nothing_else_happens(address: tuple[str, 
         frames = [parent.read_health() for _ in range(4)]
     assert [frame.sequence for frame in frames] == [1, 2, 3, 4]
     assert {(frame.kind, frame.worker_id, frame.payload) for frame in frames} == {(wire.HEALTH, 2, b"")}
-    _wait_for_end(parent)
+    ended(parent)
 
 
 def test_sequences_are_copied_and_not_checked(address: tuple[str, int]) -> None:
     with v1_session(address, wire.manifest(targets=["bench_callables:noop"])) as parent:
         for sequence in (9, 9, 2, 0, 2**64 - 1):
             assert parent.task(wire.task_payload("bench_callables:noop"), sequence).error_code == 0
-    _wait_for_end(parent)
+    ended(parent)
 
 
 def test_an_error_in_another_alphabet_is_cut_and_the_session_lives(address: tuple[str, int]) -> None:
@@ -276,7 +288,7 @@ def test_an_error_in_another_alphabet_is_cut_and_the_session_lives(address: tupl
         assert 4000 < len(reply.error_bytes) <= 4096
         assert "ä€𝄞" in reply.error_bytes.decode("utf-8")
         assert parent.control("ALLOC_REMOTE_BUFFER", struct.pack("<Q", 8)).error_code == 0
-    _wait_for_end(parent)
+    ended(parent)
 
 
 def test_a_target_that_is_not_callable_is_refused_at_prepare(address: tuple[str, int]) -> None:
@@ -286,7 +298,7 @@ def test_a_target_that_is_not_callable_is_refused_at_prepare(address: tuple[str,
         assert "callable" in reply.error
         parent.register("bench_callables:noop")
         assert parent.task(wire.task_payload("bench_callables:noop")).error_code == 0
-    _wait_for_end(parent)
+    ended(parent)
 
 
 @pytest.mark.parametrize("bad", ["casemod:notcallable", "nope_mod:f", "bench_callables:does_not_exist"])
@@ -296,7 +308,7 @@ def test_a_manifest_with_a_bad_target_fails_the_start(bad: str, address: tuple[s
     assert re.search(bad.partition(":")[0] + "|callable", str(reply["error"])), reply
     with v1_session(address, wire.manifest()) as parent:
         assert parent.hello.ready
-    _wait_for_end(parent)
+    ended(parent)
 
 
 @pytest.mark.parametrize(
@@ -315,13 +327,13 @@ def test_shutdown_as_the_very_first_frame_ends_the_session(address: tuple[str, i
     with v1_session(address, wire.manifest(), health=False) as parent:
         parent.send(wire.SHUTDOWN, sequence=0)
         assert wire.at_end(parent.command)
-    _wait_for_end(parent)
+    ended(parent)
 
 
 def test_end_of_file_ends_the_session_and_frees_its_buffers(address: tuple[str, int]) -> None:
     with v1_session(address, wire.manifest()) as parent:
         parent.alloc(1 << 20)
-    _wait_for_end(parent)
+    ended(parent)
 
 
 def test_a_task_writes_a_buffer_and_sees_inline_bytes(address: tuple[str, int]) -> None:
@@ -344,7 +356,7 @@ def test_a_task_writes_a_buffer_and_sees_inline_bytes(address: tuple[str, int]) 
         changed = [*range(4), *range(104, 112), *range(12, 16)]
         assert parent.copy_from(key, 16).result == bytes(changed)
         assert parent.free(key).error_code == 0
-    _wait_for_end(parent)
+    ended(parent)
 
 
 def test_shape_words_beyond_the_dimensions_are_ignored(address: tuple[str, int]) -> None:
@@ -354,7 +366,7 @@ def test_shape_words_beyond_the_dimensions_are_ignored(address: tuple[str, int])
     with v1_session(address, wire.manifest(targets=["bench_callables:noop"])) as parent:
         reply = parent.task(wire.task_payload("bench_callables:noop", [(record, inline)], (), b"abcd"))
         assert reply.error_code == 0, reply.error
-    _wait_for_end(parent)
+    ended(parent)
 
 
 def test_an_imported_window_begins_at_the_export_s_offset(address: tuple[str, int]) -> None:
@@ -393,5 +405,5 @@ def test_an_imported_window_begins_at_the_export_s_offset(address: tuple[str, in
         assert owner.copy_from(key, 32).result == bytes(12) + b"\x07" * 4 + bytes(16)
         release = imported.result[:32] + struct.pack("<I", 0)
         assert importer.control("RELEASE_IMPORT", release).error_code == 0
-    _wait_for_end(owner)
-    _wait_for_end(importer)
+    ended(owner)
+    ended(importer)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,10 +128,10 @@ class Frame:
         return head + self.payload
 
 
-def decode_header(head: bytes) -> tuple[Frame, int]:
+def decode_header(head: bytes, kinds: Collection[int] = FRAME_NAMES) -> tuple[Frame, int]:
     """A frame without its payload, and the payload's length in bytes."""
     magic, version, kind, session_id, worker_id, sequence, payload_bytes, flags = HEADER.unpack(head)
-    if magic != MAGIC or version != 1 or kind not in FRAME_NAMES or flags != 0:
+    if magic != MAGIC or version != 1 or kind not in kinds or flags != 0:
         raise ProtocolError(f"frame header {head.hex()} is not of version 1")
     if payload_bytes > FRAME_PAYLOAD_MAX:
         raise ProtocolError(f"frame payload of {payload_bytes} bytes, limit {FRAME_PAYLOAD_MAX}")
@@ -149,8 +149,8 @@ def receive_exactly(connection: socket.socket, count: int) -> bytes:
     return bytes(received)
 
 
-def receive_frame(connection: socket.socket) -> Frame:
-    frame, payload_bytes = decode_header(receive_exactly(connection, HEADER.size))
+def receive_frame(connection: socket.socket, kinds: Collection[int] = FRAME_NAMES) -> Frame:
+    frame, payload_bytes = decode_header(receive_exactly(connection, HEADER.size), kinds)
     payload = receive_exactly(connection, payload_bytes)
     return Frame(frame.kind, frame.session_id, frame.worker_id, frame.sequence, payload)
 
@@ -207,13 +207,13 @@ class Reply:
         return self.error_bytes.decode("utf-8")
 
 
-def decode_reply(frame: Frame) -> Reply:
+def decode_reply(frame: Frame, controls: Mapping[int, str] = CONTROL_NAMES) -> Reply:
     """Decodes strictly: the sequence in the payload must repeat the header's."""
     cursor = Cursor(frame.payload)
     sequence = cursor.number("Q")
     control, version, result = "", 0, b""
     if frame.kind == CONTROL_REPLY:
-        control, version = CONTROL_NAMES[cursor.number("I")], cursor.number("I")
+        control, version = controls[cursor.number("I")], cursor.number("I")
     elif frame.kind != COMPLETION:
         raise ProtocolError(f"{frame.name} where a reply was due")
     code, error = cursor.number("i"), cursor.blob(4096)
@@ -367,7 +367,7 @@ class V1Parent:
             self.hello_frame = receive_frame(self.command)
             if self.hello_frame.kind != HELLO:
                 raise ProtocolError(f"{self.hello_frame.name} where HELLO was due")
-            self.hello = decode_hello(self.hello_frame.payload)
+            self.hello = self.decode_hello(self.hello_frame.payload)
             if health:
                 self.health = socket.create_connection(
                     (reply["health_host"], reply["health_port"]), TIMEOUT_S
@@ -375,6 +375,17 @@ class V1Parent:
         except BaseException:
             self.close()
             raise
+
+    # What a parent that knows more than version 1 does otherwise.
+
+    def decode_hello(self, payload: bytes) -> Hello:
+        return decode_hello(payload)
+
+    def decode_reply(self, frame: Frame) -> Reply:
+        return decode_reply(frame)
+
+    def receive(self) -> Frame:
+        return receive_frame(self.command)
 
     def send(self, kind: int, payload: bytes = b"", sequence: int | None = None) -> int:
         if sequence is None:
@@ -384,10 +395,10 @@ class V1Parent:
         return sequence
 
     def reply(self) -> Reply:
-        frame = receive_frame(self.command)
+        frame = self.receive()
         if (frame.session_id, frame.worker_id) != (self.session_id, self.worker_id):
             raise ProtocolError(f"reply of session {frame.session_id}, worker {frame.worker_id}")
-        return decode_reply(frame)
+        return self.decode_reply(frame)
 
     def control(self, name: str, command: bytes = b"", sequence: int | None = None) -> Reply:
         sent = self.send(CONTROL, control_payload(name, command), sequence)

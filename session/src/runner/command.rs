@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use echelon_runtime::{Callable, CallableHandle, CallableHost, ChipDevices, Worker};
+use echelon_runtime::{trace, Callable, CallableHandle, CallableHost, ChipDevices, Worker};
 use echelon_wire::bootstrap::Manifest;
 use echelon_wire::callable::Digest;
 use echelon_wire::codec::Encode;
 use echelon_wire::error::EncodeError;
-use echelon_wire::frame::{unsupported_frame_message, Completion, Features, FrameType};
+use echelon_wire::frame::{unsupported_frame_message, FailureKind, Features, FrameType};
 use echelon_wire::order::Outcomes;
 
 use super::callables::Hosted;
@@ -169,10 +169,8 @@ impl Session {
             FrameType::Control => self.control(header.sequence, &payload),
             other => {
                 let text = unsupported_frame_message(other);
-                Reply::of(
-                    FrameType::Completion,
-                    &Completion::failure(header.sequence, &text),
-                )
+                let now = trace::now_ns();
+                self.completion(header.sequence, FailureKind::Task, Some(text), now)
             }
         }
     }

@@ -41,6 +41,17 @@ impl Session {
                 self.memory.worker_id, failure.text
             ))
         });
+        self.completion(sequence, failure_kind, text, start_ns)
+    }
+
+    /// The completion that was negotiated; `text` says why it failed.
+    pub(super) fn completion(
+        &self,
+        sequence: Sequence,
+        failure_kind: FailureKind,
+        text: Option<String>,
+        start_ns: u64,
+    ) -> Result<Reply, EncodeError> {
         if !self.features.contains(Features::TIMED_COMPLETION) {
             let done = match &text {
                 None => Completion::success(sequence),
