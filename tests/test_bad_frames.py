@@ -112,24 +112,27 @@ def rules(kind: str) -> list[tuple[str, Rule]]:
             return [(name, garble(2, position, 0x40)) for name, position in HEADER_BYTES.items()]
 
 
-def work(worker: ec.Worker, count: ec.CallableHandle, remote: int, log: Path) -> None:
+def work(
+    worker: ec.Worker, count: ec.CallableHandle, remote: int, log: Path, dtype: ec.DataType = F64
+) -> None:
     """Six tasks that add up in one buffer, six that are independent, and the controls around them; checks every result."""
     name = np.frombuffer(str(log).encode(), dtype=np.uint8)
     summed, apart = worker.remote_malloc(remote, 8), worker.remote_malloc(remote, 8 * TASKS)
-    worker.remote_copy_to(summed, np.array([100.0]))
+    number = np.dtype(dtype.name.lower())
+    worker.remote_copy_to(summed, np.array([100], number))
 
     def graph(orch, args, config):
         for index in range(TASKS):
             for task, data in (
-                (index, ec.RemoteTensorRef(summed, shape=(1,), dtype=F64)),
-                (TASKS + index, ec.RemoteTensorRef(apart, offset=8 * index, shape=(1,), dtype=F64)),
+                (index, ec.RemoteTensorRef(summed, shape=(1,), dtype=dtype)),
+                (TASKS + index, ec.RemoteTensorRef(apart, offset=8 * index, shape=(1,), dtype=dtype)),
             ):
                 orch.submit_next_level(
                     count, ec.TaskArgs.of((data, INOUT), (name, INPUT), scalars=(task,)), worker=remote
                 )
 
     worker.run(graph)
-    got, each = np.zeros(1), np.zeros(TASKS)
+    got, each = np.zeros(1, number), np.zeros(TASKS, number)
     worker.remote_copy_from(summed, got)
     worker.remote_copy_from(apart, each)
     assert got[0] == 100 + TASKS and (each == 1).all(), (got, each)
@@ -174,3 +177,42 @@ def test_a_lane_with_frames_that_are_wrong_harms_nobody_else_r071_r083(
             assert len(ran) == len(set(ran)), f"{kind} {what}: executed twice: {ran}"
         assert len(executions(logs[1])) == 2 * TASKS
     assert [text for text in ended if text.endswith("right")] == [], "a spoiled lane went unnoticed"
+
+
+def spoiled_ways() -> list[tuple[str, str, Rule]]:
+    """What ends a lane at once, in both directions: no test waits here for bytes that never come."""
+    positions = {**HEADER_BYTES, "length": 35}
+    garbled = [(name, garble(2, position, 0x40)) for name, position in positions.items()]
+    ways = [("to_client", "an answer twice", duplicate(2))]
+    return [*ways, *((way, what, rule) for way in ("to_client", "to_upstream") for what, rule in garbled)]
+
+
+def test_a_spoiled_lane_harms_nobody_else_with_every_extension_r071(
+    features: tuple[str, ...], shared_daemon: Daemon, tmp_path: Path
+) -> None:
+    """Every way has a session of its own, all of one parent and one daemon; one more is healthy throughout."""
+    rules = spoiled_ways()
+
+    def prepare(session: SessionProxy, number: int) -> None:
+        if session.worker_id < len(rules):
+            way, _, rule = rules[session.worker_id]
+            getattr(session.command, way).transform = ByFrame(rule)
+
+    with DaemonProxy((shared_daemon.host, shared_daemon.port), prepare, features=features) as proxy:
+        worker = ec.Worker(level=4, startup_timeout_s=60)
+        remotes = [
+            worker.add_remote_worker(ec.RemoteWorkerSpec(endpoint=proxy.endpoint))
+            for _ in range(len(rules) + 1)
+        ]
+        assert remotes == list(range(len(rules) + 1))
+        healthy = remotes[-1]
+        count = worker.register(ec.RemoteCallable("topology_tasks:orch_count"), workers=remotes)
+        with worker:
+            for remote, (way, what, _) in enumerate(rules):
+                log = tmp_path / f"{remote}"
+                with pytest.raises((ec.EndpointLost, ec.NotEligibleError, ec.RemoteError)):
+                    work(worker, count, remote, log, ec.DataType.INT64)
+                ran = executions(log)
+                assert len(ran) == len(set(ran)), f"{what} {way}: executed twice: {ran}"
+            work(worker, count, healthy, tmp_path / "healthy", ec.DataType.INT64)
+    assert len(executions(tmp_path / "healthy")) == 2 * TASKS

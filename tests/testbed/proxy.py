@@ -12,7 +12,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from .wire import HEADER, receive_exactly, text
@@ -279,7 +279,8 @@ def shut(connection: socket.socket) -> None:
 class SessionProxy:
     """The two lanes of one session, each through a proxy of its own."""
 
-    def __init__(self, reply: dict[str, object]) -> None:
+    def __init__(self, reply: dict[str, object], worker_id: int) -> None:
+        self.worker_id = worker_id
         self.command = Proxy((str(reply["command_host"]), int(str(reply["command_port"]))))
         self.health = Proxy((str(reply["health_host"]), int(str(reply["health_port"]))))
 
@@ -292,14 +293,19 @@ class DaemonProxy:
     """Stands before a daemon and puts a `SessionProxy` before each session that it starts.
 
     `prepare(session, number)` is called before the parent learns the ports, so that a test can hold or garble
-    from the first byte.
+    from the first byte. Of the extensions that the parent offers only `features` reach the daemon, when they are given.
     """
 
     def __init__(
-        self, upstream: tuple[str, int], prepare: Callable[[SessionProxy, int], None] | None = None
+        self,
+        upstream: tuple[str, int],
+        prepare: Callable[[SessionProxy, int], None] | None = None,
+        *,
+        features: Collection[str] | None = None,
     ) -> None:
         self._upstream = upstream
         self._prepare = prepare
+        self._features = features
         self.sessions: list[SessionProxy] = []
         self.requests: list[dict[str, object]] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -338,11 +344,15 @@ class DaemonProxy:
         client.settimeout(30.0)
         request = receive_json(client)
         self.requests.append(request)
+        if self._features is not None:
+            offered = request["feature_flags"]
+            assert isinstance(offered, list)
+            request = {**request, "feature_flags": [name for name in offered if name in self._features]}
         with socket.create_connection(self._upstream, 30.0) as daemon:
             daemon.sendall(text(json.dumps(request)))
             reply = receive_json(daemon)
             if reply.get("ok"):
-                session = SessionProxy(reply)
+                session = SessionProxy(reply, int(str(request["worker_id"])))
                 if self._prepare is not None:
                     self._prepare(session, len(self.sessions))
                 self.sessions.append(session)
