@@ -343,6 +343,11 @@ impl LaneState {
         ) {
             return Err(LaneError::Direction(kind));
         }
+        // It takes the place of the other.
+        let timed = self.config.features.contains(Features::TIMED_COMPLETION);
+        if timed && kind == FrameType::Completion {
+            return Err(LaneError::Direction(kind));
+        }
         let request = self.in_flight.take(kind, frame.header.sequence, now)?;
         Ok(match kind {
             FrameType::ControlReply => self.on_reply(request, frame.payload)?,
@@ -367,7 +372,9 @@ impl LaneState {
                     return Err(out_of_order(done.sequence, request.sequence));
                 }
                 let ticket = request.ticket;
-                if done.failure_kind == FailureKind::Skipped && self.chain.is_conditional(ticket) {
+                let skipped = done.failure_kind == FailureKind::Skipped;
+                let skipped = self.chain.was_skipped(ticket, skipped);
+                if skipped.map_err(|why| LaneError::Answer(why.into()))? {
                     self.chain.answered(ticket, false);
                     return Ok(EndpointEvent::Skipped { ticket });
                 }

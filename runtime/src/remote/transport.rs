@@ -48,7 +48,11 @@ impl Side {
                 self.profile()
             ));
         }
-        if profile == SIM || self.same_host {
+        if profile == SIM {
+            return Ok(export);
+        }
+        if self.same_host {
+            descriptor(&export)?;
             return Ok(export);
         }
         without_segment(export)
@@ -196,7 +200,9 @@ mod tests {
     fn a_descriptor_that_does_not_decode_is_refused() {
         let mut export = tcp("psm_a");
         export.transport_descriptor.to_mut().pop();
-        assert!(AWAY.exported(export.clone()).is_err());
+        for side in [KNOWS, AWAY] {
+            assert!(side.exported(export.clone()).is_err());
+        }
         assert!(V1.import_of(export).is_err());
     }
 }

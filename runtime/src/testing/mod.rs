@@ -4,6 +4,7 @@
 //! Not part of the stable API.
 
 pub mod conformance;
+pub mod extensions;
 pub mod fake;
 pub mod harness;
 

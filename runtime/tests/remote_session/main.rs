@@ -4,6 +4,7 @@
 mod closing;
 mod commands;
 mod crowds;
+mod extensions;
 mod faults;
 mod liveness;
 mod peer;

@@ -21,8 +21,8 @@ use echelon_wire::callable::ImportTarget;
 use echelon_wire::codec::{Encode, Writer};
 use echelon_wire::frame::health::health_frame;
 use echelon_wire::frame::{
-    encode_frame, Completion, ControlName, ControlReply as ReplyFrame, Credits, FrameHeader,
-    FrameType, Hello, ReadyState,
+    encode_frame, Completion, ControlName, ControlReply as ReplyFrame, Credits, FailureKind,
+    Features, FrameHeader, FrameType, Hello, ReadyState, TimedCompletion,
 };
 use echelon_wire::id::{Sequence, SessionId, WorkerId};
 use echelon_wire::limits::HEADER_BYTES;
@@ -31,10 +31,16 @@ use echelon_wire::limits::HEADER_BYTES;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const SESSION: SessionId = SessionId(7);
 pub(crate) const WORKER: WorkerId = WorkerId(3);
+const CREDITS: Credits = Credits {
+    max_commands: 64,
+    max_bytes: 1 << 30,
+    max_frame_bytes: 16 << 20,
+};
 const PERIOD: Duration = Duration::from_millis(20);
 
 /// The session's side of both lanes after HELLO.
 pub(crate) struct Session {
+    features: Features,
     pub(crate) command: TcpStream,
     pub(crate) health: TcpStream,
     pub(crate) manifest: Manifest,
@@ -95,6 +101,36 @@ pub(crate) fn frame(kind: FrameType, sequence: Sequence, payload: &[u8]) -> Vec<
     encode_frame(kind, SESSION, WORKER, sequence, payload).unwrap()
 }
 
+/// The frame with which a session answers a task.
+pub(crate) fn completion(
+    features: Features,
+    sequence: Sequence,
+    failure_kind: FailureKind,
+    text: &str,
+) -> Vec<u8> {
+    if features.contains(Features::TIMED_COMPLETION) {
+        let done = TimedCompletion {
+            sequence,
+            error_code: i32::from(failure_kind != FailureKind::None),
+            failure_kind,
+            start_ns: 1,
+            end_ns: 2,
+            error_message: text.into(),
+            result: Vec::new().into(),
+        };
+        return frame(
+            FrameType::TimedCompletion,
+            sequence,
+            &done.to_bytes().unwrap(),
+        );
+    }
+    let done = match failure_kind {
+        FailureKind::None => Completion::success(sequence),
+        _ => Completion::failure(sequence, text),
+    };
+    frame(FrameType::Completion, sequence, &done.to_bytes().unwrap())
+}
+
 pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
     let (stream, _) = listener.accept().unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -117,6 +153,7 @@ impl Session {
         let health = accept(&lanes[1]);
         let manifest = bootstrap.manifest;
         Self {
+            features: Features::from_bits(hello.feature_flags),
             command,
             health,
             manifest,
@@ -140,8 +177,7 @@ impl Session {
     }
 
     pub(crate) fn complete(&mut self, sequence: Sequence) {
-        let payload = Completion::success(sequence).to_bytes().unwrap();
-        self.send(&frame(FrameType::Completion, sequence, &payload));
+        self.send(&completion(self.features, sequence, FailureKind::None, ""));
     }
 
     pub(crate) fn reply(&mut self, sequence: Sequence, name: ControlName, result: &[u8]) {
@@ -253,6 +289,16 @@ impl Parent {
         Self::with_credits(timeout, hello, None, script)
     }
 
+    /// A parent of a session that accepts these extensions.
+    pub(crate) fn over(features: Features, script: impl FnOnce(Session) + Send + 'static) -> Self {
+        let hello = Hello {
+            feature_flags: features.bits(),
+            ..hello()
+        };
+        let credits = features.contains(Features::PIPELINING).then_some(CREDITS);
+        Self::with_credits(PATIENCE, hello, credits, script)
+    }
+
     /// A parent of a session that announces these credits after its HELLO.
     pub(crate) fn with_credits(
         timeout: Duration,
@@ -278,13 +324,26 @@ impl Parent {
     }
 
     pub(crate) fn submit(&mut self, tensors: &[OutboundTensor]) -> Result<Ticket, SubmitError> {
+        self.submit_with(tensors, &[])
+    }
+
+    /// A task that is to be skipped unless these complete.
+    pub(crate) fn submit_after(&mut self, after: &[Ticket]) -> Result<Ticket, SubmitError> {
+        self.submit_with(&[], after)
+    }
+
+    fn submit_with(
+        &mut self,
+        tensors: &[OutboundTensor],
+        after: &[Ticket],
+    ) -> Result<Ticket, SubmitError> {
         let callable = Callable::import(ImportTarget::parse("m:noop").unwrap());
         let task = OutboundTask {
             callable: &callable,
             config: &CallConfig::default(),
             tensors,
             scalars: &[1, u64::MAX],
-            after: &[],
+            after,
         };
         let ticket = self.ticket();
         self.endpoint.submit(ticket, &task).map(|()| ticket)

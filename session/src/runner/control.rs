@@ -89,7 +89,11 @@ impl Session {
             ControlName::PrepareCallable => {
                 self.prepare_callable(&DigestCommand::decode(command).map_err(text)?)
             }
-            ControlName::CollectTrace => self.collect_trace(),
+            ControlName::CollectTrace if command.is_empty() => self.collect_trace(),
+            ControlName::CollectTrace => Err(format!(
+                "COLLECT_TRACE with a command of {} bytes, and it has none",
+                command.len()
+            )),
             ControlName::StageBegin
             | ControlName::StageAppend
             | ControlName::StageSeal

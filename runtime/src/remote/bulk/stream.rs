@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use crate::channel::{connect, Channel, PlainChannel, Step, Stop, Until};
 use crate::endpoint::BufferKey;
 use crate::memory::{HostMemory, MemoryError};
+use crate::text;
 
 /// Requests on their way: enough that neither side waits for the other, few enough that all answers to writes fit into a socket.
 const IN_FLIGHT: usize = 8;
@@ -187,7 +188,7 @@ impl Stream {
             let refused = PeerRefused::decode(&payload).map_err(broken)?;
             return Err(StreamError::Refused {
                 reason: refused.reason,
-                message: refused.message.into_owned(),
+                message: text::of_peer(&refused.message),
             });
         }
         if (header.frame_type, header.payload_bytes, header.sequence)

@@ -18,8 +18,8 @@ const NO_CONDITIONS: usize = 4;
 struct Link {
     ticket: Ticket,
     sequence: Sequence,
-    /// It named others.
-    conditional: bool,
+    /// The tasks that it named.
+    named: SmallVec<[Sequence; 2]>,
     /// How it was answered.
     completed: Option<bool>,
 }
@@ -56,12 +56,12 @@ impl Chain {
             return None;
         }
         let ticket = request.ticket;
-        let mut named: SmallVec<[u64; 2]> = SmallVec::new();
+        let mut named: SmallVec<[Sequence; 2]> = SmallVec::new();
         for after in &request.after {
             // The newest first: a task mostly names the one before it.
             let link = self.links.iter().rev().find(|link| link.ticket == *after);
             match link.map(|link| (link.completed, link.sequence)) {
-                Some((None, sequence)) => named.push(sequence.0),
+                Some((None, sequence)) => named.push(sequence),
                 Some((Some(true), _)) => {}
                 Some((Some(false), _)) | None => return Some(EndpointEvent::Skipped { ticket }),
             }
@@ -70,8 +70,9 @@ impl Chain {
         named.dedup();
         if !named.is_empty() {
             let mut writer = Writer::with_capacity(4 + 8 * named.len());
+            let numbers: SmallVec<[u64; 2]> = named.iter().map(|sequence| sequence.0).collect();
             // As many as the engine names, ascending, always fit.
-            if Conditions::write(&named, &mut writer).is_err() {
+            if Conditions::write(&numbers, &mut writer).is_err() {
                 return Some(EndpointEvent::Skipped { ticket });
             }
             let none = ..NO_CONDITIONS.min(request.payload.len());
@@ -85,7 +86,7 @@ impl Chain {
         self.links.push_back(Link {
             ticket,
             sequence,
-            conditional: !named.is_empty(),
+            named,
             completed: None,
         });
         None
@@ -104,10 +105,30 @@ impl Chain {
         }
     }
 
-    /// Whether a task was sent with conditions.
-    pub(super) fn is_conditional(&self, ticket: Ticket) -> bool {
-        let link = self.links.iter().find(|link| link.ticket == ticket);
-        link.is_some_and(|link| link.conditional)
+    /// Whether a task that is answered now was skipped because of what it named. What is too long ago to be known is believed.
+    ///
+    /// # Errors
+    /// How the session broke the rule of conditions.
+    pub(super) fn was_skipped(&self, ticket: Ticket, says: bool) -> Result<bool, &'static str> {
+        let mut open = self.links.iter().skip(self.answered);
+        let Some(link) = open.find(|link| self.negotiated && link.ticket == ticket) else {
+            return Ok(false);
+        };
+        // The newest of a sequence: one before it may have been refused here, and was never sent.
+        let completed = |named: &Sequence| {
+            let mut links = self.links.iter().rev();
+            links.find(|link| link.sequence == *named)?.completed
+        };
+        let mut outcomes = link.named.iter().map(completed);
+        match says {
+            true if outcomes.all(|outcome| outcome == Some(true)) => {
+                Err("it skipped a task although all that this names completed")
+            }
+            false if outcomes.any(|outcome| outcome == Some(false)) => {
+                Err("it carried out a task although one that this names did not complete")
+            }
+            _ => Ok(says),
+        }
     }
 }
 
@@ -146,10 +167,41 @@ mod tests {
         assert_eq!(sent(&mut chain, 60, 5, &[50, 70]), Some(vec![1, 4]));
         chain.answered(Ticket(70), true);
         assert_eq!(sent(&mut chain, 61, 6, &[60, 70]), Some(vec![5]));
-        let conditional: Vec<bool> = [70, 50, 99]
-            .map(|ticket| chain.is_conditional(Ticket(ticket)))
-            .into();
-        assert_eq!(conditional, [false, true, false]);
+    }
+
+    #[test]
+    fn a_session_that_breaks_the_rule_of_conditions_is_found_out() {
+        let mut chain = chain();
+        sent(&mut chain, 1, 1, &[]);
+        sent(&mut chain, 2, 2, &[1]);
+        sent(&mut chain, 3, 3, &[1, 2]);
+        let skips = "it skipped a task although all that this names completed";
+        assert_eq!(
+            chain.was_skipped(Ticket(1), true),
+            Err(skips),
+            "it names none"
+        );
+        assert_eq!(chain.was_skipped(Ticket(1), false), Ok(false));
+        chain.answered(Ticket(1), true);
+        assert_eq!(chain.was_skipped(Ticket(2), true), Err(skips));
+        assert_eq!(chain.was_skipped(Ticket(2), false), Ok(false));
+        chain.answered(Ticket(2), false);
+        assert_eq!(chain.was_skipped(Ticket(3), true), Ok(true));
+        let carried_out = chain.was_skipped(Ticket(3), false).unwrap_err();
+        assert!(carried_out.contains("carried out"), "{carried_out}");
+        assert_eq!(chain.was_skipped(Ticket(99), true), Ok(false), "nobody's");
+    }
+
+    /// The refused one has the sequence that the next one is sent with.
+    #[test]
+    fn a_task_that_was_refused_here_is_not_taken_for_the_one_that_was_sent() {
+        let mut chain = chain();
+        sent(&mut chain, 1, 1, &[]);
+        chain.answered(Ticket(1), false);
+        sent(&mut chain, 2, 1, &[]);
+        sent(&mut chain, 3, 2, &[2]);
+        chain.answered(Ticket(2), true);
+        assert_eq!(chain.was_skipped(Ticket(3), false), Ok(false));
     }
 
     /// Its answer is here, and whoever submits has not looked at it yet.
