@@ -6,16 +6,11 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{channel, RecvTimeoutError};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use echelon_runtime::channel::Until;
-use echelon_runtime::endpoint::{ControlRequest, Endpoint};
-use echelon_runtime::mailbox::Bell;
-use echelon_runtime::remote::RemoteEndpoint;
-use echelon_runtime::testing::conformance::{check, Fixture, FAILURE_TEXT};
-use echelon_runtime::RemoteWorkerSpec;
+use echelon_runtime::endpoint::ControlRequest;
+use echelon_runtime::testing::conformance::{check, FAILURE_TEXT};
+use echelon_runtime::testing::sessions::Sessions;
 use echelon_wire::bootstrap::{json_len, DaemonReply, Manifest, SessionPorts};
 use echelon_wire::callable::Digest;
 use echelon_wire::codec::{Decode, Encode};
@@ -28,8 +23,6 @@ use echelon_wire::frame::{
 use echelon_wire::id::Sequence;
 use echelon_wire::limits::HEADER_BYTES;
 use echelon_wire::task::{Carrier, TaskPayload};
-
-const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// One session: answers on its command lane, beats on its health lane, ends with its command lane.
 struct Session {
@@ -181,44 +174,12 @@ impl Session {
     }
 }
 
-/// Sessions end by themselves when their endpoint has: joining them proves it.
-#[derive(Default)]
-struct Sessions(Mutex<Vec<JoinHandle<()>>>);
-
-impl Drop for Sessions {
-    fn drop(&mut self) {
-        for session in self.0.get_mut().unwrap().drain(..) {
-            let ended = session.join();
-            assert!(ended.is_ok() || std::thread::panicking());
-        }
-    }
-}
-
-impl Fixture for Sessions {
-    fn start(&self) -> (Box<dyn Endpoint>, Arc<Bell>) {
-        let daemon = TcpListener::bind("127.0.0.1:0").unwrap();
-        let spec = RemoteWorkerSpec {
-            endpoint: daemon.local_addr().unwrap().to_string(),
-            ..RemoteWorkerSpec::default()
-        };
-        let session = std::thread::spawn(move || Session::serve(&daemon));
-        self.0.lock().unwrap().push(session);
-        let bell = Bell::create().unwrap();
-        let manifest = spec.manifest(7, 3, 4, TIMEOUT, Vec::new(), Vec::new());
-        let ringing = Arc::clone(&bell);
-        let ring = Arc::new(move || ringing.ring());
-        let until = Until::new(Instant::now() + TIMEOUT);
-        let endpoint = RemoteEndpoint::start(&spec, manifest, TIMEOUT, ring, &until).unwrap();
-        (Box::new(endpoint), bell)
-    }
-
-    fn unsupported(&self) -> ControlRequest {
-        // Of an extension that a peer of version 1 does not have.
-        ControlRequest::CollectTrace
-    }
-}
-
 #[test]
 fn a_session_of_version_1() {
-    check(&Sessions::default());
+    // Of an extension that a peer of version 1 does not have.
+    let unsupported = ControlRequest::CollectTrace;
+    // It accepts nothing, whatever is offered.
+    for offered in [Features::NONE, Features::from_bits(u64::MAX)] {
+        check(&Sessions::new(Session::serve, unsupported.clone(), offered));
+    }
 }

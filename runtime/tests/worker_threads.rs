@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use echelon_runtime::memory::HostMemory;
 use echelon_runtime::{
-    Callable, CopySide, Error, FailureKind, RegisterOptions, RunEnd, Tag, TaskArgs, TaskView,
-    Tensor, Worker, WorkerState,
+    Callable, CallableHandle, CopySide, Error, FailureKind, RegisterOptions, RunEnd, Tag, TaskArgs,
+    TaskView, Tensor, Worker, WorkerState,
 };
 use echelon_wire::tensor::{DataType, TensorMeta};
 
@@ -200,8 +200,8 @@ fn calls_in_the_wrong_state_say_what_to_do() {
     ));
 }
 
-#[test]
-fn r_083_a_run_of_many_small_tasks_is_bounded_by_the_table() {
+/// A worker whose table and memory hold little, READY, and a callable that does nothing.
+fn small_table() -> (Worker, CallableHandle) {
     let w = Worker::builder()
         .threads(2)
         .max_tasks(16)
@@ -215,6 +215,12 @@ fn r_083_a_run_of_many_small_tasks_is_bounded_by_the_table() {
         )
         .unwrap();
     w.init().unwrap();
+    (w, noop)
+}
+
+#[test]
+fn r_083_a_run_of_many_small_tasks_is_bounded_by_the_table() {
+    let (w, noop) = small_table();
     let report = w
         .run_simple(|orch| {
             for _ in 0..2_000 {
@@ -395,19 +401,7 @@ fn what_stands_before_a_refused_entry_of_a_batch_is_submitted() {
 
 #[test]
 fn a_batch_waits_for_room_in_the_table_and_for_memory() {
-    let w = Worker::builder()
-        .threads(2)
-        .max_tasks(16)
-        .memory_limit(Some(1 << 20))
-        .build()
-        .unwrap();
-    let noop = w
-        .register(
-            Callable::native("noop", |_| Ok(())),
-            RegisterOptions::default(),
-        )
-        .unwrap();
-    w.init().unwrap();
+    let (w, noop) = small_table();
     let mut args = TaskArgs::new();
     let array = HostMemory::from_vec(vec![0; 65_536]);
     args.add_host(array, u8s(65_536), Tag::Input).unwrap();

@@ -6,21 +6,16 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, IntoRawFd};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-use echelon_runtime::channel::Until;
-use echelon_runtime::endpoint::{ControlRequest, Endpoint};
-use echelon_runtime::mailbox::Bell;
-use echelon_runtime::remote::RemoteEndpoint;
-use echelon_runtime::testing::conformance::{Fixture, FAILURE_TEXT, PROPERTIES};
+use echelon_runtime::endpoint::ControlRequest;
+use echelon_runtime::testing::conformance::{FAILURE_TEXT, PROPERTIES};
+use echelon_runtime::testing::extensions::configurations;
 use echelon_runtime::testing::harness;
-use echelon_runtime::{RemoteWorkerSpec, Worker};
+use echelon_runtime::testing::sessions::Sessions;
+use echelon_runtime::Worker;
 use echelon_session::NativeHost;
 use echelon_wire::bootstrap::{json_len, DaemonReply, ReadyLine};
-
-const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The session's side: manifest on stdin, ready line on stdout.
 fn session() -> i32 {
@@ -71,47 +66,22 @@ fn daemon(listener: &TcpListener) {
     child.wait().unwrap();
 }
 
-/// Sessions end by themselves when their endpoint has: joining them proves it.
-#[derive(Default)]
-struct Sessions(Mutex<Vec<JoinHandle<()>>>);
-
-impl Drop for Sessions {
-    fn drop(&mut self) {
-        for session in self.0.get_mut().unwrap().drain(..) {
-            let ended = session.join();
-            assert!(ended.is_ok() || std::thread::panicking());
-        }
-    }
-}
-
-impl Fixture for Sessions {
-    fn start(&self) -> (Box<dyn Endpoint>, Arc<Bell>) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let spec = RemoteWorkerSpec {
-            endpoint: listener.local_addr().unwrap().to_string(),
-            ..RemoteWorkerSpec::default()
-        };
-        let session = std::thread::spawn(move || daemon(&listener));
-        self.0.lock().unwrap().push(session);
-        let bell = Bell::create().unwrap();
-        let manifest = spec.manifest(7, 3, 4, TIMEOUT, Vec::new(), Vec::new());
-        let ringing = Arc::clone(&bell);
-        let ring = Arc::new(move || ringing.ring());
-        let until = Until::new(Instant::now() + TIMEOUT);
-        let endpoint = RemoteEndpoint::start(&spec, manifest, TIMEOUT, ring, &until).unwrap();
-        (Box::new(endpoint), bell)
-    }
-
-    fn unsupported(&self) -> ControlRequest {
-        ControlRequest::DropRegion { region: 1 }
-    }
-}
-
 /// A harness of ours: the usual one would read the session's arguments as its own.
 fn main() {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     if args.first().is_some_and(|first| first == "session") {
         std::process::exit(session());
     }
-    harness::run(PROPERTIES, |_, property| property(&Sessions::default()));
+    harness::run(PROPERTIES, |_, property| {
+        // No extension changes what an endpoint does. Beside each other: a session that has to be ended by force takes its time.
+        std::thread::scope(|scope| {
+            for offered in configurations() {
+                let over = std::thread::Builder::new().name(format!("{:?}", offered.names()));
+                let unsupported = ControlRequest::DropRegion { region: 1 };
+                let sessions = Sessions::new(daemon, unsupported, offered);
+                over.spawn_scoped(scope, move || property(&sessions))
+                    .unwrap();
+            }
+        });
+    });
 }

@@ -7,6 +7,7 @@ pub mod conformance;
 pub mod extensions;
 pub mod fake;
 pub mod harness;
+pub mod sessions;
 
 use std::sync::Arc;
 

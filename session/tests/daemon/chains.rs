@@ -1,9 +1,10 @@
 //! Conditions on a lane, byte by byte (extension `conditions`): the test is the parent.
 
+use echelon_runtime::testing::extensions::configurations;
 use echelon_wire::bootstrap::Manifest;
 use echelon_wire::call_config::CallConfig;
 use echelon_wire::codec::{Decode as _, Writer};
-use echelon_wire::frame::{Completion, FailureKind, FrameType, TimedCompletion};
+use echelon_wire::frame::{Completion, FailureKind, Features, FrameType, TimedCompletion};
 use echelon_wire::order::Conditions;
 use echelon_wire::task::{Carrier, TaskArgsWire, TaskPayload};
 
@@ -114,20 +115,35 @@ fn a_condition_that_names_no_earlier_task_ends_its_session_alone() {
     assert_eq!(answers(&mut neighbour, 1), [(next, FailureKind::None)]);
 }
 
-/// The bytes are those of version 1, and of pipelining alone.
+/// Whatever else was negotiated.
 fn without_the_extension_a_task_begins_with_its_digest() {
-    let daemon = Daemon::start("serve", &[]);
-    for features in [&[][..], &["pipelining"]] {
-        let mut parent = offering(&daemon, features);
+    let daemon = Daemon::start("serve", &["--allow-serialized"]);
+    let without = configurations();
+    let mut without = without
+        .into_iter()
+        .filter(|f| !f.contains(Features::CONDITIONS))
+        .collect::<Vec<_>>();
+    // Everything but conditions, too.
+    let others = without.iter().fold(Features::NONE, |all, f| all.union(*f));
+    without.push(others);
+    for features in without {
+        let mut parent = offering(&daemon, &features.names());
+        let error_code = |parent: &mut Parent| {
+            let (header, payload) = parent.receive();
+            match header.frame_type {
+                FrameType::TimedCompletion => TimedCompletion::decode(&payload).unwrap().error_code,
+                _ => Completion::decode(&payload).unwrap().error_code,
+            }
+        };
         parent.send(FrameType::Task, &task("m:noop"));
-        let (_, payload) = parent.receive();
-        assert_eq!(Completion::decode(&payload).unwrap().error_code, 0);
+        assert_eq!(error_code(&mut parent), 0, "{:?}", features.names());
         // Taken for a digest that nobody has: the task fails, the session goes on.
         let mut writer = Writer::new();
         Conditions::write(&[1], &mut writer).unwrap();
         writer.raw(&task("m:noop"));
         parent.send(FrameType::Task, writer.as_bytes());
-        let (_, payload) = parent.receive();
-        assert_eq!(Completion::decode(&payload).unwrap().error_code, 1);
+        assert_eq!(error_code(&mut parent), 1, "{:?}", features.names());
+        parent.send(FrameType::Task, &task("m:noop"));
+        assert_eq!(error_code(&mut parent), 0, "{:?}", features.names());
     }
 }
