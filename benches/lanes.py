@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from benches.machine import ROOT
 
 Graph = Callable[[ec.Orchestrator], object]
 Submit = Callable[[ec.TaskArgs], Any]
+CHAINS = "ECHELON_CHAINS"
 ENTRY = "benches.callables:entry"
 CELL = 8
 """Bytes of the tensors that only carry order."""
@@ -74,6 +76,20 @@ class _RemoteCells:
 
         refs = [[ref(index, n) for n in range(count)] for index in range(len(self._windows))]
         return Cells(lambda index, n: refs[index][n], lambda index: ref(index, 0, count))
+
+
+@contextmanager
+def on_completion() -> Iterator[None]:
+    """Workers that start in here send a task when what it waits for has ended, and not before (`ECHELON_CHAINS`)."""
+    before = os.environ.get(CHAINS)
+    os.environ[CHAINS] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[CHAINS]
+        else:
+            os.environ[CHAINS] = before
 
 
 @contextmanager

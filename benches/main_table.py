@@ -30,13 +30,22 @@ def all_rows(sizes: Sizes) -> Iterator[list[Row]]:
         mapped = enter(lanes.sessions(endpoint, cells=sizes.cells, same_host=True))
         two_sessions = enter(lanes.sessions(endpoint, 2, cells=sizes.cells, same_host=True))
         two_sessions.key, two_sessions.name = remote.key, remote.name
+        with lanes.on_completion():
+            local_unchained = enter(lanes.sub_worker())
+            child_unchained = enter(lanes.children())
+            remote_unchained = enter(lanes.sessions(endpoint, cells=sizes.cells))
         rows: list[Row] = []
-        for lane, two in ((local, None), (child, two_children), (remote, two_sessions)):
+        for lane, unchained, two in (
+            (local, local_unchained, None),
+            (child, child_unchained, two_children),
+            (remote, remote_unchained, two_sessions),
+        ):
             rows += Workloads(lane, sizes).rows()
+            rows.append(Workloads(unchained, sizes).on_completion())
             if two is not None:
                 rows.append(Workloads(two, sizes).alternating())
-        for lane in (local, child):
-            rows += ArrayCopies(lane, sizes.copy).rows()
+        rows += ArrayCopies(local, sizes.copy, lanes.sub_worker).rows()
+        rows += ArrayCopies(child, sizes.copy, lanes.children).rows()
         for lane in (remote, mapped):
             rows += BufferCopies(lane, sizes.copy).rows()
         yield rows + enter(limit_rows(SMALL_SHARE if sizes is SMALL else 1.0))

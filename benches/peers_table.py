@@ -34,7 +34,7 @@ def _our_rows(stack: ExitStack, sizes: Sizes) -> list[Row]:
     local = stack.enter_context(lanes.sub_worker())
     endpoint = stack.enter_context(lanes.daemon())
     remote = stack.enter_context(lanes.sessions(endpoint, cells=sizes.cells))
-    rows = Workloads(local, sizes).rows() + ArrayCopies(local, sizes.copy).rows()
+    rows = Workloads(local, sizes).rows() + ArrayCopies(local, sizes.copy, lanes.sub_worker).rows()
     rows += Workloads(remote, sizes).rows() + BufferCopies(remote, sizes.copy).rows()
     wanted = {f"{lane}.{key}" for lane in OURS for key in SAME.values()}
     chosen = [row for row in rows if row.key in wanted]

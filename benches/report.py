@@ -10,10 +10,12 @@ from typing import Any
 
 from benches.machine import ROOT
 from benches.row import Figure
-from benches.targets import TARGETS, at_most, reached
+from benches.targets import P99_TARGETS, TARGETS, at_most, p99_reached, reached
 
 RESULTS = ROOT / "docs" / "benchmarks.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
+
+YES_NO = {True: "yes", False: "**no**", None: "–"}
 
 Section = dict[str, Any]
 """What one command measured: `command`, `machine`, and `figures` or `lines`."""
@@ -51,8 +53,15 @@ def verdict(figure: Figure) -> str:
     target = TARGETS.get(figure.key)
     if target is None:
         return "| "
-    answer = {True: "yes", False: "**no**", None: "–"}[reached(figure)]
-    return f"{'≤' if at_most(figure) else '≥'} {target:,g} | {answer}"
+    return f"{'≤' if at_most(figure) else '≥'} {target:,g} | {YES_NO[reached(figure)]}"
+
+
+def tail(figure: Figure) -> str:
+    """The 99th percentile where there are samples for it, and its target."""
+    if figure.samples < 200:
+        return ""
+    target, reached = P99_TARGETS.get(figure.key), p99_reached(figure)
+    return short(figure.p99) + (f" (≤ {target:g}: {YES_NO[reached]})" if target is not None else "")
 
 
 def ratio(figure: Figure, by_key: dict[str, Figure]) -> str:
@@ -75,9 +84,8 @@ def table(figures: list[Figure]) -> list[str]:
             lines.append(f"| {figure.name} | – | {figure.error} | | | {verdict(figure)} |")
             continue
         spread = f"{short(figure.low)} – {short(figure.high)}"
-        p99 = short(figure.p99) if figure.samples >= 200 else ""
         lines.append(
-            f"| {figure.name} | {short(figure.median)} {figure.unit} | {spread} | {p99} "
+            f"| {figure.name} | {short(figure.median)} {figure.unit} | {spread} | {tail(figure)} "
             f"| {ratio(figure, by_key)} | {verdict(figure)} |"
         )
     return lines

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import echelon as ec
 import numpy as np
 
-from benches.lanes import Graph, Lane, sub_worker
+from benches.lanes import Graph, Lane
 from benches.row import Row, per_second, seconds
 
 INPUT, INOUT, OUTPUT = ec.TensorArgType.INPUT, ec.TensorArgType.INOUT, ec.TensorArgType.OUTPUT
@@ -58,10 +60,15 @@ class Workloads:
             Row(f"{key}.w2", f"W2 {name}", "tasks/s", self.many),
             Row(f"{key}.w2.reuse", f"W2 {name}, one `TaskArgs` for all", "tasks/s", self.reused),
             Row(f"{key}.w2.batch", f"W2 {name}, one call for all", "tasks/s", self.batch),
-            Row(f"{key}.w3", f"W3 {name}", "µs/task", lambda: self.chain(1)),
+            Row(f"{key}.w3", f"W3 {name}, chained", "µs/task", lambda: self.chain(1)),
             Row(f"{key}.w4", f"W4 {name}", "tasks/s", self.blocks, "limit.memcpy"),
             Row(f"{key}.w6", f"W6 {name}", "ms", self.fan),
         ]
+
+    def on_completion(self) -> Row:
+        """W3 of a worker whose tasks are sent when what they wait for has completed."""
+        key, name = self._lane.key, self._lane.name
+        return Row(f"{key}.w3.completion", f"W3 {name}, on completion", "µs/task", lambda: self.chain(1))
 
     def alternating(self) -> Row:
         """W3 over two workers that take turns: each link is sent when the one before has completed."""
@@ -170,25 +177,21 @@ class Workloads:
 class ArrayCopies:
     """W5 where arrays are arguments: a task reads one, a task writes one."""
 
-    def __init__(self, lane: Lane, nbytes: int) -> None:
-        self._lane, self._nbytes = lane, nbytes
+    def __init__(self, lane: Lane, nbytes: int, fresh: Callable[[], AbstractContextManager[Lane]]) -> None:
+        """`fresh` makes another worker like that of the lane, which has copied nothing yet."""
+        self._lane, self._nbytes, self._fresh = lane, nbytes, fresh
         self._data, self._target = np.ones(nbytes, dtype=np.uint8), np.ones(nbytes, dtype=np.uint8)
 
     def rows(self) -> list[Row]:
         """Put and get, warm and cold; cold is the first copy of a fresh worker, and into fresh memory."""
-        lane, warm, cold = self._lane, "limit.memcpy", "limit.memcpy.cold"
-        rows = [
-            Row(
-                f"{lane.key}.w5.put.warm", f"W5 {lane.name}, put, warm", "MB/s", lambda: self._put(lane), warm
-            ),
-            Row(f"{lane.key}.w5.get.warm", f"W5 {lane.name}, get, warm", "MB/s", self._get, warm),
+        key, name = f"{self._lane.key}.w5", f"W5 {self._lane.name}"
+        warm, cold = "limit.memcpy", "limit.memcpy.cold"
+        return [
+            Row(f"{key}.put.warm", f"{name}, put, warm", "MB/s", lambda: self._put(self._lane), warm),
+            Row(f"{key}.get.warm", f"{name}, get, warm", "MB/s", self._get, warm),
+            Row(f"{key}.put.cold", f"{name}, put, cold", "MB/s", self._put_first, cold),
+            Row(f"{key}.get.cold", f"{name}, get, cold", "MB/s", self._get_fresh, cold),
         ]
-        if lane.key == "local":
-            rows += [
-                Row("local.w5.put.cold", "W5 local, put, cold", "MB/s", self._put_first, cold),
-                Row("local.w5.get.cold", "W5 local, get, cold", "MB/s", self._get_fresh, cold),
-            ]
-        return rows
 
     def _copy(self, lane: Lane, array: np.ndarray, tag: ec.TensorArgType) -> list[float]:
         def graph(orch: ec.Orchestrator) -> None:
@@ -203,7 +206,7 @@ class ArrayCopies:
         return self._copy(self._lane, self._target, OUTPUT)
 
     def _put_first(self) -> list[float]:
-        with sub_worker() as fresh:
+        with self._fresh() as fresh:
             return self._put(fresh)
 
     def _get_fresh(self) -> list[float]:

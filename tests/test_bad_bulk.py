@@ -119,7 +119,7 @@ def test_a_segment_that_is_not_the_buffer_is_not_used(
     names = iter(strange_names)
     change: Change = lambda was: replace(was, segment=next(names))  # noqa: E731
     with site(shared_daemon, (*BULK, "same_host", *lanes), change) as (worker, bad, good):
-        for first, _ in enumerate(strange_names[:-1]):
+        for first, _ in enumerate(strange_names):
             there_and_back(worker, bad, first)
         there_and_back(worker, good)
 
