@@ -248,6 +248,37 @@ def test_a_time_limit_in_the_middle_of_a_chain_ends_one_link():
         assert [int(view[0]) for view in views] == [19, 20]
 
 
+def test_r_227_a_task_that_reads_from_two_follows_them_in_whatever_order_they_were_sent():
+    """The first of the producers waits for a copy back, so the second one is sent before it."""
+    import chain_tasks
+
+    rounds = 300
+
+    def graph(orch, args, config):
+        plain = np.zeros(1)
+        made, written = orch.alloc((1,), "float64"), orch.alloc((1,), "float64")
+        of = ec.TaskArgs.of
+        for _ in range(rounds):
+            batch = [
+                of((plain, OUTPUT)),
+                of((plain, ec.TensorArgType.INPUT), (made, OUTPUT)),
+                of((written, OUTPUT)),
+                of((made, ec.TensorArgType.INPUT), (written, ec.TensorArgType.INPUT)),
+            ]
+            orch.submit_sub_many(nothing, batch)
+
+    with ec.Worker(num_sub_workers=1) as worker:
+        nothing = worker.register(chain_tasks.nothing)
+        assert worker.run(graph).counts["completed"] == 4 * rounds
+
+
+def test_links_are_sent_before_their_producers_have_ended(bed):
+    report = run_chain(bed, [GOES_ON] * LENGTH)
+    links = sorted(report.timeline, key=lambda event: event["start_ns"])
+    assert len(links) == LENGTH
+    assert any(link["ready_ns"] < before["end_ns"] for before, link in zip(links, links[1:], strict=False))
+
+
 def test_r_227_a_chain_over_a_plain_array_sees_each_copy_back():
     """Decision 0004: a link over an array waits until its producer's results are in the caller's array."""
     import chain_tasks

@@ -11,7 +11,7 @@ use crate::endpoint::Ticket;
 use crate::graph::{Chaining, EndpointId, Event, TaskId};
 use crate::worker::TaskOptions;
 
-/// Tasks that a chained task reads from, as its endpoint knows them.
+/// Tasks that a chained task reads from, as its endpoint knows them: ascending, each once.
 pub(super) type Conditions = SmallVec<[Ticket; 2]>;
 
 /// Set to `0`, every task is sent when what it waits for has ended: to measure what chains are worth.
@@ -75,7 +75,11 @@ impl Core {
             Work::Copy(_) => None,
         };
         let conditions = self.scheduler.conditions(task)?;
-        conditions.iter().map(ticket).collect()
+        let mut conditions: Conditions = conditions.iter().map(ticket).collect::<Option<_>>()?;
+        // Producers are known in the order of their submits, and tickets follow the order in which tasks were sent.
+        conditions.sort_unstable();
+        conditions.dedup();
+        Some(conditions)
     }
 
     /// An endpoint skipped a task because something that it reads from did not complete there.
