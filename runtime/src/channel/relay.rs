@@ -38,6 +38,9 @@ pub struct Relay {
     news: Mutex<News>,
     bed: Condvar,
     recall: OwnedFd,
+    /// `recall` was written to and perhaps not read. Set after each write, cleared before each read, so that a descriptor which is
+    /// readable is always found to be so.
+    rung: AtomicBool,
 }
 
 /// What the second hand is told in bed.
@@ -72,6 +75,7 @@ impl Relay {
             news: Mutex::default(),
             bed: Condvar::new(),
             recall: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            rung: AtomicBool::new(false),
         })
     }
 
@@ -98,6 +102,12 @@ impl Relay {
     /// The lane was looked at in passing, and will be again. The second hand goes back to its naps.
     pub fn pass_by(&self) {
         self.visit();
+        self.leave_behind();
+    }
+
+    /// Something was left to be written by whoever is at the lane next: the second hand, if it is there, goes back to its naps
+    /// and comes again.
+    pub fn leave_behind(&self) {
         if self.taken.load(Ordering::SeqCst) {
             self.call();
         }
@@ -126,6 +136,7 @@ impl Relay {
     fn ring(&self) {
         // A full counter means that it is readable already.
         let _ = rustix::io::write(&self.recall, &1_u64.to_ne_bytes());
+        self.rung.store(true, Ordering::SeqCst);
     }
 
     // --- the second hand ---
@@ -170,10 +181,25 @@ impl Relay {
         true
     }
 
-    /// True when a first hand has come, or somebody called: [`Self::give_back`] what was taken.
+    /// True when a first hand has come, or somebody called: [`Self::give_back`] what was taken. Otherwise [`Self::recall`] is
+    /// not readable any more on behalf of one that came and went meanwhile.
     #[must_use]
     pub fn is_recalled(&self) -> bool {
+        // Whoever rings has come before, so it is looked for again after its ring was taken away.
+        self.is_wanted() || (self.forget_rings() && self.is_wanted())
+    }
+
+    fn is_wanted(&self) -> bool {
         self.inside.load(Ordering::SeqCst) > 0 || self.news.lock().called
+    }
+
+    /// Makes [`Self::recall`] unreadable; true when it was readable.
+    fn forget_rings(&self) -> bool {
+        let rung = self.rung.swap(false, Ordering::SeqCst);
+        if rung {
+            let _ = rustix::io::read(&self.recall, &mut [0; 8]);
+        }
+        rung
     }
 
     /// Readable when [`Self::is_recalled`] may have become true.
@@ -185,7 +211,7 @@ impl Relay {
     /// Does not read any more.
     pub fn give_back(&self) {
         self.taken.store(false, Ordering::SeqCst);
-        let _ = rustix::io::read(&self.recall, &mut [0; 8]);
+        self.forget_rings();
     }
 }
 
@@ -223,6 +249,34 @@ mod tests {
         assert!(relay.is_recalled());
         relay.give_back();
         assert_eq!(relay.stand_by(soon()), Turn::Look);
+    }
+
+    fn is_readable(relay: &Relay) -> bool {
+        use rustix::event::{poll, PollFd, PollFlags, Timespec};
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut fds = [PollFd::from_borrowed_fd(relay.recall(), PollFlags::IN)];
+        poll(&mut fds, Some(&at_once)) == Ok(1)
+    }
+
+    /// Else the second hand would not sleep any more.
+    #[test]
+    fn a_first_hand_that_came_and_went_is_no_reason_to_wake_for_ever() {
+        let relay = Relay::new().unwrap();
+        assert_eq!(relay.stand_by(soon()), Turn::Read);
+        relay.enter();
+        assert!(is_readable(&relay));
+        relay.leave();
+        assert!(!relay.is_recalled());
+        assert!(!is_readable(&relay));
+        // It saw that the lane was taken, and rang when it was not any more.
+        relay.give_back();
+        relay.ring();
+        assert_eq!(relay.stand_by(soon()), Turn::Read);
+        assert!(!relay.is_recalled());
+        assert!(!is_readable(&relay));
     }
 
     /// Whoever leaves wakes the one that sleeps, however the two meet: a lost call would end at the bound.

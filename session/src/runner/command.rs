@@ -144,7 +144,9 @@ impl Session {
                     let reply = self.handle(command).map_err(unencodable);
                     reply.and_then(|reply| {
                         commands.answering(number);
-                        answers.give(sequence, &reply, began)?;
+                        if answers.give(sequence, &reply, began)? {
+                            intake.answer_waits();
+                        }
                         commands.done(number);
                         Ok(())
                     })

@@ -212,7 +212,7 @@ impl Answers {
     }
 
     /// Gives an answer to a command that was begun at `began`. It is written now, or with those that come soon: the commands that
-    /// wait are taken to be as short as this one was.
+    /// wait are taken to be as short as this one was. True when it was not written yet.
     ///
     /// # Errors
     /// What the connection says.
@@ -221,16 +221,16 @@ impl Answers {
         sequence: Sequence,
         reply: &Reply,
         began: Instant,
-    ) -> std::io::Result<()> {
+    ) -> std::io::Result<bool> {
         let mut out = self.out.lock();
         self.append(&mut out, sequence, reply)?;
         let now = Instant::now();
         let since = *out.since.get_or_insert(now);
         let long = now.saturating_duration_since(began.min(since)) >= TOGETHER_WITHIN;
         if long || out.bytes.len() >= TOGETHER_BYTES {
-            return self.write(&mut out);
+            self.write(&mut out)?;
         }
-        Ok(())
+        Ok(!out.bytes.is_empty())
     }
 
     /// Writes one answer, and those before it. Another thread's comes before or after, so that each waits for at most one other.

@@ -92,6 +92,11 @@ impl Intake {
         }
     }
 
+    /// An answer waits for those to the next commands. Should one of these take long, the second thread writes it.
+    pub(super) fn answer_waits(&self) {
+        self.relay.leave_behind();
+    }
+
     /// Reads until the lane ends; nothing is carried out any more.
     pub(super) fn drain(&self) {
         self.relay.enter();
@@ -243,15 +248,17 @@ impl Drop for Substitute {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::io::{Read as _, Write as _};
     use std::net::Ipv4Addr;
 
     use echelon_wire::frame::encode_frame;
     use echelon_wire::id::Sequence;
+    use echelon_wire::limits::HEADER_BYTES;
 
     use super::*;
     use echelon_runtime::mailbox::Bell;
 
+    use crate::runner::command::Reply;
     use crate::runner::commands::Next;
     use crate::runner::line::UNANNOUNCED;
     use crate::runner::listen::{accept, listener};
@@ -385,6 +392,27 @@ mod tests {
             pair.lifeline.verdict(),
             Some(Verdict::Broken("a frame did not arrive in time".to_owned()))
         );
+    }
+
+    /// The main thread has gone on with a command that takes long.
+    #[test]
+    fn an_answer_that_waits_is_written_by_the_thread_that_has_the_lane() {
+        let mut pair = pair(LONG);
+        while pair.intake.relay.is_soon() {
+            std::thread::yield_now();
+        }
+        let reply = Reply {
+            frame_type: FrameType::Completion,
+            payload: Vec::new(),
+        };
+        let later = Instant::now() + LONG;
+        let waits = pair.intake.answers.give(Sequence(1), &reply, later);
+        if waits.expect("a stream") {
+            pair.intake.answer_waits();
+        }
+        pair.peer.set_read_timeout(Some(LONG)).expect("a limit");
+        let mut header = [0; HEADER_BYTES];
+        pair.peer.read_exact(&mut header).expect("the answer");
     }
 
     #[test]
