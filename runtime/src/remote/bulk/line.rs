@@ -21,10 +21,18 @@ pub(super) enum Waiting<R> {
 struct Entry<R> {
     ticket: Ticket,
     scope: Scope,
-    /// What has to be answered first.
-    after: Vec<Ticket>,
+    /// How many of those before it here it has to wait for.
+    blockers: usize,
+    /// What it has to wait for on the lane. Only copies do.
+    unanswered: Vec<Ticket>,
     /// `None` for a copy that has begun.
     waiting: Option<Waiting<R>>,
+}
+
+impl<R> Entry<R> {
+    fn is_ready(&self) -> bool {
+        self.waiting.is_some() && self.blockers == 0 && self.unanswered.is_empty()
+    }
 }
 
 /// Copies that have not ended, and the requests behind them, in the order in which they were asked for.
@@ -44,34 +52,35 @@ impl<R> Line<R> {
         self.entries.is_empty()
     }
 
-    fn before(&self, scope: &Scope) -> Vec<Ticket> {
+    fn blockers(&self, scope: &Scope) -> usize {
         let before = self.entries.iter();
-        let before = before.filter(|entry| !scope.may_overtake(&entry.scope));
-        before.map(|entry| entry.ticket).collect()
+        before
+            .filter(|entry| !scope.may_overtake(&entry.scope))
+            .count()
     }
 
     /// Appends a copy. `unanswered` are the requests on the lane that it may not overtake.
     pub(super) fn push_copy(&mut self, ticket: Ticket, scope: Scope, unanswered: Vec<Ticket>) {
-        let mut after = self.before(&scope);
-        after.extend(unanswered);
         self.entries.push_back(Entry {
             ticket,
+            blockers: self.blockers(&scope),
             scope,
-            after,
+            unanswered,
             waiting: Some(Waiting::Copy),
         });
     }
 
     /// Keeps a request that may not overtake what is here; else gives it back, to be sent at once.
     pub(super) fn hold(&mut self, ticket: Ticket, scope: &Scope, request: R) -> Option<R> {
-        let after = self.before(scope);
-        if after.is_empty() {
+        let blockers = self.blockers(scope);
+        if blockers == 0 {
             return Some(request);
         }
         self.entries.push_back(Entry {
             ticket,
             scope: scope.clone(),
-            after,
+            blockers,
+            unanswered: Vec::new(),
             waiting: Some(Waiting::Request(request)),
         });
         None
@@ -79,26 +88,39 @@ impl<R> Line<R> {
 
     /// A request was answered, or a copy has ended.
     pub(super) fn ended(&mut self, ticket: Ticket) {
-        self.entries.retain(|entry| entry.ticket != ticket);
-        for entry in &mut self.entries {
-            entry.after.retain(|before| *before != ticket);
+        if let Some(at) = self.entries.iter().position(|entry| entry.ticket == ticket) {
+            self.take(at, |_| {});
         }
+        // Of a copy that goes over the lane, too.
+        for entry in &mut self.entries {
+            entry.unanswered.retain(|before| *before != ticket);
+        }
+    }
+
+    /// Takes an entry out. Those behind it wait for it no more; `freed` is told each of them.
+    fn take(&mut self, at: usize, mut freed: impl FnMut(&mut Entry<R>)) -> Option<Entry<R>> {
+        let entry = self.entries.remove(at)?;
+        for behind in self.entries.iter_mut().skip(at) {
+            if !behind.scope.may_overtake(&entry.scope) {
+                behind.blockers -= 1;
+                freed(behind);
+            }
+        }
+        Some(entry)
     }
 
     /// The next that has its turn: a request to send, or a copy to begin. A request that is sent is on the lane, where the session
     /// orders it: requests behind it wait for it no more, copies do.
     pub(super) fn next(&mut self) -> Option<(Ticket, Waiting<R>)> {
-        let ready = |entry: &Entry<R>| entry.waiting.is_some() && entry.after.is_empty();
-        let at = self.entries.iter().position(ready)?;
+        let at = self.entries.iter().position(Entry::is_ready)?;
         let entry = self.entries.get_mut(at)?;
         let (ticket, waiting) = (entry.ticket, entry.waiting.take()?);
         if let Waiting::Request(_) = waiting {
-            self.entries.remove(at);
-            for entry in &mut self.entries {
-                if let Some(Waiting::Request(_)) = entry.waiting {
-                    entry.after.retain(|before| *before != ticket);
+            self.take(at, |behind| {
+                if !matches!(behind.waiting, Some(Waiting::Request(_))) {
+                    behind.unanswered.push(ticket);
                 }
-            }
+            });
         }
         Some((ticket, waiting))
     }
@@ -198,6 +220,16 @@ mod tests {
         assert_eq!(taken(&mut line), []);
         line.ended(Ticket(3));
         assert_eq!(taken(&mut line), [(4, None)]);
+    }
+
+    #[test]
+    fn a_copy_that_goes_over_the_lane_has_one_end() {
+        let mut line = Line::<&str>::new();
+        line.push_copy(Ticket(1), write(1), vec![]);
+        assert_eq!(taken(&mut line), [(1, None)]);
+        line.push_copy(Ticket(2), read(1), vec![Ticket(1)]);
+        line.ended(Ticket(1));
+        assert_eq!(taken(&mut line), [(2, None)]);
     }
 
     #[test]
