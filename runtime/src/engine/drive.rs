@@ -146,11 +146,12 @@ impl Engine {
     /// Takes what has come, and tells whom it concerns.
     fn look(&self, mut core: MutexGuard<'_, Core>) {
         let progressed = core.pump();
-        let errands = core.has_errands();
+        let (errands, added) = (core.has_errands(), core.timers.take_added());
         drop(core);
         if errands {
             self.call_driver();
-        } else if progressed && self.waiters.load(Ordering::Acquire) > 0 {
+        } else if added || progressed && self.waiters.load(Ordering::Acquire) > 0 {
+            // Whoever sleeps, if only the driver, knows of later times only.
             self.bell.ring();
         }
     }
