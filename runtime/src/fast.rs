@@ -133,6 +133,15 @@ impl<K: Copy + Eq + Hash, V> LastMap<K, V> {
         value.map(|(_, value)| value)
     }
 
+    /// Drops the values that are not to be kept.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&V) -> bool) {
+        let gone = |(key, value)| (!keep(value)).then_some(key);
+        let gone: Vec<K> = self.iter().filter_map(gone).collect();
+        for key in gone {
+            self.remove(key);
+        }
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (K, &V)> {
         self.values
             .iter()
@@ -151,7 +160,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_last_map_is_a_map(steps in prop::collection::vec((0..4_u8, 0..6_u64), 0..200)) {
+        fn a_last_map_is_a_map(steps in prop::collection::vec((0..5_u8, 0..6_u64), 0..200)) {
             let mut map = LastMap::default();
             let mut model: HashMap<u64, usize> = HashMap::new();
             for (at, (what, key)) in steps.into_iter().enumerate() {
@@ -162,6 +171,10 @@ mod tests {
                     }
                     1 => prop_assert_eq!(map.remove(key), model.remove(&key)),
                     2 => prop_assert_eq!(map.get_mut(key), model.get_mut(&key)),
+                    3 => {
+                        map.retain(|value| value % 7 != 0);
+                        model.retain(|_, value| *value % 7 != 0);
+                    }
                     _ => prop_assert_eq!(map.get(key), model.get(&key)),
                 }
                 let all: HashMap<u64, usize> = map.iter().map(|(key, value)| (key, *value)).collect();

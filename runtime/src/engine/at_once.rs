@@ -12,7 +12,7 @@ use smallvec::smallvec;
 use super::attempts::check_repeatable;
 use super::chain::part_of;
 use super::drive::INTERRUPT_PERIOD;
-use super::prepare::{check_arrays_disjoint, check_imports_disjoint};
+use super::prepare::{accesses_of, check_arrays_disjoint, check_imports_disjoint};
 use super::record::Work;
 use super::signature::check_signature;
 use super::submit::{GroupKind, SubmitSpec, What};
@@ -166,6 +166,7 @@ impl Engine {
             return Ok(None);
         }
         let plan = core.plan(spec, std::slice::from_ref(&args))?;
+        let accesses = accesses_of(args.tensors());
         let pins = pinned(core, args.tensors())?;
         let member = match self.prepare_member(args, plan.shares_memory) {
             Ok(member) => member,
@@ -182,7 +183,7 @@ impl Engine {
         let mut actions = std::mem::take(&mut core.actions);
         core.tick();
         let scheduler = &mut core.scheduler;
-        let task = match scheduler.enter(node, plan.accesses, chaining, &mut actions) {
+        let task = match scheduler.enter(node, accesses, chaining, &mut actions) {
             Ok(task) => task,
             Err(error) => {
                 core.actions = actions;

@@ -1,7 +1,6 @@
 //! Sending a member to its endpoint: the last place where it is decided how the bytes are named.
 
 use echelon_wire::call_config::CallConfig;
-use smallvec::SmallVec;
 
 use super::record::{EndpointSlot, MemberRecord, Sent, Stage, TaskRecord, Work};
 use super::story::StepKind;
@@ -12,9 +11,6 @@ use crate::endpoint::{OutboundTask, OutboundTensor, Place, SubmitError, Ticket};
 use crate::error::FailureKind;
 use crate::graph::{EndpointId, Event, MemberResult, TaskId};
 use crate::memory::HostMemory;
-/// The tensors of a member on its way; most have few.
-type Tensors = SmallVec<[OutboundTensor; 1]>;
-
 impl Core {
     /// Sends a member, to be carried out only if the tasks `after` completed. An event comes back when that fails at once.
     pub(crate) fn dispatch(
@@ -50,25 +46,14 @@ impl Core {
             record.fail(FailureKind::EndpointLost, Some(slot), reason);
             return Some(ended(MemberResult::Lost));
         }
-        let sent = outbound(part, slot)
-            .map_err(SubmitError::Refused)
-            .and_then(|tensors| {
-                let outbound = OutboundTask {
-                    callable,
-                    config: match config {
-                        Some(config) => config,
-                        None => CallConfig::usual(),
-                    },
-                    tensors: &tensors,
-                    scalars: part.args.scalars(),
-                    after,
-                };
-                slot.endpoint.submit(ticket, &outbound)
-            });
-        match sent {
+        let config = match config {
+            Some(config) => config,
+            None => CallConfig::usual(),
+        };
+        match send(slot, ticket, (callable, config, &*part), after) {
             // A lost endpoint says so by its event, and what is in flight there is settled then. Until it comes the member keeps
             // its place: a place that came free at once would draw every ready task into the dead endpoint.
-            Ok(()) | Err(SubmitError::Gone(_)) => {
+            sent @ (Ok(()) | Err(SubmitError::Gone(_))) => {
                 let (sent, step) = (sent.is_ok(), StepKind::Sent(endpoint));
                 part.attempts += u32::from(sent);
                 record.steps.note_at(self.now_ns, member, step);
@@ -110,13 +95,34 @@ impl Core {
     }
 }
 
+/// Hands a member over, its tensors named as the endpoint sees them.
+fn send(
+    slot: &mut EndpointSlot,
+    ticket: Ticket,
+    (callable, config, member): (&Callable, &CallConfig, &MemberRecord),
+    after: &[Ticket],
+) -> Result<(), SubmitError> {
+    let tensors = match member.args.tensors() {
+        [] => Vec::new(),
+        _ => outbound(member, slot).map_err(SubmitError::Refused)?,
+    };
+    let task = OutboundTask {
+        callable,
+        config,
+        tensors: &tensors,
+        scalars: member.args.scalars(),
+        after,
+    };
+    slot.endpoint.submit(ticket, &task)
+}
+
 /// Why the callable cannot be called there after all.
 fn unusable(slot: &EndpointSlot, callable: &Callable) -> Option<String> {
     let refused = slot.refused(&callable.digest);
     slot.lost.as_ref().or(refused).cloned()
 }
 
-fn outbound(member: &MemberRecord, slot: &EndpointSlot) -> Result<Tensors, String> {
+fn outbound(member: &MemberRecord, slot: &EndpointSlot) -> Result<Vec<OutboundTensor>, String> {
     member
         .tensors()
         .map(|(arg, stage)| {

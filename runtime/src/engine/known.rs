@@ -5,7 +5,7 @@
 
 use echelon_wire::callable::{CallableKind, Digest};
 
-use super::prepare::{accesses_of, args_obstacle, check_kinds};
+use super::prepare::{args_obstacle, check_kinds};
 use super::record::EndpointRole;
 use super::submit::{GroupKind, Plan, SubmitSpec, Target};
 use super::Core;
@@ -103,7 +103,6 @@ impl Core {
             kind: NodeKind::Single {
                 eligible: answer.able,
             },
-            accesses: accesses_of(tensors),
             prefer: owned.then(|| self.preferred(tensors)).flatten(),
             shares_memory: answer.shares_memory,
         })

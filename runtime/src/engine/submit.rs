@@ -10,8 +10,7 @@ use super::attempts::check_repeatable;
 use super::chain::part_of;
 use super::copies::CopyJob;
 use super::prepare::{
-    access_of, accesses_of, check_arrays_disjoint, check_imports_disjoint, check_kinds,
-    check_members_disjoint,
+    access_of, check_arrays_disjoint, check_imports_disjoint, check_kinds, check_members_disjoint,
 };
 use super::record::{EndpointRole, MemberRecord, TaskRecord, Work};
 use super::signature::check_signature;
@@ -21,7 +20,7 @@ use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::buffer::RemoteBuffer;
 use crate::callable::Callable;
 use crate::error::Error;
-use crate::graph::{self, Accesses, Chaining, Eligible, EndpointId, NodeKind, NodeSpec, RunId};
+use crate::graph::{self, Chaining, Eligible, EndpointId, NodeKind, NodeSpec, RunId};
 use crate::memory::MemoryError;
 use crate::worker::TaskOptions;
 
@@ -67,7 +66,6 @@ pub(super) type What = (Work, TaskOptions);
 #[derive(PartialEq)]
 pub(super) struct Plan {
     pub(super) kind: NodeKind,
-    pub(super) accesses: Accesses,
     pub(super) prefer: Option<EndpointId>,
     pub(super) shares_memory: bool,
 }
@@ -112,6 +110,7 @@ impl Engine {
             (plan, Pins::of_plan(self, Some(number)))
         };
         pins.take(tensors())?;
+        let accesses = tensors().filter_map(access_of).collect();
         let mut prepared = SmallVec::with_capacity(members.len());
         for args in members {
             prepared.push(self.prepare_waiting(args, plan.shares_memory)?);
@@ -121,7 +120,7 @@ impl Engine {
         let node = NodeSpec {
             run: spec.run,
             kind: plan.kind,
-            accesses: plan.accesses.into_vec(),
+            accesses,
             prefer: plan.prefer,
         };
         self.admit(node, chaining, (work, spec.options), pins)
@@ -287,10 +286,6 @@ impl Core {
             .iter()
             .flatten()
             .any(|id| self.slot(*id).is_some_and(|slot| slot.info.shares_memory));
-        let accesses = members
-            .iter()
-            .flat_map(|args| accesses_of(args.tensors()))
-            .collect();
         let first = members.first();
         let prefer = first.and_then(|args| self.preferred(args.tensors()));
         let mut eligible: Vec<Eligible> = sets.into_iter().filter_map(Eligible::new).collect();
@@ -307,7 +302,6 @@ impl Core {
         };
         Ok(Plan {
             kind,
-            accesses,
             prefer,
             shares_memory,
         })

@@ -7,7 +7,12 @@ use crate::graph::{EndpointId, TaskId};
 
 /// Values by task. The place is the task's own in the scheduler's bounded table, so that nothing is searched.
 pub(crate) struct TaskMap<T> {
-    places: Vec<Option<(u32, T)>>,
+    places: Vec<Place<T>>,
+}
+
+struct Place<T> {
+    generation: u32,
+    value: Option<T>,
 }
 
 impl<T> Default for TaskMap<T> {
@@ -21,40 +26,44 @@ impl<T> TaskMap<T> {
     pub(crate) fn insert(&mut self, task: TaskId, value: T) {
         let at = task.slot as usize;
         if at >= self.places.len() {
-            self.places.resize_with(at + 1, || None);
+            self.places.resize_with(at + 1, || Place {
+                generation: 0,
+                value: None,
+            });
         }
-        self.places[at] = Some((task.generation, value));
+        let place = &mut self.places[at];
+        place.generation = task.generation;
+        place.value = Some(value);
     }
 
     pub(crate) fn get(&self, task: &TaskId) -> Option<&T> {
-        let (generation, value) = self.places.get(task.slot as usize)?.as_ref()?;
-        (*generation == task.generation).then_some(value)
+        let place = self.places.get(task.slot as usize)?;
+        let value = place.value.as_ref();
+        value.filter(|_| place.generation == task.generation)
     }
 
     pub(crate) fn get_mut(&mut self, task: &TaskId) -> Option<&mut T> {
-        let (generation, value) = self.places.get_mut(task.slot as usize)?.as_mut()?;
-        (*generation == task.generation).then_some(value)
+        self.place_mut(task)?.value.as_mut()
+    }
+
+    fn place_mut(&mut self, task: &TaskId) -> Option<&mut Place<T>> {
+        let place = self.places.get_mut(task.slot as usize);
+        place.filter(|place| place.generation == task.generation)
     }
 
     pub(crate) fn remove(&mut self, task: &TaskId) -> Option<T> {
-        let place = self.places.get_mut(task.slot as usize)?;
-        if place.as_ref()?.0 != task.generation {
-            return None;
-        }
-        place.take().map(|(_, value)| value)
+        self.place_mut(task)?.value.take()
     }
 
     /// As [`TaskMap::remove`], of a value that is dropped where it is.
     pub(crate) fn discard(&mut self, task: &TaskId) {
-        if let Some(place) = self.places.get_mut(task.slot as usize) {
-            if place.as_ref().is_some_and(|(g, _)| *g == task.generation) {
-                *place = None;
-            }
+        if let Some(place) = self.place_mut(task) {
+            place.value = None;
         }
     }
 
     pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
-        self.places.iter().flatten().map(|(_, value)| value)
+        self.places.iter().filter_map(|place| place.value.as_ref())
     }
 }
 

@@ -51,6 +51,7 @@ impl Scheduler {
         let kept: HashMap<RunId, (usize, usize)> = self
             .runs
             .iter()
+            .filter(|(_, run)| run.kept > 0)
             .map(|(id, run)| (id, (run.unfinished, run.kept)))
             .collect();
         if runs != kept || runs.values().map(|run| run.0).sum::<usize>() != counts.unfinished {

@@ -274,6 +274,11 @@ impl Placement {
         Some(())
     }
 
+    /// No place came free, no gang came or left, and nothing was decided since the last look.
+    pub(super) fn is_settled(&self) -> bool {
+        self.decisions.is_empty() && !self.lines.changed
+    }
+
     /// Offers every place that came free to what waits for it.
     pub(super) fn refill(&mut self) {
         while let Some(index) = self.decisions.vacant.pop() {

@@ -18,7 +18,7 @@ use super::stats::Stats;
 use super::task::{Accesses, Phase, Successor, Task, Work};
 use crate::fast::LastMap;
 
-/// What the scheduler knows of a run with tasks in the table.
+/// What the scheduler knows of a run with tasks in the table, or that had some not long ago.
 #[derive(Debug, Default)]
 pub(super) struct Run {
     /// Tasks without an outcome.
@@ -125,6 +125,8 @@ impl Scheduler {
         match self.runs.get_mut(run) {
             Some(run) => run.add(),
             None => {
+                // Those without tasks were kept in case that more come.
+                self.runs.retain(|run| run.kept > 0);
                 let mut state = Run::default();
                 state.add();
                 self.runs.insert(run, state);
@@ -179,8 +181,11 @@ impl Scheduler {
             Event::CancelRun { run } => self.cancel(run, out),
             Event::RunEnded { run } => {
                 self.deps.end_run(run);
-                if let Some(run) = self.runs.get_mut(run) {
-                    run.ended = true;
+                if let Some(state) = self.runs.get_mut(run) {
+                    state.ended = true;
+                    if state.kept == 0 {
+                        self.runs.remove(run);
+                    }
                 }
             }
         }

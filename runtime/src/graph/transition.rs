@@ -31,6 +31,9 @@ impl Scheduler {
 
     /// Offers free places and turns what was dispatched into actions.
     fn place(&mut self, out: &mut Vec<Action>) {
+        if self.placement.is_settled() {
+            return;
+        }
         self.placement.refill();
         while let Some(lane) = self.placement.decisions.leading.pop() {
             self.chain_followers(lane);
@@ -391,7 +394,7 @@ impl Scheduler {
         };
         run.kept -= 1;
         let ended = run.ended;
-        if run.kept == 0 {
+        if run.kept == 0 && ended {
             self.runs.remove(id);
         }
         ended
