@@ -151,6 +151,10 @@ def _engine(count: int, noops: str, tool: Command) -> None:
     _run([*tool, noops, "engine", str(count)])
 
 
+def _chain(count: int, noops: str, tool: Command) -> None:
+    _run([*tool, noops, "chain", str(count)])
+
+
 def _local_parent(count: int, noops: str, tool: Command) -> None:
     _run([*tool, noops, "local", str(count), noops, "child"])
 
@@ -173,6 +177,7 @@ def _remote_session(count: int, noops: str, tool: Command) -> None:
 
 HARNESSES: dict[str, tuple[str, Callable[[int, str, Command], None]]] = {
     "engine": ("parent, from submit to end, over an endpoint that does nothing", _engine),
+    "chain": ("the same, each writing what the one before wrote", _chain),
     "local.parent": ("parent, child behind a mailbox", _local_parent),
     "local.child": ("child behind a mailbox", _local_child),
     "remote.parent": ("parent, over TCP", _remote_parent),

@@ -376,6 +376,14 @@ fn fill(
     let Some(scalars) = scalars else {
         return Ok(());
     };
+    // Nearly always a tuple, for which no iterator is made.
+    if let Ok(scalars) = scalars.cast_exact::<PyTuple>() {
+        let values = scalars.iter_borrowed();
+        let values = values.map(|scalar| convert::scalar_from_py(&scalar));
+        let values = values.collect::<PyResult<SmallVec<[u64; 4]>>>()?;
+        let added = building.args.add_scalars(&values);
+        return added.map(|_| ()).map_err(convert::raise(py));
+    }
     let items = scalars.try_iter().map_err(|_| {
         PyTypeError::new_err(format!(
             "scalars must be a sequence of ints, not {}",

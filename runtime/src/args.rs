@@ -187,10 +187,20 @@ impl TaskArgs {
     /// # Errors
     /// [`Error::Argument`] beyond 4,096 scalars.
     pub fn add_scalar(&mut self, value: u64) -> Result<&mut Self, Error> {
-        if self.scalars().len() >= echelon_wire::limits::MAX_SCALARS as usize {
+        self.add_scalars(&[value])
+    }
+
+    /// Adds scalars; all or none.
+    ///
+    /// # Errors
+    /// As [`TaskArgs::add_scalar`].
+    pub fn add_scalars(&mut self, values: &[u64]) -> Result<&mut Self, Error> {
+        if self.scalars().len() + values.len() > echelon_wire::limits::MAX_SCALARS as usize {
             return Err(too_many("scalars", echelon_wire::limits::MAX_SCALARS));
         }
-        self.fields().scalars.push(value);
+        if !values.is_empty() {
+            self.fields().scalars.extend_from_slice(values);
+        }
         Ok(self)
     }
 

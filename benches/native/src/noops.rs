@@ -1,8 +1,10 @@
 //! The path of a noop without any Python, for counting its instructions: `noops local COUNT CHILD…` and `noops remote COUNT ENDPOINT`
 //! run COUNT noops in one run; `CHILD…` is the command of the child, which ends in `noops child`. `noops session` is what a daemon
 //! starts. Whichever side is to be counted is the one that runs under a tool. `noops engine COUNT` runs them over an endpoint that does
-//! nothing, in this thread: from the submit to the end, without any transport.
+//! nothing, in this thread: from the submit to the end, without any transport; `noops chain COUNT` the same of tasks that each write what
+//! the one before wrote.
 
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,12 +18,13 @@ use echelon_runtime::mailbox::Bell;
 use echelon_runtime::testing::{worker_over, Role};
 use echelon_runtime::{
     Callable, CallableHandle, CallableHost, ChildProgram, Error, HostedCallable, NoInterrupt,
-    Orchestrator, RegisterOptions, RegisterScope, RemoteWorkerSpec, TaskArgs, TaskView, Worker,
-    WorkerBuilder,
+    Orchestrator, RegisterOptions, RegisterScope, RemoteWorkerSpec, Tag, TaskArgs, TaskView,
+    Worker, WorkerBuilder,
 };
 use echelon_session::session_main;
 use echelon_wire::call_config::CallConfig;
 use echelon_wire::callable::{CallableKind, ImportTarget};
+use echelon_wire::tensor::{DataType, TensorMeta};
 
 type Fault = Box<dyn std::error::Error>;
 
@@ -58,7 +61,8 @@ fn main() {
             Arc::new(Noops),
             Worker::builder(),
         )),
-        Some("engine") if args.len() == 2 => engine(&args[1]),
+        Some("engine") if args.len() == 2 => engine(&args[1], false),
+        Some("chain") if args.len() == 2 => engine(&args[1], true),
         Some("local") if args.len() > 2 => local(&args[1], &args[2], &args[3..]),
         Some("remote") if args.len() == 3 => remote(&args[1], &args[2]),
         _ => Err("noops local COUNT CHILD… | noops remote COUNT ENDPOINT".into()),
@@ -150,7 +154,7 @@ impl Endpoint for Idle {
     }
 }
 
-fn engine(count: &str) -> Result<(), Fault> {
+fn engine(count: &str, chain: bool) -> Result<(), Fault> {
     let bell = Bell::create()?;
     let idle = Idle {
         events: VecDeque::new(),
@@ -159,7 +163,16 @@ fn engine(count: &str) -> Result<(), Fault> {
     let endpoints: Vec<(Box<dyn Endpoint>, Role)> = vec![(Box::new(idle), Role::Sub)];
     let worker = worker_over(builder(), Arc::new(NoInterrupt), bell, endpoints)?;
     let noop = worker.register(callable()?, RegisterOptions::default())?;
-    run(&worker, count.parse()?, |orch, args| {
+    let (cell, meta) = (OnceCell::new(), TensorMeta::new(&[1], DataType::Int64)?);
+    run(&worker, count.parse()?, |orch, mut args| {
+        if chain {
+            if cell.get().is_none() {
+                let _first = cell.set(orch.alloc(meta)?);
+            }
+            if let Some(cell) = cell.get() {
+                args.add_tensor(cell, Tag::InOut)?;
+            }
+        }
         orch.submit_sub(&noop, args).map(drop)
     })
 }
