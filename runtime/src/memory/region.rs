@@ -132,8 +132,9 @@ impl SharedRegion {
         if prealloc {
             allocate_pages(fd.as_fd(), 0, len)?;
         }
-        // A child that truncated the file would make every other process crash on its next access.
-        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)
+        // A child that truncated the file would make every other process crash on its next access; one that sealed it
+        // further would keep the parent from writing to it.
+        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(MemoryError::os("fcntl(F_ADD_SEALS)"))?;
         Self::assemble(random_id()?, fd, len, true, None)
     }
