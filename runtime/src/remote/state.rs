@@ -160,7 +160,7 @@ impl LaneState {
             next_sequence: 1,
             queue: VecDeque::new(),
             in_flight: Flights::new(config.credits),
-            chain: Chain::new(config.features, config.credits.max_commands),
+            chain: Chain::new(config.features, flights::commands_max(config.credits)),
             outbox: VecDeque::new(),
             open: false,
             spare: Vec::new(),

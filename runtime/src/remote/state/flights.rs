@@ -16,8 +16,13 @@ const IN_FLIGHT_MAX: u32 = 256;
 
 /// Tasks that a session with these credits takes at a time; the rest is for controls.
 pub(super) fn depth(credits: Credits) -> u32 {
-    let most = credits.max_commands.min(IN_FLIGHT_MAX);
+    let most = commands_max(credits);
     most - most / 8
+}
+
+/// Commands in flight at a session with these credits.
+pub(super) fn commands_max(credits: Credits) -> u32 {
+    credits.max_commands.min(IN_FLIGHT_MAX)
 }
 
 /// A request that was put into the outbox.
@@ -68,7 +73,7 @@ impl Flights {
 
     /// True when the session has room for a command with so many payload bytes. One that fits a frame has room when it is alone.
     pub(super) fn have_credit(&self, payload_bytes: usize) -> bool {
-        let commands = self.credits.max_commands.min(IN_FLIGHT_MAX) as usize;
+        let commands = commands_max(self.credits) as usize;
         self.len() < commands && self.payload_bytes + payload_bytes as u64 <= self.credits.max_bytes
     }
 
@@ -114,7 +119,7 @@ impl Flights {
         before.map(|flight| flight.ticket).collect()
     }
 
-    fn all_mut(&mut self) -> impl Iterator<Item = &mut Flight> {
+    fn controls_mut(&mut self) -> impl Iterator<Item = &mut Flight> {
         let controls = |flight: &&mut Flight| flight.expected.is_control();
         let both = self.in_order.iter_mut().chain(&mut self.beside);
         both.filter(controls)
@@ -125,7 +130,7 @@ impl Flights {
         if self.controls == 0 {
             return;
         }
-        for flight in self.all_mut().filter(|flight| flight.ends_at <= bytes) {
+        for flight in self.controls_mut().filter(|flight| flight.ends_at <= bytes) {
             flight.sent.get_or_insert(now);
         }
         self.set_free(now);
@@ -192,7 +197,7 @@ impl Flights {
     fn restart(&mut self, answered: &Flight, now: Instant) {
         let behind =
             |flight: &&mut Flight| flight.free.is_some_and(|free| answered.sent <= Some(free));
-        for flight in self.all_mut().filter(behind) {
+        for flight in self.controls_mut().filter(behind) {
             flight.owed = Some(now);
         }
     }
