@@ -9,9 +9,7 @@ runs them on local worker processes and on remote sessions.
         args.tensor(0).numpy()[:] *= 2
 
     def main(orch, args, config):
-        a = ec.TaskArgs()
-        a.add_tensor(array, ec.TensorArgType.INOUT)
-        orch.submit_sub(handle, a)
+        orch.submit_sub(handle, ec.TaskArgs.of((array, ec.TensorArgType.INOUT)))
 
     with ec.Worker(num_sub_workers=2) as w:
         handle = w.register(double)

@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 ///     session_listen_host: address on which the session listens; `None` lets the daemon choose.
 ///     allow_wildcard_session_bind: lets the session listen on all addresses.
 ///     same_host: False never maps memory of other workers, nor lets them map this one's: imports are fetched over the network, as
-///         between two hosts. True: workers that prove to be on one host share memory.
+///         between two hosts, and the parent's own copies go over it too. True: workers that prove to be on one host share memory.
 ///
 /// Raises ValueError for an endpoint or another value that cannot be.
 #[pyclass(frozen, module = "echelon._core", name = "RemoteWorkerSpec")]

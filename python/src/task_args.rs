@@ -162,7 +162,7 @@ impl PyTaskArgs {
     /// Arguments in one call: `TaskArgs.of((a, INPUT), (b, OUTPUT), scalars=(3, 4))`. The quickest way to make them.
     ///
     /// Args:
-    ///     tensors: pairs of a tensor and its `TensorArgType`, each as for `add_tensor`: a `Tensor` or a `RemoteTensorRef` of 1
+    ///     tensors: pairs of a tensor and its `TensorArgType`, given as a member or by its name (`"inout"`), each as for `add_tensor`: a `Tensor` or a `RemoteTensorRef` of 1
     ///         to 5 dimensions, or anything C-contiguous with the buffer protocol; at most 4,096.
     ///     scalars: ints of 64 bits, each as for `add_scalar`; at most 4,096.
     ///

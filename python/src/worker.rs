@@ -390,8 +390,8 @@ impl PyWorker {
         worker_run::progress(py, worker)
     }
 
-    /// The workers as they are now: a list of dicts with `name`, `pid` (0 where it is not known) and `capacity` (tasks that
-    /// may be in flight). Empty before `init()` and after `close()`.
+    /// The workers as they are now: a list of dicts with `name`, `pid` (0 where it is not known) and `capacity` (tasks in
+    /// flight there however long they are; more while they are short). Empty before `init()` and after `close()`.
     fn workers<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let worker = self.0.get(py)?;
         worker_run::workers(py, worker)

@@ -1,6 +1,6 @@
 //! The child's side of a mailbox: attach, say READY, serve records until told to end or the parent is gone.
 //!
-//! A child is exec'ed with descriptors and nothing else: it depends on nothing that was in its parent's memory (design §3). A
+//! A child depends on nothing of its parent's memory (design §3): it is executed, or forked by a zygote, with descriptors and arguments (decision 0023). A
 //! small thread ends the process as soon as the parent's end of the socket is closed, also while user code runs.
 
 mod args;
