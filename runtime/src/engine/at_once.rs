@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use parking_lot::MutexGuard;
-use smallvec::smallvec;
+use smallvec::SmallVec;
 
 use super::attempts::check_repeatable;
 use super::chain::part_of;
@@ -195,7 +195,7 @@ impl Engine {
             }
         };
         let number = core.plan_number();
-        let what = (Work::call(spec, smallvec![member]), spec.options);
+        let what = (Work::call(spec, SmallVec::from_buf([member])), spec.options);
         core.admitted(task, spec.run, what, (number, pins), actions)
             .map(Some)
     }

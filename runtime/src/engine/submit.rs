@@ -379,10 +379,12 @@ impl Core {
             state.submitted += 1;
             sequence = state.submitted;
             // Those of other runs have numbers of their own.
-            let predecessors = self.scheduler.before(task);
-            let records = predecessors.filter_map(|id| self.records.get(&id));
-            let of_run = records.filter(|before| before.run == run);
-            deps.extend(of_run.map(|before| before.sequence));
+            for before in self.scheduler.before(task) {
+                let record = self.records.get(&before);
+                if let Some(before) = record.filter(|before| before.run == run) {
+                    deps.push(before.sequence);
+                }
+            }
         }
         TaskRecord {
             run,

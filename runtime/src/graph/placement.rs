@@ -62,7 +62,11 @@ impl Placement {
 
     /// Position of a known endpoint.
     pub(super) fn find(&self, id: EndpointId) -> Option<EndpointIndex> {
-        self.index.get(&id).copied()
+        // Ids that were given out from 0 on are the positions.
+        match self.endpoints.get(id.0 as usize) {
+            Some(endpoint) if endpoint.id == id => Some(id.0),
+            _ => self.index.get(&id).copied(),
+        }
     }
 
     /// Interns a set: the class, with one more reference, that must be released.
@@ -356,6 +360,9 @@ impl Placement {
             let mut oldest: Option<(Ticket, ClassId, Option<u32>)> = None;
             for &id in &endpoint.classes {
                 let class = self.classes.get(id);
+                if class.queue.is_empty() && class.line.is_none() {
+                    continue;
+                }
                 let waiting = class.queue.front().map(|w| (w.ticket, id, None));
                 let line = class.line.filter(|_| endpoint.claim.is_none() && !refused);
                 let gang = line.and_then(|line| Some((self.lines.head(line)?, id, Some(line))));
