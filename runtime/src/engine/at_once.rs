@@ -28,6 +28,9 @@ use crate::memory::MemoryError;
 /// microseconds) that others get in.
 const BATCH: usize = 64;
 
+/// Most tensors of a task of a batch that are looked at under the lock.
+const FEW_TENSORS: usize = 8;
+
 /// Most bytes of arrays that are staged under the lock. More of them are worth the longer way, where memory is taken without it.
 const STAGED_BYTES: u64 = 64 << 10;
 
@@ -107,7 +110,13 @@ impl Engine {
                 args: std::slice::from_ref(args),
                 ..batch
             };
-            let tried = match self.checked(&spec) {
+            // To look at many tensors takes longer than others should wait.
+            let checked = if args.tensors().len() > FEW_TENSORS {
+                MutexGuard::unlocked(&mut core, || self.checked(&spec))
+            } else {
+                self.checked(&spec)
+            };
+            let tried = match checked {
                 Ok(Some(args)) => self.submit_locked(&mut core, &spec, args),
                 Ok(None) => Ok(None),
                 Err(error) => Err(error),
