@@ -1,6 +1,8 @@
 //! Who is alive, and what may take how long.
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use echelon_runtime::endpoint::{ControlRequest, Endpoint, EndpointEvent, Ticket};
@@ -32,7 +34,7 @@ fn r_236_a_task_may_take_longer_than_the_session_timeout() {
 /// an idle command lane is no failure.
 #[test]
 fn r_010_an_idle_session_stays_up() {
-    let (idle, ready) = std::sync::mpsc::channel();
+    let (idle, ready) = channel();
     let mut parent = Parent::of(SHORT, move |mut session| {
         let beats = session.beat();
         beats.last(3 * SHORT);
@@ -61,7 +63,7 @@ fn r_054_silence_on_the_health_lane_wakes_who_waits_for_a_task() {
 fn r_054_the_end_of_the_health_lane_counts_at_once() {
     let mut parent = Parent::of(PATIENCE, |mut session| {
         session.receive().unwrap();
-        session.health.shutdown(std::net::Shutdown::Both).unwrap();
+        session.health.shutdown(Shutdown::Both).unwrap();
         session.drain();
     });
     parent.submit(&[]).unwrap();
@@ -86,10 +88,10 @@ fn r_070_a_health_frame_of_another_session() {
 /// what arrives after the verdict is dropped.
 #[test]
 fn r_084_a_completion_after_the_loss_is_discarded() {
-    let (lost, was_lost) = std::sync::mpsc::channel::<()>();
+    let (lost, was_lost) = channel::<()>();
     let mut parent = Parent::of(PATIENCE, move |mut session| {
         session.receive().unwrap();
-        session.health.shutdown(std::net::Shutdown::Both).unwrap();
+        session.health.shutdown(Shutdown::Both).unwrap();
         was_lost.recv_timeout(PATIENCE).unwrap();
         session.complete(Sequence(1));
         session.drain();
@@ -146,7 +148,7 @@ fn r_236_a_control_behind_a_long_task_is_not_late() {
 /// a healthy session that takes no bytes.
 #[test]
 fn r_058_a_session_that_stops_reading() {
-    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (release, released) = channel::<()>();
     let mut parent = Parent::of(SHORT, move |session| {
         let _beats = session.beat();
         // Until the parent has given up: nothing is read.
@@ -194,6 +196,7 @@ fn health_frames_are_answered_when_that_was_accepted() {
             feature_flags: features.bits(),
             ..hello()
         };
+        let (hand_over, health) = channel();
         let mut parent = Parent::with_hello(PATIENCE, hello, move |mut session| {
             session.receive().unwrap();
             for sequence in [1, 2, 7, u64::MAX] {
@@ -206,13 +209,19 @@ fn health_frames_are_answered_when_that_was_accepted() {
                 }
             }
             session.complete(Sequence(1));
-            session.drain();
-            // Nothing else came, whatever was sent above.
-            let mut rest = Vec::new();
-            let _ = session.health.read_to_end(&mut rest);
-            assert_eq!(rest, b"");
+            // Ends in order when it is told to; the parent reads the end of this lane after all that was sent above.
+            session.receive().unwrap();
+            session.health.shutdown(Shutdown::Write).unwrap();
+            hand_over.send(session.health).unwrap();
         });
         assert!(parent.run(&[]).failure.is_none());
+        let ended = parent.endpoint.finish_close(Instant::now() + PATIENCE);
+        assert_eq!(ended, Ok(()));
+        drop(parent);
+        // Nothing else came, whatever was sent above.
+        let mut rest = Vec::new();
+        health.recv().unwrap().read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"");
     }
 }
 
