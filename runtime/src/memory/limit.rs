@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::MemoryError;
@@ -14,6 +16,11 @@ const RESERVE: u64 = 64 << 20;
 /// Assumed when the system says nothing, in bytes.
 const UNKNOWN: u64 = 1 << 30;
 
+/// How long a look at the system's memory is believed. Many segments are made in a row when workers start.
+const BELIEVED: Duration = Duration::from_millis(10);
+
+static ROOM: Mutex<Room> = Mutex::new(Room(None));
+
 /// Half of the smaller of available memory and the room in this process's control groups, in bytes, a multiple of 4096.
 pub(super) fn default_limit() -> u64 {
     (available().unwrap_or(UNKNOWN) / 2).max(FLOOR) & !4095
@@ -22,7 +29,32 @@ pub(super) fn default_limit() -> u64 {
 /// Whether `len` more bytes can be had, [`RESERVE`] left for everything else. An anonymous segment is not limited by the size
 /// of `/dev/shm`: without this check the kernel would kill processes to satisfy a `fallocate`, instead of failing it.
 pub(super) fn check_room(len: u64) -> Result<(), MemoryError> {
-    refuse_beyond(len, available().unwrap_or(u64::MAX))
+    ROOM.lock()
+        .grant(len, || available().unwrap_or(u64::MAX), Instant::now())
+}
+
+/// When somebody looked at the dozen files that say how much memory there is, and what is left of that, in bytes.
+struct Room(Option<(Instant, u64)>);
+
+impl Room {
+    /// What was seen is believed for [`BELIEVED`], less what was granted since, unless it says no.
+    fn grant(
+        &mut self,
+        len: u64,
+        look: impl FnOnce() -> u64,
+        now: Instant,
+    ) -> Result<(), MemoryError> {
+        if let Some((seen, left)) = self.0 {
+            if now < seen + BELIEVED && refuse_beyond(len, left).is_ok() {
+                self.0 = Some((seen, left - len));
+                return Ok(());
+            }
+        }
+        let left = look();
+        refuse_beyond(len, left)?;
+        self.0 = Some((now, left - len));
+        Ok(())
+    }
 }
 
 fn refuse_beyond(len: u64, available: u64) -> Result<(), MemoryError> {
@@ -171,6 +203,22 @@ mod tests {
             available().is_some(),
             "without it the next tests of this module would fill the machine"
         );
+    }
+
+    #[test]
+    fn r_124_what_was_granted_is_not_granted_again() {
+        let (mut room, start) = (Room(None), Instant::now());
+        let unseen = || -> u64 { panic!("what was seen is believed") };
+        room.grant(60, || RESERVE + 100, start).unwrap();
+        room.grant(30, unseen, start).unwrap();
+        // More than is left of that: the system is asked again.
+        assert!(room.grant(20, || RESERVE + 10, start).is_err());
+        room.grant(20, || RESERVE + 50, start).unwrap();
+        room.grant(30, unseen, start).unwrap();
+        // As it is after a while.
+        let later = start + BELIEVED;
+        assert!(room.grant(1, || RESERVE, later).is_err());
+        room.grant(1, || RESERVE + 1, later).unwrap();
     }
 
     #[test]
