@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 PROC = Path("/proc")
 
@@ -133,6 +137,20 @@ def descriptors(pid: int) -> dict[int, str]:
             # The descriptor that listed the folder is gone by now; so is whatever closed meanwhile.
             continue
     return found
+
+
+def socket_of(pid: int) -> socket.socket:
+    """A copy of the one socket that the process has open; skips the test where that is not allowed."""
+    (number,) = (n for n, target in descriptors(pid).items() if target.startswith("socket:"))
+    pidfd = os.pidfd_open(pid)
+    try:
+        pidfd_getfd = 438
+        copy = ctypes.CDLL(None, use_errno=True).syscall(pidfd_getfd, pidfd, number, 0)
+    finally:
+        os.close(pidfd)
+    if copy < 0:
+        pytest.skip(f"pidfd_getfd: {os.strerror(ctypes.get_errno())}")
+    return socket.socket(fileno=copy)
 
 
 def _socket_table() -> Iterator[tuple[str, str]]:

@@ -111,6 +111,7 @@ impl Keeper {
                     nursery,
                     waiting: VecDeque::new(),
                     adopts,
+                    has_orphans: false,
                 }
                 .run()
             })
@@ -213,12 +214,18 @@ struct Watch {
     waiting: VecDeque<Box<Wanted>>,
     /// Children that it does not know are orphans.
     adopts: bool,
+    /// There may be some.
+    has_orphans: bool,
 }
 
 impl Watch {
     fn run(mut self) {
         loop {
-            self.wait(Instant::now() + RECHECK);
+            // While a child was asked for, the bell of a request may have been heard already.
+            let is_idle = self.shared.requests.lock().is_empty();
+            if is_idle {
+                self.wait(Instant::now() + RECHECK);
+            }
             self.reap();
             self.nursery.look();
             if self.nursery.awaited().is_none() {
@@ -261,6 +268,7 @@ impl Watch {
             reply,
         } = *wanted;
         let started = self.spawn(spec, on_exit, way);
+        self.end_orphans();
         // Whoever asked waits for it, or has gone and does not care.
         let _ = reply.send(started);
     }
@@ -274,7 +282,7 @@ impl Watch {
         let (name, is_group) = (spec.name.clone(), spec.new_session);
         hit("keeper.spawn").map_err(injected)?;
         let forked = match way {
-            Way::Fork => self.nursery.fork(&spec),
+            Way::Fork => self.fork(&spec),
             Way::Wait | Way::Execute => None,
         };
         let pid = match forked {
@@ -295,6 +303,20 @@ impl Watch {
         let state = Arc::new(ChildState::new(name, pid, pidfd, is_group));
         self.children.push((Arc::clone(&state), Some(on_exit)));
         Ok(ChildHandle(state))
+    }
+
+    /// Has the child forked by the zygote; `None` when it is to be executed. The ends of others are noticed meanwhile.
+    fn fork(&mut self, spec: &ChildSpec) -> Option<Pid> {
+        if !self.nursery.ask(spec) {
+            return None;
+        }
+        loop {
+            if let Some(pid) = self.nursery.answer() {
+                return pid;
+            }
+            self.wait(Instant::now() + RECHECK);
+            self.reap();
+        }
     }
 
     /// Sleeps until a child ends, somebody rings, or `until`.
@@ -336,7 +358,14 @@ impl Watch {
         for pid in &ended {
             self.nursery.ended(*pid);
         }
-        if self.adopts && !ended.is_empty() {
+        self.has_orphans |= self.adopts && !ended.is_empty();
+        self.end_orphans();
+    }
+
+    /// What is being forked is no orphan, although it is not known yet: while that may be, none are looked for.
+    fn end_orphans(&mut self) {
+        if self.has_orphans && !self.nursery.is_asked() {
+            self.has_orphans = false;
             end_orphans(|pid| self.children.iter().any(|(child, _)| child.pid == pid));
         }
     }

@@ -56,6 +56,8 @@ struct Zygote {
     leader: Arc<ChildState>,
     /// While it comes up: until when it must have.
     ready_by: Option<Instant>,
+    /// While it is asked for a child: until when it must have answered.
+    answer_by: Option<Instant>,
     children: u64,
 }
 
@@ -99,21 +101,34 @@ impl Nursery {
         if let Some(changed) = zygote.around.difference(&around) {
             tracing::info!(
                 changed,
-                "this process has changed since its zygote was started; the next child gets a fresh one"
+                "this process has changed since its zygote was started; a fresh one takes its place"
             );
+            let has_served = zygote.children > 0;
             if let Some(zygote) = self.zygote.take() {
                 zygote.end();
             }
-            return (Way::Execute, None);
+            // One that was started ahead of the first child costs that child nothing. Later the next one has the fresh zygote.
+            return if has_served {
+                (Way::Execute, None)
+            } else {
+                self.way(spec)
+            };
         }
         let is_starting = zygote.ready_by.is_some();
         (if is_starting { Way::Wait } else { Way::Fork }, None)
     }
 
-    /// While a zygote comes up: what becomes readable then, and until when.
+    /// While a zygote comes up or owes an answer: what becomes readable then, and until when.
     pub(in crate::process) fn awaited(&self) -> Option<(BorrowedFd<'_>, Instant)> {
         let zygote = self.zygote.as_ref()?;
-        Some((zygote.socket.as_fd(), zygote.ready_by?))
+        let until = zygote.ready_by.or(zygote.answer_by)?;
+        Some((zygote.socket.as_fd(), until))
+    }
+
+    /// Whether there may be a child that nobody knows yet.
+    pub(in crate::process) fn is_asked(&self) -> bool {
+        let zygote = self.zygote.as_ref();
+        zygote.is_some_and(|zygote| zygote.answer_by.is_some())
     }
 
     /// Looks whether the zygote is up.
@@ -143,41 +158,55 @@ impl Nursery {
         }
     }
 
-    /// Has the child forked; its process id, or `None` when it is to be executed.
-    pub(in crate::process) fn fork(&mut self, spec: &ChildSpec) -> Option<Pid> {
-        let zygote = self.zygote.as_mut()?;
-        let request = Request {
-            outlives_parent: spec.outlives_parent,
-            no_new_privileges: spec.no_new_privileges,
-            umask: spec.umask,
-            args: spec.args.get(zygote.args.len()..)?.to_vec(),
-            numbers: spec.fds.clone(),
+    /// Asks for the child. False when it is to be executed; otherwise [`Nursery::answer`] says what came of it.
+    pub(in crate::process) fn ask(&mut self, spec: &ChildSpec) -> bool {
+        let Some(zygote) = &mut self.zygote else {
+            return false;
         };
         // Too large for a message: executed, and the zygote is as good as before.
-        let request = request.encode()?;
-        match zygote.ask(spec, &request) {
-            Ok(reply) if reply.errno == 0 => match own_child(reply.pid) {
+        let Some(request) = zygote.request(spec) else {
+            return false;
+        };
+        if let Err(error) = zygote.ask(spec, &request) {
+            self.lose(&error);
+            return false;
+        }
+        zygote.answer_by = Some(Instant::now() + FORK_BOUND);
+        true
+    }
+
+    /// What came of the question, if that is known: the process id of the child, or `None` when it is to be executed.
+    pub(in crate::process) fn answer(&mut self) -> Option<Option<Pid>> {
+        let Some(zygote) = &mut self.zygote else {
+            return Some(None);
+        };
+        let answer_by = zygote.answer_by?;
+        let reply = match zygote.hear() {
+            Err(Errno::AGAIN) if Instant::now() < answer_by => return None,
+            heard => heard,
+        };
+        zygote.answer_by = None;
+        match reply {
+            Ok(Some(Reply { pid, errno: 0 })) => match own_child(pid) {
                 Some(pid) if getpgid(Some(pid)) == Ok(pid) => {
                     zygote.children += 1;
-                    Some(pid)
+                    return Some(Some(pid));
                 }
-                _ => {
-                    self.lose(&"it answered with what is not a child of this process");
-                    None
-                }
+                _ => self.lose(&"it answered with what is not a child of this process"),
             },
-            Ok(Reply { pid, errno }) => {
+            Ok(Some(Reply { pid, errno })) => {
                 if let Some(pid) = own_child(pid) {
                     reap(pid);
                 }
                 self.lose(&std::io::Error::from_raw_os_error(errno));
-                None
             }
-            Err(error) => {
-                self.lose(&error);
-                None
-            }
+            Ok(None) => self.lose(&"it has ended"),
+            Err(Errno::AGAIN) => self.lose(&format!(
+                "it gave no answer within {FORK_BOUND:?}; is it stopped?"
+            )),
+            Err(_) => self.lose(&"its answer is none"),
         }
+        Some(None)
     }
 
     /// Ends the zygote: it sees the end of its socket. Its leader stays among the children that are waited for.
@@ -240,6 +269,7 @@ impl Zygote {
             socket,
             leader: Arc::new(ChildState::new("zygote".into(), pid, pidfd, true)),
             ready_by: Some(Instant::now() + START_BOUND),
+            answer_by: None,
             children: 0,
         })
     }
@@ -256,12 +286,25 @@ impl Zygote {
             socket: own.socket,
             leader: Arc::new(ChildState::new("zygote".into(), own.pid, pidfd, true)),
             ready_by: Some(Instant::now() + START_BOUND),
+            answer_by: None,
             children: 0,
         })
     }
 
-    /// Sends the request and waits for the answer, of the child or of the zygote.
-    fn ask(&self, spec: &ChildSpec, request: &[u8]) -> std::io::Result<Reply> {
+    /// `None` when it is beyond a limit.
+    fn request(&self, spec: &ChildSpec) -> Option<Vec<u8>> {
+        let request = Request {
+            outlives_parent: spec.outlives_parent,
+            no_new_privileges: spec.no_new_privileges,
+            umask: spec.umask,
+            args: spec.args.get(self.args.len()..)?.to_vec(),
+            numbers: spec.fds.clone(),
+        };
+        request.encode()
+    }
+
+    /// Sends the request.
+    fn ask(&self, spec: &ChildSpec, request: &[u8]) -> std::io::Result<()> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = rustix::fs::open(".", flags, Mode::empty())?;
         let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
@@ -275,33 +318,18 @@ impl Zygote {
                 .map_or_else(|| stderr.as_fd(), AsFd::as_fd),
         ];
         fds.extend(spec.fds.iter().map(|raw| borrowed(spec, *raw)));
-        message::send(&self.socket, request, &fds)?;
-        self.hear(Instant::now() + FORK_BOUND)?
-            .ok_or_else(|| std::io::Error::other("it has ended"))
+        Ok(message::send(&self.socket, request, &fds)?)
     }
 
-    /// The next answer; `None` when nobody is left who could give one.
-    fn hear(&self, deadline: Instant) -> std::io::Result<Option<Reply>> {
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
-            if retry_on_intr(|| poll(&mut fds, left.try_into().ok().as_ref()))? > 0 {
-                break;
-            }
-            if Instant::now() >= deadline {
-                let text = format!("it gave no answer within {FORK_BOUND:?}; is it stopped?");
-                return Err(std::io::Error::other(text));
-            }
-        }
+    /// The next answer, of a child or of the zygote, if it is there; `None` when nobody is left who could give one.
+    fn hear(&self) -> Result<Option<Reply>, Errno> {
         let mut bytes = [0; 64];
-        let Some((count, _)) = message::receive(&self.socket, &mut bytes, RecvFlags::DONTWAIT)?
-        else {
+        let received = message::receive(&self.socket, &mut bytes, RecvFlags::DONTWAIT)?;
+        let Some((count, _)) = received else {
             return Ok(None);
         };
         let reply = bytes.get(..count).and_then(Reply::decode);
-        reply
-            .map(Some)
-            .ok_or_else(|| std::io::Error::other("its answer is none"))
+        reply.map(Some).ok_or(Errno::BADMSG)
     }
 
     /// Ends it and whatever it was about to make, and reaps both.
@@ -320,7 +348,11 @@ impl Zygote {
             .filter(|pid| *pid != group && getpgid(Some(*pid)) == Ok(group))
             .for_each(reap);
         // One that was past that answers, and nobody wants it any more.
-        while let Ok(Some(reply)) = self.hear(until) {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+            let _ = retry_on_intr(|| poll(&mut fds, left.try_into().ok().as_ref()));
+            let Ok(Some(reply)) = self.hear() else { break };
             if let Some(pid) = own_child(reply.pid) {
                 reap(pid);
             }
