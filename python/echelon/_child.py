@@ -12,16 +12,15 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Takes over the parent's import paths and serves tasks until it ends the child. Returns the exit status."""
+    from ._callables import adopt_paths
     from ._zygote import FLAG, OWN_FLAG, fork_off, serve
 
+    adopt_paths()
     if sys.argv[1:2] == [FLAG]:
         serve(int(sys.argv[2]))
     if sys.argv[1:2] == [OWN_FLAG]:
         del sys.argv[1]
         fork_off()
-    from ._callables import adopt_paths
-
-    adopt_paths()
     # What tasks print appears line by line, also when standard output is a pipe.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     from . import _core

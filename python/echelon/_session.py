@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -12,6 +13,12 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         if sys.argv[1:2] == [FLAG]:
             serve(int(sys.argv[2]))
+            if not sys.flags.safe_path:
+                try:  # noqa: SIM105  (every child would pay for the import of contextlib)
+                    # As ``-m`` does, in the working directory that this process was forked with.
+                    sys.path[0] = os.getcwd()
+                except OSError:
+                    pass
         if sys.argv[1:2] == [OWN_FLAG]:
             del sys.argv[1]
             fork_off()

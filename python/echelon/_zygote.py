@@ -22,16 +22,17 @@ def serve(socket: int | None) -> None:
     # What exists now is not looked at again: a child that collects would copy the pages that it shares.
     gc.collect()
     gc.freeze()
+    # What folders held when this process started is nothing that a child should believe.
+    for path, finder in list(sys.path_importer_cache.items()):
+        forget = getattr(finder, "invalidate_caches", None)
+        if forget is None:
+            del sys.path_importer_cache[path]
+        else:
+            forget()
     arguments = _core.zygote_serve(socket)
     if arguments is None:
         os._exit(0)
     sys.argv[1:] = arguments
-    if not sys.flags.safe_path:
-        try:  # noqa: SIM105  (every child would pay for the import of contextlib)
-            # As ``-m`` does.
-            sys.path[0] = os.getcwd()
-        except OSError:
-            pass
 
 
 def fork_off() -> None:
@@ -41,13 +42,13 @@ def fork_off() -> None:
     """
     if not _core.zygote_fork_off():
         return
-    from ._callables import child_environment
-
-    os.environ.update(child_environment())
-    serve(None)
-    # As ``python -m echelon._child`` would go on; -m has imported runpy, for this very function.
+    # -m has imported runpy, for the very function that is called below. The paths of a child are those of this process.
     import runpy
 
+    from . import _callables  # noqa: F401  (every child needs it)
+
+    serve(None)
+    # As ``python -m echelon._child`` would go on.
     sys.modules["__main__"] = type(sys)("__main__")
     runpy._run_module_as_main("echelon._child")  # type: ignore[attr-defined]
     os._exit(0)

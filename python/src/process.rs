@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use echelon_runtime::child::{Child, ChildArgs, ChildError};
-use echelon_runtime::worker::{ChildProgram, Worker};
+use echelon_runtime::worker::{ChildProgram, Worker, WorkerBuilder};
 use pyo3::prelude::*;
 
 use crate::host::PyHost;
@@ -13,11 +13,11 @@ use crate::{gil, worker_options, zygote};
 /// Serves as a local worker until the parent ends it; returns the exit status. Started by the runtime.
 #[pyfunction]
 pub(crate) fn child_main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<i32> {
-    let inner = Worker::builder()
-        .child_program(worker_options::child_program(py)?)
-        .chip_program(worker_options::chip_program(py)?)
-        .child_env(worker_options::child_env(py)?)
-        .own_zygote(zygote::own());
+    // Most children have no worker below, and their start is what many wait for.
+    let inner = match argv.iter().any(|word| word == "--plan") {
+        true => inner(py)?,
+        false => Worker::builder(),
+    };
     let served = gil::detached(py, || -> Result<(), ChildError> {
         let args = ChildArgs::parse(argv)?;
         Child::attach(args, Arc::new(PyHost::default()), inner)?.serve()
@@ -37,11 +37,7 @@ pub(crate) fn chip_main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
 /// Runs one session; returns the exit status. Started by the daemon.
 #[pyfunction]
 pub(crate) fn session_main(py: Python<'_>, argv: Vec<String>) -> PyResult<i32> {
-    let inner = Worker::builder()
-        .child_program(worker_options::child_program(py)?)
-        .chip_program(worker_options::chip_program(py)?)
-        .child_env(worker_options::child_env(py)?)
-        .own_zygote(zygote::own());
+    let inner = inner(py)?;
     Ok(gil::detached(py, || {
         echelon_session::session_main(argv.into_iter(), Arc::new(PyHost::default()), inner)
     }))
@@ -62,6 +58,15 @@ pub(crate) fn daemon_main(py: Python<'_>, argv: Vec<String>) -> PyResult<i32> {
     Ok(gil::detached(py, || {
         echelon_session::daemon_main(argv.into_iter(), session)
     }))
+}
+
+/// For the worker of this process that is not the script's: how its own processes are started.
+fn inner(py: Python<'_>) -> PyResult<WorkerBuilder> {
+    Ok(Worker::builder()
+        .child_program(worker_options::child_program(py)?)
+        .chip_program(worker_options::chip_program(py)?)
+        .child_env(worker_options::child_env(py)?)
+        .own_zygote(zygote::own()))
 }
 
 /// Says on standard error why the process ends.

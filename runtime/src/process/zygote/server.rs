@@ -117,6 +117,7 @@ pub fn serve(socket: OwnedFd, hooks: ZygoteHooks) -> Result<Forked, ProcessError
     })?;
     message::send(&socket, &message::ready(), &[]).map_err(ProcessError::os("sendmsg"))?;
     let mut buffer = vec![0; REQUEST_BYTES];
+    let line = command_line();
     loop {
         let (request, fds) = match message::receive(&socket, &mut buffer, RecvFlags::empty()) {
             Ok(None) => return Ok(Forked::Ended),
@@ -129,7 +130,7 @@ pub fn serve(socket: OwnedFd, hooks: ZygoteHooks) -> Result<Forked, ProcessError
                 Ok(Some(())) => {
                     let _ = rustix::thread::set_name(&name);
                     become_child(&request, fds, owner, socket, &own);
-                    strike_flag();
+                    strike_flag(line);
                     (hooks.in_child)();
                     return Ok(Forked::Child(request.args));
                 }
@@ -138,6 +139,8 @@ pub fn serve(socket: OwnedFd, hooks: ZygoteHooks) -> Result<Forked, ProcessError
             },
             _ => Err(Errno::BADMSG),
         };
+        // The child has its own, and who reads the answer may count ours.
+        drop(fds);
         // A child answers for itself; here only that there is none.
         if let Err(errno) = forked {
             let reply = Reply {
@@ -340,23 +343,25 @@ fn close_range(first: libc::c_uint, last: libc::c_uint) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Takes what makes a zygote out of the command line that `ps` shows: a child is none. Of no consequence where it cannot be.
-fn strike_flag() {
-    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else {
-        return;
-    };
+/// Where the command line of this process lies that `ps` shows, and of every copy of it: first byte and number of bytes.
+fn command_line() -> Option<(usize, usize)> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     // pid (name) state ppid …, arg_start and arg_end are the 48th and 49th.
-    let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    let (_, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ').skip(45).map(str::parse::<usize>);
-    let (Some(Ok(start)), Some(Ok(end))) = (fields.next(), fields.next()) else {
+    let (start, end) = (fields.next()?.ok()?, fields.next()?.ok()?);
+    let len = end.checked_sub(start)?;
+    (start != 0 && (1..=REQUEST_BYTES).contains(&len)).then_some((start, len))
+}
+
+/// Takes what makes a zygote out of the command line that `ps` shows: a child is none. Of no consequence where it cannot be.
+fn strike_flag(line: Option<(usize, usize)>) {
+    let Some((start, len)) = line else {
         return;
     };
-    if start == 0 || end <= start || end - start > REQUEST_BYTES {
-        return;
-    }
     // SAFETY: the kernel says that the arguments which this program was executed with lie there, on the stack of the main thread,
     // which is this one. The program has copied them at its start and there is no other thread.
-    let line = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, end - start) };
+    let line = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, len) };
     let flag = ZYGOTE_FLAG.as_bytes();
     if let Some(at) = line.windows(flag.len()).position(|word| word == flag) {
         line[at..].fill(0);
