@@ -37,9 +37,32 @@ def _init_ms(worker: ec.Worker) -> float:
 
 
 def _sub_workers_ms(count: int) -> float:
+    """The registration starts the zygote, and nothing comes between it and `init()`."""
     worker = ec.Worker(level=3, num_sub_workers=count)
     worker.register(callables.leaf)
     return _init_ms(worker)
+
+
+def _zygote_is_up() -> bool:
+    tasks = Path("/proc/self/task").iterdir()
+    children = [pid for task in tasks for pid in (task / "children").read_text().split()]
+    return any(Path(f"/proc/{pid}/comm").read_text() == "echelon-zygote\n" for pid in children)
+
+
+def _beside_zygote_ms() -> float:
+    worker = ec.Worker(level=3, num_sub_workers=1)
+    worker.register(callables.leaf)
+    while not _zygote_is_up():
+        threading.Event().wait(0.002)
+    return _init_ms(worker)
+
+
+def _executed_ms() -> float:
+    os.environ["ECHELON_ZYGOTE"] = "0"
+    try:
+        return _sub_workers_ms(1)
+    finally:
+        del os.environ["ECHELON_ZYGOTE"]
 
 
 def _further_ms() -> float:
@@ -107,11 +130,19 @@ def rows(endpoint: str) -> list[Row]:
         Row("startup.import", "import echelon", "ms", once(_import_ms), python),
         Row(
             "startup.sub_worker",
-            "`init()` with one sub worker",
+            "a sub worker ready: `init()` when the zygote is up",
+            "ms",
+            once(_beside_zygote_ms),
+            python,
+        ),
+        Row(
+            "startup.init",
+            "`init()` with one sub worker, the zygote's own start included",
             "ms",
             once(lambda: _sub_workers_ms(1)),
             python,
         ),
+        Row("startup.executed", "the same without the zygote", "ms", once(_executed_ms), python),
         Row("startup.further", f"each of {FURTHER} further sub workers", "ms", once(_further_ms), python),
         Row(
             "startup.session", "`init()` with one session", "ms", once(lambda: _session_ms(endpoint)), python

@@ -86,8 +86,10 @@ def test_unregistered_and_foreign_handles_are_refused(tasks):
             run_one(worker, other.register(tasks.noop))
 
 
-def test_children_get_path_and_folder_and_never_run_main(tasks, tmp_path, monkeypatch):
-    """Design §15.10"""
+@pytest.mark.parametrize("mode", ["1", "0"])
+def test_children_get_path_and_folder_and_never_run_main(mode, tasks, tmp_path, monkeypatch):
+    """Design §15.10; forked and executed."""
+    monkeypatch.setenv("ECHELON_ZYGOTE", mode)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "somewhere"))
     monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])  # what is no string is no path

@@ -53,13 +53,20 @@ def session(worker: ec.Worker, daemon: Daemon) -> None:
     [(sub_worker, "child.attach"), (local_child, "child.inner"), (session, "session.prepare")],
     ids=["sub-worker", "local-child", "session"],
 )
+@pytest.mark.parametrize("mode", ["forked", "executed"])
 def test_a_child_that_fails_before_ready_is_the_cause_r018(
     kind: Callable[[ec.Worker, Daemon], None],
     point: str,
     action: str,
+    mode: str,
     points: Failpoints,
     served: Daemon,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if mode == "executed":
+        if kind is session:
+            pytest.skip("the daemon of this file has a zygote; test_zygote has one without")
+        monkeypatch.setenv("ECHELON_ZYGOTE", "0")
     timeout = SLOW_S if action == "hang" else 60.0
     worker = ec.Worker(num_sub_workers=1, startup_timeout_s=timeout, close_timeout_s=20)
     kind(worker, served)

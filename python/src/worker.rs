@@ -34,7 +34,7 @@ use crate::{buffer, convert, gil, worker_run};
 ///     max_tasks: unfinished tasks before a submit blocks, 1 to 1,048,576; default 16,384.
 ///     max_attempts: how often a task that is submitted as idempotent may be begun in all, 1 to 100; default 3.
 ///
-/// Children import with the `sys.path` that this process has when the Worker is made.
+/// Children import with the `sys.path` that this process has when `init()` is called.
 ///
 /// Raises TypeError for an unknown keyword, with the nearest known one, and ValueError for a value out of range.
 #[pyclass(frozen, weakref, module = "echelon._core", name = "Worker")]
@@ -138,6 +138,9 @@ impl PyWorker {
             inner,
             scope,
         };
+        if worker.state() == WorkerState::New {
+            self.0.prepare(py)?;
+        }
         gil::blocking(py, || worker.register(callable, options)).map(PyCallableHandle)
     }
 
@@ -155,7 +158,7 @@ impl PyWorker {
     /// Raises StartupError with the first cause, RegistrationError, LifecycleError when it was inited before.
     fn init(&self, py: Python<'_>) -> PyResult<()> {
         let worker = self.0.get(py)?;
-        self.0.close_at_exit(py)?;
+        self.0.prepare(py)?;
         gil::blocking(py, || worker.init())
     }
 

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::wrap_pyfunction;
 
-use crate::{error, gil};
+use crate::{error, gil, worker_options};
 
 static LIVE: Mutex<Vec<Weak<Owned>>> = Mutex::new(Vec::new());
 static AT_EXIT: PyOnceLock<()> = PyOnceLock::new();
@@ -54,8 +54,15 @@ impl Life {
             .ok_or_else(|| error::lifecycle(py, "this Worker is being deleted"))
     }
 
+    /// It will be inited: closed at exit from now on, and children import as this process does now.
+    pub(crate) fn prepare(&self, py: Python<'_>) -> PyResult<()> {
+        self.close_at_exit(py)?;
+        self.get(py)?.set_child_env(worker_options::child_env(py)?);
+        Ok(())
+    }
+
     /// Closes the worker when the interpreter ends, if it is still open then.
-    pub(crate) fn close_at_exit(&self, py: Python<'_>) -> PyResult<()> {
+    fn close_at_exit(&self, py: Python<'_>) -> PyResult<()> {
         AT_EXIT.get_or_try_init(py, || {
             let module = py.import("echelon._core")?;
             let close = wrap_pyfunction!(close_all, &module)?;
@@ -64,8 +71,9 @@ impl Life {
                 .map(|_| ())
         })?;
         let mut live = LIVE.lock();
-        live.retain(|owned| owned.strong_count() > 0);
-        live.push(Arc::downgrade(&self.0));
+        let own = Arc::downgrade(&self.0);
+        live.retain(|owned| owned.strong_count() > 0 && !owned.ptr_eq(&own));
+        live.push(own);
         Ok(())
     }
 }

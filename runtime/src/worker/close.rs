@@ -76,6 +76,10 @@ impl Worker {
             WorkerState::Closed | WorkerState::Given => Ok(false),
             WorkerState::New | WorkerState::Starting | WorkerState::Failed(_) => {
                 life.state = WorkerState::Closed;
+                let early = life.early.take();
+                drop(life);
+                // Ends what was started ahead of an `init()` that never came.
+                drop(early);
                 Ok(false)
             }
         }

@@ -25,17 +25,18 @@ impl Worker {
     /// [`Error::Startup`] naming the worker and the first cause, [`Error::Registration`], [`Error::Lifecycle`] in a wrong state,
     /// [`Error::Interrupted`]. Nothing is left behind, and the worker is `FAILED`.
     pub fn init(&self) -> Result<(), Error> {
-        let (children, registrations) = {
+        let (children, registrations, early) = {
             let mut life = self.0.life.lock();
             self.expect_new(&life, "init")?;
             life.state = WorkerState::Starting;
             self.0.changed.notify_all();
-            (life.children.clone(), life.registrations.clone())
+            let (children, registrations) = (life.children.clone(), life.registrations.clone());
+            (children, registrations, life.early.take())
         };
         let deadline = self.startup_deadline();
         let started = self
             .check_runnable(&children, &registrations)
-            .and_then(|()| self.start(&children, &registrations, deadline));
+            .and_then(|()| self.start(early, &children, &registrations, deadline));
         let result = started.and_then(|live| self.publish(live, deadline));
         let result = match result {
             Err(Error::Interrupted) if self.is_called_off() => Err(startup(
@@ -74,13 +75,15 @@ impl Worker {
 
     fn start(
         &self,
+        early: Option<Keeper>,
         children: &[Child],
         registrations: &[Registration],
         deadline: Instant,
     ) -> Result<Live, Error> {
         let settings = &self.0.settings;
         hit("init.keeper")?;
-        let keeper = Arc::new(Keeper::start_with(settings.own_zygote.lock().take())?);
+        let keeper = Arc::new(early.map_or_else(|| self.start_keeper(), Ok)?);
+        self.prepare_locals(&keeper, children);
         hit("init.bell")?;
         let bell = Bell::create().map_err(|error| startup("this process", error))?;
         hit("init.arena")?;
@@ -107,7 +110,6 @@ impl Worker {
             driver: None,
             keeper,
         };
-        self.prepare_locals(&live, children, deadline);
         match self.populate(&mut live, children, registrations, deadline) {
             Ok(()) => Ok(live),
             Err(cause) => Err(self.roll_back(live, cause)),

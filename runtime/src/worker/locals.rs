@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::builder::ChildProgram;
 use super::init::startup;
 use super::reach::Registration;
-use super::{Child, LevelPlan, Live, RegisterOptions, Worker};
+use super::{Child, LevelPlan, Life, Live, RegisterOptions, Worker};
 use crate::endpoint::local::{program_of, LocalEndpoint, LocalSpec};
 use crate::endpoint::thread::ThreadEndpoint;
 use crate::endpoint::{ControlRequest, Endpoint};
@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::failpoint::hit_at;
 use crate::graph::EndpointId;
 use crate::mailbox::Bell;
-use crate::process::Keeper;
+use crate::process::{zygote, Keeper, ProcessError};
 
 impl Worker {
     /// Returns how each of the processes is started again.
@@ -49,13 +49,33 @@ impl Worker {
         Ok(recipes)
     }
 
+    /// The keeper of all processes of this worker.
+    pub(super) fn start_keeper(&self) -> Result<Keeper, ProcessError> {
+        Keeper::start_with(self.0.settings.own_zygote.lock().take())
+    }
+
     /// What forks the local processes comes up while everything else begins (decision 0023).
-    pub(super) fn prepare_locals(&self, live: &Live, children: &[Child], deadline: Instant) {
-        let wants = |child: &Child| matches!(child, Child::Local(_));
-        if self.0.settings.sub_workers > 0 || children.iter().any(wants) {
-            let spec = self.local_spec(live, String::new(), None, deadline);
-            if let Some(spec) = program_of(&spec) {
-                live.keeper.prepare(spec);
+    pub(super) fn prepare_locals(&self, keeper: &Keeper, children: &[Child]) {
+        if self.0.settings.sub_workers > 0 || children.iter().any(is_local) {
+            let env = self.0.child_env.read().clone();
+            let spec = program_of("", &self.0.settings.child_program, env);
+            if let Some(spec) = spec {
+                keeper.prepare(spec);
+            }
+        }
+    }
+
+    /// Something was registered: `init()` will follow, and will not have to wait for an interpreter to start.
+    pub(super) fn prepare_early(&self, life: &mut Life) {
+        let settings = &self.0.settings;
+        let is_python = matches!(settings.child_program, ChildProgram::Python { .. });
+        let is_wanted = settings.sub_workers > 0 || life.children.iter().any(is_local);
+        let is_early = life.early.is_none() && !settings.inner;
+        if is_python && is_wanted && is_early && zygote::is_enabled() {
+            // What fails here fails again in `init()`, which says so.
+            life.early = self.start_keeper().ok();
+            if let Some(keeper) = &life.early {
+                self.prepare_locals(keeper, &life.children);
             }
         }
     }
@@ -95,7 +115,7 @@ impl Worker {
             name,
             about: None,
             program: settings.child_program.clone(),
-            env: settings.child_env.clone(),
+            env: self.0.child_env.read().clone(),
             regions,
             plan,
             is_parent: false,
@@ -134,6 +154,10 @@ impl Worker {
         spec.is_parent = plan.starts_python();
         start_local(spec, &live.keeper, &live.engine.bell)
     }
+}
+
+fn is_local(child: &Child) -> bool {
+    matches!(child, Child::Local(_))
 }
 
 impl Engine {

@@ -23,6 +23,7 @@ mod run;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
@@ -111,6 +112,8 @@ struct Life {
     state: WorkerState,
     children: Vec<Child>,
     registrations: Vec<Registration>,
+    /// While NEW: its zygote comes up ahead of `init()`.
+    early: Option<Keeper>,
     /// Remote workers that a thread is reopening, each with the flag that calls it off.
     reopening: BTreeMap<i32, Arc<AtomicBool>>,
 }
@@ -122,6 +125,7 @@ struct Inner {
     /// Notified at every change of state.
     changed: Condvar,
     live: RwLock<Option<Live>>,
+    child_env: RwLock<Vec<(OsString, OsString)>>,
     /// What a `close()`, or the roll-back of an `init()`, could not end: the next `close()` goes on with exactly that.
     left: Mutex<Option<Live>>,
     /// One `close()` works at a time; others wait for it and see its result. What ends meanwhile may call it again.
@@ -173,11 +177,13 @@ impl Worker {
         };
         Self(Arc::new(Inner {
             uid,
+            child_env: RwLock::new(settings.child_env.clone()),
             settings,
             life: Mutex::new(Life {
                 state: WorkerState::New,
                 children: chips.flat_map(chip).collect(),
                 registrations: Vec::new(),
+                early: None,
                 reopening: BTreeMap::new(),
             }),
             changed: Condvar::new(),
@@ -192,6 +198,11 @@ impl Worker {
     /// What blocking calls ask at least every 100 ms. Set before `init()`.
     pub fn set_interrupt(&self, interrupt: Arc<dyn Interrupt>) {
         *self.0.interrupt.write() = interrupt;
+    }
+
+    /// Replaces what children get on top of this process's environment; those that are started from now on.
+    pub fn set_child_env(&self, env: Vec<(OsString, OsString)>) {
+        *self.0.child_env.write() = env;
     }
 
     /// Where the worker is in its life.

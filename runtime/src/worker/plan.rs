@@ -123,6 +123,9 @@ impl Worker {
             inner: Vec::new(),
         };
         life.state = WorkerState::Given;
+        let early = life.early.take();
+        drop(life);
+        drop(early);
         Ok(plan)
     }
 }

@@ -39,6 +39,7 @@ impl Worker {
             let mut life = self.0.life.lock();
             if life.state == WorkerState::New {
                 life.registrations.push(registration);
+                self.prepare_early(&mut life);
                 return Ok(handle);
             }
         }

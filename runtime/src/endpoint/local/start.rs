@@ -60,8 +60,8 @@ impl LocalEndpoint {
         let mut fds = vec![side.fd(), bell.fd(), of_child.as_fd()];
         fds.extend(spec.regions.iter().map(|region| region.fd()));
         fds.extend(plan.as_ref().map(AsFd::as_fd));
-        let mut child_spec =
-            program_of(&spec).ok_or_else(|| os("start", &"no child_program is set"))?;
+        let mut child_spec = program_of(&spec.name, &spec.program, spec.env.clone())
+            .ok_or_else(|| os("start", &"no child_program is set"))?;
         let plan_fd = plan.as_ref().map(AsFd::as_fd);
         let args = command_line(
             side.fd(),
@@ -126,8 +126,12 @@ fn plan_file(json: &[u8]) -> Result<OwnedFd, Error> {
 }
 
 /// How the child is started, without what it inherits. To [`Keeper::prepare`] as well.
-pub(crate) fn program_of(spec: &LocalSpec) -> Option<ChildSpec> {
-    let (program, args, by_zygote) = match &spec.program {
+pub(crate) fn program_of(
+    name: &str,
+    program: &ChildProgram,
+    env: Vec<(OsString, OsString)>,
+) -> Option<ChildSpec> {
+    let (program, args, by_zygote) = match program {
         ChildProgram::Python { executable } => {
             let module = vec!["-m".into(), "echelon._child".into()];
             (executable.clone(), module, Some(2))
@@ -139,10 +143,10 @@ pub(crate) fn program_of(spec: &LocalSpec) -> Option<ChildSpec> {
         ChildProgram::None => return None,
     };
     Some(ChildSpec {
-        name: spec.name.clone(),
+        name: name.to_owned(),
         program,
         args,
-        env: spec.env.clone(),
+        env,
         new_session: true,
         by_zygote,
         ..ChildSpec::default()
