@@ -63,7 +63,6 @@ mod imp {
 mod imp {
     use std::ffi::{OsStr, OsString};
     use std::io::Write as _;
-    use std::sync::OnceLock;
     use std::time::Duration;
 
     use super::Injected;
@@ -72,17 +71,16 @@ mod imp {
     const VARIABLE: &str = "ECHELON_FAILPOINTS";
 
     pub(super) fn hit(name: &str, index: Option<u32>) -> Result<(), Injected> {
-        // The environment of a process does not change; to look into it costs more than to submit a task.
-        static PATH: OnceLock<Option<OsString>> = OnceLock::new();
-        let Some(path) = PATH.get_or_init(|| std::env::var_os(VARIABLE)) else {
+        // Looked up each time: a test sets it for itself, in a process that has had Workers before.
+        let Some(path) = std::env::var_os(VARIABLE) else {
             return Ok(());
         };
         let exact = index.map(|index| format!("{name}.{index}"));
         let named = |point: &str| point == name || Some(point) == exact.as_deref();
-        let Some((point, action)) = armed(path, &named) else {
+        let Some((point, action)) = armed(&path, &named) else {
             return Ok(());
         };
-        note(path, &point);
+        note(&path, &point);
         match action.as_str() {
             "exit" => std::process::exit(7),
             "crash" => {
@@ -92,7 +90,7 @@ mod imp {
             }
             "panic" => panic!("failpoint {point}"),
             "hang" => {
-                while armed(path, &named).is_some_and(|(_, action)| action == "hang") {
+                while armed(&path, &named).is_some_and(|(_, action)| action == "hang") {
                     std::thread::park_timeout(Duration::from_millis(5));
                 }
                 Ok(())
