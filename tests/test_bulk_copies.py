@@ -81,13 +81,18 @@ def test_every_size_arrives_whole_wherever_it_begins(bed: Bed) -> None:
     assert whole == expected.tobytes()
 
 
-def test_same_host_is_mapped_and_another_host_is_not(bed: Bed) -> None:
+def test_same_host_is_mapped_and_another_host_is_reached_by_two_data_lanes(bed: Bed) -> None:
     def segments() -> int:
         return sum(path.startswith("/dev/shm/psm_") for _, path in procfs.mappings())
 
-    buffer = bed.worker.remote_malloc(0, 4 * MIB)
-    bed.worker.remote_copy_to(buffer, pattern(4 * MIB))
+    def sockets() -> int:
+        return sum(target.startswith("socket:") for target in procfs.descriptors(os.getpid()).values())
+
+    lanes = sockets()
+    buffer = bed.worker.remote_malloc(0, 9 * MIB)
+    bed.worker.remote_copy_to(buffer, pattern(9 * MIB))
     assert segments() == int(bed.mapped)
+    assert sockets() - lanes == (0 if bed.mapped else 2)
     bed.worker.remote_free(buffer)
     assert segments() == 0
 
