@@ -357,6 +357,9 @@ pub trait Endpoint: Send {
     /// [`EndpointGone`] when it is lost.
     fn control(&mut self, ticket: Ticket, request: ControlRequest) -> Result<(), EndpointGone>;
 
+    /// Reads what has arrived, where events come from what somebody has to read. Never blocks.
+    fn read(&mut self) {}
+
     /// The next event, `None` when there is none now. Never blocks.
     fn poll_event(&mut self) -> Option<EndpointEvent>;
 

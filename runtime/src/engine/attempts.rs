@@ -101,6 +101,8 @@ impl Core {
     }
 
     fn out_of_time(&mut self, endpoint: EndpointId, ticket: Ticket) {
+        // It may have ended in time, with its answer on the way while nobody here ran: what is there now is somebody else.
+        self.catch_up(endpoint);
         let queue = self.slot(endpoint).map(|slot| slot.queue.iter());
         let sent = queue.and_then(|mut queue| queue.find(|sent| sent.ticket == ticket));
         let Some(record) = sent.and_then(|sent| self.records.get(&sent.task)) else {

@@ -30,14 +30,27 @@ impl Core {
                 continue;
             }
             // The index came from the length above; ids were given out as u32.
-            let id = EndpointId(index as u32);
-            while let Some(event) = self.next_event(id) {
-                progressed = true;
-                self.on_event(id, event);
-            }
+            progressed |= self.take_events(EndpointId(index as u32));
         }
         self.torn = before;
         progressed
+    }
+
+    fn take_events(&mut self, id: EndpointId) -> bool {
+        let mut progressed = false;
+        while let Some(event) = self.next_event(id) {
+            progressed = true;
+            self.on_event(id, event);
+        }
+        progressed
+    }
+
+    /// Takes everything that an endpoint has reported until now, also what nobody has read yet.
+    pub(super) fn catch_up(&mut self, id: EndpointId) {
+        if let Some(slot) = self.endpoints.at_work(id) {
+            slot.endpoint.read();
+        }
+        self.take_events(id);
     }
 
     fn next_event(&mut self, id: EndpointId) -> Option<EndpointEvent> {

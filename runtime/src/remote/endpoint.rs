@@ -361,6 +361,10 @@ impl Endpoint for RemoteEndpoint {
         sent.map_err(|reason| self.gone(reason))
     }
 
+    fn read(&mut self) {
+        self.lane.look();
+    }
+
     fn poll_event(&mut self) -> Option<EndpointEvent> {
         loop {
             if let Some(event) = self.bulk.poll_event() {

@@ -48,6 +48,8 @@ pub enum TaskVerdict {
     Hold,
     /// It completes at once.
     Done,
+    /// It completes at once, and the answer is an event only once somebody [reads](Endpoint::read).
+    DoneUnread,
     /// It fails at once with this text.
     Fail(String),
     /// It fails at once with this text, and not by its callable's doing.
@@ -94,6 +96,8 @@ struct State {
     /// All controls that were accepted.
     controls: Vec<ControlRequest>,
     events: VecDeque<EndpointEvent>,
+    /// Not read yet.
+    unread: Vec<EndpointEvent>,
     on_task: TaskRule,
     on_control: ControlRule,
     /// `kill` makes it refuse work, and the test says when the loss is reported.
@@ -179,6 +183,7 @@ impl FakeWorld {
             held_controls: VecDeque::new(),
             controls: Vec::new(),
             events: VecDeque::new(),
+            unread: Vec::new(),
             on_task: Box::new(|_| TaskVerdict::Done),
             on_control: Box::new(|_| ControlVerdict::Carry),
             dies_slowly: false,
@@ -339,6 +344,7 @@ impl Endpoint for FakeEndpoint {
         };
         match verdict {
             TaskVerdict::Done => state.events.push_back(done(ticket, None)),
+            TaskVerdict::DoneUnread => state.unread.push(done(ticket, None)),
             TaskVerdict::Fail(message) => {
                 let failure = TaskFailure::raised(message);
                 state.events.push_back(done(ticket, Some(failure)));
@@ -391,6 +397,12 @@ impl Endpoint for FakeEndpoint {
             .push_back(EndpointEvent::ControlDone { ticket, result });
         self.0.announce(state);
         Ok(())
+    }
+
+    fn read(&mut self) {
+        let mut state = self.0.state.lock();
+        let unread = std::mem::take(&mut state.unread);
+        state.events.extend(unread);
     }
 
     fn poll_event(&mut self) -> Option<EndpointEvent> {

@@ -359,6 +359,21 @@ fn section_15_15_a_task_out_of_time_loses_its_worker_and_says_so() {
     }
 }
 
+/// This process may have stood still: what has come meanwhile is read before any time is found to have passed.
+#[test]
+fn section_15_15_a_task_whose_answer_nobody_has_read_yet_was_in_time() {
+    let bed = Bed::new(1, 1);
+    let (leaf, task) = (bed.sub_task(), bed.remote_task());
+    bed.subs[0].on_task(|_| TaskVerdict::DoneUnread);
+    bed.remotes[0].on_task(|_| TaskVerdict::DoneUnread);
+    let report = run(&bed, move |o| {
+        let o = o.with(within(5))?;
+        o.submit_sub(&leaf, TaskArgs::new())?;
+        submit(&o, &task, TaskArgs::new()).map(drop)
+    });
+    assert!(report.is_ok(), "{report:?}");
+}
+
 /// A task spends its time when it runs, not while it waits behind another in the worker's queue.
 #[test]
 fn section_15_15_time_in_the_queue_of_a_worker_does_not_count() {
