@@ -97,6 +97,21 @@ def test_same_host_is_mapped_and_another_host_is_reached_by_two_data_lanes(bed: 
     assert segments() == 0
 
 
+def test_arrays_of_references_are_refused_and_records_are_bytes(bed: Bed) -> None:
+    buffer = bed.worker.remote_malloc(0, 64)
+    objects = [np.array([None] * 8, object), np.zeros(4, [("a", "i8"), ("b", object)])]
+    for array in objects:
+        for copy in (bed.worker.remote_copy_from, bed.worker.remote_copy_to, bed.worker.remote_copy_to_async):
+            with pytest.raises(ValueError, match="references to Python objects"):
+                copy(buffer, array)
+    record = np.zeros(4, [("Object", "i8"), ("P", "f8")])
+    record["Object"] = 7
+    bed.worker.remote_copy_to(buffer, record)
+    got = np.zeros_like(record)
+    bed.worker.remote_copy_from(buffer, got)
+    assert (got == record).all()
+
+
 def test_many_buffers_do_not_take_many_descriptors(bed: Bed) -> None:
     buffers = [bed.worker.remote_malloc(0, MIB) for _ in range(40)]
     before = len(procfs.descriptors(os.getpid()))

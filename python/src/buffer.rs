@@ -178,7 +178,7 @@ pub(crate) fn host_range(
     offset: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<(HostMemory, u64)> {
     let offset = offset.map_or(Ok(0), |value| convert::byte_count("offset", value))?;
-    let memory = pin_any("host", host)?.memory;
+    let memory = pin_any("host", host)?.plain("host")?;
     let Some(nbytes) = nbytes else {
         return Ok((memory, offset));
     };
@@ -267,6 +267,19 @@ impl HostBuffer {
         convert::meta(&shape, dtype)
     }
 
+    /// The bytes, which may be of any type but references: copied from elsewhere they would point nowhere.
+    fn plain(self, what: &str) -> PyResult<HostMemory> {
+        match &self.format {
+            Format::Unknown(format) if has_references(format) => {
+                Err(PyValueError::new_err(format!(
+                    "{what} has elements of format {format:?}, which are references to Python objects; convert it, for example \
+                     with .astype('float32')"
+                )))
+            }
+            _ => Ok(self.memory),
+        }
+    }
+
     fn dtype(&self, what: &str) -> PyResult<DataType> {
         match &self.format {
             Format::Known(dtype) => Ok(*dtype),
@@ -277,6 +290,14 @@ impl HostBuffer {
             ))),
         }
     }
+}
+
+/// Whether a format has objects or pointers in it. Names of fields stand between colons.
+fn has_references(format: &str) -> bool {
+    let types = format.split(':').step_by(2);
+    types
+        .flat_map(str::chars)
+        .any(|letter| matches!(letter, 'O' | 'P' | '&' | 'X'))
 }
 
 /// Native sizes and standard sizes differ ("l" has 8 or 4 bytes), so the size decides and the letter gives the family.
