@@ -247,6 +247,45 @@ w.close()
     assert done.stdout.decode().split() == ["True", "7", "ready", "1"], done.stderr.decode()
 
 
+def test_a_process_forked_inside_a_run_reads_none_of_its_parents_answers():
+    """R-095: it may neither submit, nor wait, nor go on with the run; the parent does."""
+    done = run_script(
+        """
+import os, sys
+import echelon as ec
+with ec.LocalCluster(remote=1, sub_workers=0) as cluster:
+    w = cluster.worker
+    h = w.register(ec.RemoteCallable("time:sleep"))
+    w.init()
+    buffer = w.remote_malloc(0, 1 << 20)
+    def graph(orch, args, config):
+        copy = w.remote_copy_to_async(buffer, bytearray(1 << 20))
+        orch.submit_next_level(h, ec.TaskArgs(), worker=0)
+        child = os.fork()
+        if child == 0:
+            calls = [orch.wait_all, copy.wait, lambda: orch.submit_next_level(h, ec.TaskArgs(), worker=0),
+                     lambda: orch.submit_next_level_many(h, [ec.TaskArgs()], worker=0)]
+            for call in calls:
+                try:
+                    call()
+                except ec.LifecycleError as error:
+                    print("forked" in str(error), flush=True)
+            return
+        print(os.waitpid(child, 0)[1] >> 8, flush=True)
+        copy.wait()
+    try:
+        w.run(graph)
+    except ec.LifecycleError as error:
+        print("forked" in str(error), flush=True)
+        os._exit(7)
+    except ec.RunError as error:
+        print(type(error.failures[0]).__name__)
+"""
+    )
+    said = done.stdout.decode().split()
+    assert said[:6] == ["True"] * 5 + ["7"] and len(said) == 7, (said, done.stderr.decode())
+
+
 @pytest.mark.parametrize(
     "cluster",
     ["ec.Worker(num_sub_workers=1)", "ec.LocalCluster(remote=1, sub_workers=1)", "ec.LocalCluster()"],

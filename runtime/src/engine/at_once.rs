@@ -53,6 +53,7 @@ impl Engine {
         spec: SubmitSpec<'_>,
         patience: Patience,
     ) -> Result<Option<u64>, Error> {
+        self.check_process("submit to")?;
         let Some(args) = self.checked(&spec)? else {
             return Ok(None);
         };
@@ -87,6 +88,8 @@ impl Engine {
     /// Submits one task for each of `spec.args`, in order, as single submits would. Returns their numbers; when one is refused,
     /// those before it stay submitted.
     pub(crate) fn submit_many(&self, spec: SubmitSpec<'_>) -> Result<Vec<u64>, (usize, Error)> {
+        self.check_process("submit to")
+            .map_err(|error| (0, error))?;
         let mut sequences = Vec::with_capacity(spec.args.len());
         let mut next_check = Instant::now() + INTERRUPT_PERIOD;
         for args in spec.args.chunks(BATCH) {

@@ -83,6 +83,7 @@ impl Engine {
         request: ControlRequest,
         pin: Option<&RemoteBuffer>,
     ) -> Result<Asked, Error> {
+        self.check_process("use")?;
         let mut core = self.core.lock();
         if let Some(buffer) = pin {
             core.check_session(buffer)?;
@@ -139,7 +140,7 @@ impl Engine {
             drop(cell);
         }
         match end {
-            WaitEnd::Interrupted | WaitEnd::Torn => Err(end.into_error()),
+            WaitEnd::Interrupted | WaitEnd::Torn | WaitEnd::Forked => Err(end.into_error()),
             WaitEnd::Deadline => Err(Error::Timeout {
                 what: what.to_owned(),
                 limit: started.elapsed(),

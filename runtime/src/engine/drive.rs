@@ -40,6 +40,8 @@ pub(crate) enum WaitEnd {
     Deadline,
     /// The caller's check said stop.
     Interrupted,
+    /// This process was forked from the engine's.
+    Forked,
     /// A panic left the engine's state half changed: nothing can be waited for any more.
     Torn,
 }
@@ -50,7 +52,17 @@ impl WaitEnd {
         match self {
             Self::Deadline | Self::Interrupted => Error::Interrupted,
             Self::Torn => torn("go on with"),
+            Self::Forked => forked("wait for"),
         }
+    }
+}
+
+/// The error of everything in a process that was forked off.
+pub(super) fn forked(action: &'static str) -> Error {
+    Error::Lifecycle {
+        state: "in the process that this one was forked from".into(),
+        action,
+        hint: "make a Worker here".into(),
     }
 }
 
@@ -70,6 +82,9 @@ impl Engine {
         deadline: Option<Instant>,
         mut ready: impl FnMut(&mut Core) -> Option<T>,
     ) -> Result<T, WaitEnd> {
+        if !self.fork.is_here() {
+            return Err(WaitEnd::Forked);
+        }
         let _waiting = Waiting::enter(self);
         let mut next_check = Instant::now() + INTERRUPT_PERIOD;
         loop {

@@ -50,6 +50,7 @@ use crate::fast::{LastMap, NumberMap};
 use crate::graph::{Action, EndpointId, Event, RunId, Scheduler};
 use crate::mailbox::Bell;
 use crate::memory::{Arena, SharedRegion};
+use crate::process::ForkMark;
 use crate::registration::Key;
 use crate::trace::{now_ns, TraceLog};
 
@@ -71,6 +72,8 @@ pub(crate) struct Engine {
     calls_seen: AtomicU64,
     driver_gate: Mutex<drive::Gate>,
     driver_wake: Condvar,
+    /// In a process that was forked off, nothing may be asked of workers: it would read answers that are its parent's.
+    fork: ForkMark,
 }
 
 /// Everything that changes.
@@ -178,7 +181,19 @@ impl Engine {
             calls_seen: AtomicU64::new(0),
             driver_gate: Mutex::default(),
             driver_wake: Condvar::new(),
+            fork: ForkMark::new(),
         })
+    }
+
+    /// That this is the process whose engine it is. No system call, no lock.
+    ///
+    /// # Errors
+    /// `Lifecycle` in one that was forked from it.
+    pub(crate) fn check_process(&self, action: &'static str) -> Result<(), Error> {
+        if self.fork.is_here() {
+            return Ok(());
+        }
+        Err(drive::forked(action))
     }
 
     /// The region of this process's shared memory that holds `len` bytes at `address`, with the offset in it: a numpy view of

@@ -134,6 +134,7 @@ impl Engine {
         dst: &TensorArg,
         src: &TensorArg,
     ) -> Result<u64, Error> {
+        self.check_process("submit to")?;
         {
             let core = self.core.lock();
             core.check_run(run)?;

@@ -106,6 +106,11 @@ impl Worker {
         let run = RunGuard::begin(&engine)?;
         let orchestrator = Orchestrator::new(self.clone(), Arc::clone(&engine), run.id);
         let returned = function(&orchestrator);
+        if let Err(forked) = engine.check_process("run on") {
+            // The run goes on where it was begun.
+            std::mem::forget(run);
+            return Err(RunEnd::Engine(forked));
+        }
         // A function that submitted nothing, or has waited for all of it, costs no more than a look.
         let ended = match engine.close_run(run.id, returned.is_err()) {
             true => Ok(()),
@@ -149,7 +154,7 @@ impl Worker {
             let Err(end) = engine.wait_until(None, done) else {
                 return Ok(());
             };
-            if end == WaitEnd::Torn {
+            if matches!(end, WaitEnd::Torn | WaitEnd::Forked) {
                 return Err(end.into_error());
             }
         }
