@@ -284,7 +284,8 @@ impl PyWorker {
     /// Begins `remote_copy_to` and returns at once with a `RemoteCopy`. The copy keeps its place among everything that uses the buffer:
     /// what is submitted afterwards sees the bytes. `host` must not be changed until the copy has ended.
     ///
-    /// Args and errors as `remote_copy_to`; what happens later is raised by `RemoteCopy.wait`.
+    /// Args and errors as `remote_copy_to`; what happens later is raised by `RemoteCopy.wait`. While 256 controls are on their
+    /// way to that worker, it waits for one of them to end.
     #[pyo3(signature = (handle, host, nbytes=None, *, offset=None))]
     fn remote_copy_to_async(
         &self,
@@ -304,7 +305,7 @@ impl PyWorker {
 
     /// Begins `remote_copy_from` and returns at once with a `RemoteCopy`. What `host` holds until the copy has ended is undefined.
     ///
-    /// Args and errors as `remote_copy_from`; what happens later is raised by `RemoteCopy.wait`.
+    /// Args and errors as `remote_copy_from`; what happens later is raised by `RemoteCopy.wait`. It waits as `remote_copy_to_async`.
     #[pyo3(signature = (handle, host, nbytes=None, *, offset=None))]
     fn remote_copy_from_async(
         &self,

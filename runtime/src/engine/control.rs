@@ -14,6 +14,9 @@ use crate::endpoint::{BufferKey, ControlFailure, ControlReply, ControlRequest, T
 use crate::error::Error;
 use crate::graph::EndpointId;
 
+/// Controls at one endpoint for which nobody waits are at most so many: each keeps its bytes, or a copy of them.
+pub(crate) const CONTROLS_MAX: usize = 256;
+
 /// A control that was sent.
 pub(crate) struct Asked {
     pub(crate) endpoint: EndpointId,
@@ -102,12 +105,30 @@ impl Engine {
                 pin,
             },
         );
-        let session = core.slot(endpoint).and_then(|slot| slot.info.session);
+        let slot = core.slot_mut(endpoint);
+        let session = slot.and_then(|slot| {
+            slot.controls_in_flight += 1;
+            slot.info.session
+        });
         Ok(Asked {
             endpoint,
             session,
             cell,
         })
+    }
+
+    /// Waits until fewer than [`CONTROLS_MAX`] controls are on their way to an endpoint. They end, or it is lost, within its own
+    /// deadlines.
+    ///
+    /// # Errors
+    /// `Interrupted`.
+    pub(crate) fn wait_for_control_room(&self, endpoint: EndpointId) -> Result<(), Error> {
+        let has_room = |core: &mut Core| {
+            let slot = core.slot(endpoint);
+            slot.is_none_or(|slot| slot.controls_in_flight < CONTROLS_MAX)
+                .then_some(())
+        };
+        self.wait_until(None, has_room).map_err(WaitEnd::into_error)
     }
 
     /// Waits for the answer to a control that was sent.

@@ -219,6 +219,9 @@ impl Core {
         pin: Option<RemoteBuffer>,
         result: Result<ControlReply, ControlFailure>,
     ) {
+        if let Some(slot) = self.slot_mut(endpoint) {
+            slot.controls_in_flight = slot.controls_in_flight.saturating_sub(1);
+        }
         // A thread gives its cell up under this lock only, see `await_control`.
         if std::sync::Arc::strong_count(&cell) == 1 {
             // An answer comes from the session that was asked: what was in flight at one that ended is settled already.

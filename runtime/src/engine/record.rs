@@ -89,6 +89,8 @@ pub(crate) struct EndpointSlot {
     pub(crate) pairs: Pairs,
     /// Tasks it has completed or failed.
     pub(crate) served: u64,
+    /// Controls on their way there that threads asked for.
+    pub(crate) controls_in_flight: usize,
     /// Copy steps on their way there.
     pub(crate) copies_in_flight: usize,
     /// Copies whose next step goes there, in the order of their turns.
@@ -123,6 +125,7 @@ impl EndpointSlot {
             lost: None,
             pairs: Pairs::default(),
             served: 0,
+            controls_in_flight: 0,
             copies_in_flight: 0,
             copies_waiting: VecDeque::new(),
             queue: VecDeque::new(),

@@ -136,6 +136,7 @@ impl Worker {
         request: ControlRequest,
     ) -> Result<PendingCopy, Error> {
         let engine = self.copyable(what, buffer, offset, host.len() as u64)?;
+        engine.wait_for_control_room(buffer.facts().endpoint)?;
         let asked = engine.send_control(buffer.facts().endpoint, request, Some(buffer))?;
         Ok(PendingCopy {
             engine,

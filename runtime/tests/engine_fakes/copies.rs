@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use echelon_runtime::endpoint::ControlRequest;
 use echelon_runtime::memory::HostMemory;
-use echelon_runtime::testing::fake::ControlVerdict;
+use echelon_runtime::testing::fake::{ControlVerdict, PATIENCE};
 use echelon_runtime::{CopySide, Error, FailureKind, RemoteBuffer, Tag, Worker};
 use echelon_wire::buffer::AccessFlags;
 
@@ -37,6 +37,40 @@ fn steps(controls: &[ControlRequest]) -> (usize, usize) {
         count(controls, |c| matches!(c, ControlRequest::CopyTo { .. })),
         count(controls, |c| matches!(c, ControlRequest::CopyFrom { .. })),
     )
+}
+
+/// Back-pressure, so that a script which begins copies without end does not fill the memory.
+#[test]
+fn a_copy_that_is_begun_waits_while_many_are_on_their_way() {
+    let bed = Bed::new(0, 1);
+    let buffer = bed.malloc(0, 1);
+    bed.remotes[0].on_control(|_| ControlVerdict::Hold);
+    let (worker, to) = (bed.worker.clone(), buffer.clone());
+    let (begun, begun_by) = std::sync::mpsc::channel();
+    let beginner = start(move || {
+        for _ in 0..300 {
+            begun
+                .send(worker.remote_copy_to_async(&to, &pattern(1), 0).unwrap())
+                .unwrap();
+        }
+    });
+    let first: Vec<_> = (0..256)
+        .map(|_| begun_by.recv_timeout(PATIENCE).unwrap())
+        .collect();
+    assert!(begun_by.recv_timeout(Duration::from_millis(50)).is_err());
+    bed.remotes[0].carry_controls();
+    let mut answered = 0;
+    while bed.remotes[0].answer_held() {
+        answered += 1;
+    }
+    assert_eq!(answered, 256);
+    beginner.join("copies beyond the first");
+    let rest: Vec<_> = begun_by.iter().collect();
+    assert_eq!(rest.len(), 44);
+    for copy in first.iter().chain(&rest) {
+        copy.wait(Some(PATIENCE)).unwrap();
+    }
+    bed.worker.remote_free(&buffer).unwrap();
 }
 
 #[test]
