@@ -76,9 +76,9 @@ test-rust: $(VENV)/.created
 	fi
 	timeout --signal=INT --kill-after=10 600 cargo test --locked $(CRATES) --doc
 
-# Every interleaving of the mailbox's hand-over. loom changes the atomics, so it has a build folder of its own.
+# Every interleaving of the mailbox's hand-over, and of who reads a lane. loom changes the atomics, so it has a build folder of its own.
 test-loom:
-	RUSTFLAGS="--cfg loom" cargo test --locked --release --target-dir target/loom -p echelon-runtime --test loom_ring
+	RUSTFLAGS="--cfg loom" cargo test --locked --release --target-dir target/loom -p echelon-runtime --test loom_ring --test loom_relay
 
 test-python: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-test $(VENV)/.stamp-demo
 	$(PY) -m pytest $(PYTEST_ARGS)
@@ -124,13 +124,15 @@ bench-peers: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-benches $(V
 bench-instructions: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-benches $(VENV)/.stamp-test
 	$(PY) -m benches.instructions $(INSTRUCTIONS_ARGS)
 
-# Benches of the pure parts: codec, dependency map, scheduler, ring.
+# Benches of the pure parts: codec, dependency map, scheduler, ring. A minute without the build; MICRO_ARGS="-- --quick": seconds.
 bench-micro:
-	cargo bench --locked -p echelon-benches $(MICRO_ARGS)
+	cargo bench --locked -p echelon-benches --no-run
+	timeout --signal=INT --kill-after=10 300 cargo bench --locked -p echelon-benches --bench pure $(MICRO_ARGS)
 
 # Everything small: it shows that everything runs, and says nothing about speed.
 bench-smoke: $(VENV)/.stamp-wheel $(VENV)/.stamp-bins $(VENV)/.stamp-benches $(VENV)/.stamp-test
 	$(PY) -m benches smoke
+	cargo test --locked -p echelon-benches --benches
 
 docs: $(VENV)/.created
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace

@@ -28,6 +28,7 @@ NAMES = {
     "dask": "Dask",
     "ray": "Ray actor",
     "torch": "torch RPC",
+    "monarch": "Monarch",
 }
 WORKLOADS = {
     "w1": ("W1", "µs"),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 MANY, CHAIN, FAN, SINGLES, BLOCK, COPY = 5_000, 1_000, 256, 100, 4_096, 64 << 20
-SLOW = {"pool": 0.5, "executor": 0.5, "dask": 0.04, "ray": 0.2, "torch": 0.5}
+SLOW = {"pool": 0.5, "executor": 0.5, "dask": 0.04, "ray": 0.2, "torch": 0.5, "monarch": 0.2}
 """Share of the tasks that a peer gets in a round, so that a round takes seconds: what is slower than others gets fewer."""
 
 

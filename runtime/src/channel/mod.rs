@@ -6,6 +6,9 @@
 mod frames;
 mod plain;
 mod relay;
+#[cfg(test)]
+mod relay_tests;
+mod sync;
 mod until;
 
 pub use frames::FrameReader;

@@ -14,12 +14,9 @@
 //! the second hand a look at a counter now and then. Who may read is not decided here: whoever has the reader's lock may, and two
 //! that wait for one socket only wake up in vain.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-use rustix::event::{eventfd, EventfdFlags};
+use super::sync::{AtomicBool, AtomicU32, Condvar, Mutex, Ordering, Recall, Signal};
 
 /// How long a lane may be left alone before the second hand takes it over.
 pub const NAP: Duration = Duration::from_micros(500);
@@ -37,7 +34,7 @@ pub struct Relay {
     asleep: AtomicBool,
     news: Mutex<News>,
     bed: Condvar,
-    recall: OwnedFd,
+    recall: Signal,
     /// `recall` was written to and perhaps not read. Set after each write, cleared before each read, so that a descriptor which is
     /// readable is always found to be so.
     rung: AtomicBool,
@@ -72,9 +69,9 @@ impl Relay {
             visits: AtomicU32::new(0),
             taken: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
-            news: Mutex::default(),
+            news: Mutex::new(News::default()),
             bed: Condvar::new(),
-            recall: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            recall: Signal::new()?,
             rung: AtomicBool::new(false),
         })
     }
@@ -133,9 +130,8 @@ impl Relay {
         }
     }
 
-    fn ring(&self) {
-        // A full counter means that it is readable already.
-        let _ = rustix::io::write(&self.recall, &1_u64.to_ne_bytes());
+    pub(super) fn ring(&self) {
+        self.recall.set();
         self.rung.store(true, Ordering::SeqCst);
     }
 
@@ -197,120 +193,20 @@ impl Relay {
     fn forget_rings(&self) -> bool {
         let rung = self.rung.swap(false, Ordering::SeqCst);
         if rung {
-            let _ = rustix::io::read(&self.recall, &mut [0; 8]);
+            self.recall.clear();
         }
         rung
     }
 
     /// Readable when [`Self::is_recalled`] may have become true.
     #[must_use]
-    pub fn recall(&self) -> BorrowedFd<'_> {
-        self.recall.as_fd()
+    pub fn recall(&self) -> Recall<'_> {
+        self.recall.borrow()
     }
 
     /// Does not read any more.
     pub fn give_back(&self) {
         self.taken.store(false, Ordering::SeqCst);
         self.forget_rings();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(30)
-    }
-
-    #[test]
-    fn a_lane_that_is_left_alone_is_taken_over_and_given_back() {
-        let relay = Relay::new().unwrap();
-        assert_eq!(relay.stand_by(soon()), Turn::Read);
-        assert!(!relay.is_recalled());
-        relay.enter();
-        assert!(relay.is_recalled());
-        relay.give_back();
-        // Somebody is there: nothing but a call or the time ends this.
-        assert_eq!(relay.stand_by(Instant::now()), Turn::Look);
-        relay.leave();
-        assert_eq!(relay.stand_by(soon()), Turn::Read);
-    }
-
-    #[test]
-    fn a_call_is_heard_in_bed_and_at_the_lane() {
-        let relay = Relay::new().unwrap();
-        relay.call();
-        assert_eq!(relay.stand_by(soon()), Turn::Look);
-        assert_eq!(relay.stand_by(soon()), Turn::Read);
-        relay.call();
-        assert!(relay.is_recalled());
-        relay.give_back();
-        assert_eq!(relay.stand_by(soon()), Turn::Look);
-    }
-
-    fn is_readable(relay: &Relay) -> bool {
-        use rustix::event::{poll, PollFd, PollFlags, Timespec};
-        let at_once = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let mut fds = [PollFd::from_borrowed_fd(relay.recall(), PollFlags::IN)];
-        poll(&mut fds, Some(&at_once)) == Ok(1)
-    }
-
-    /// Else the second hand would not sleep any more.
-    #[test]
-    fn a_first_hand_that_came_and_went_is_no_reason_to_wake_for_ever() {
-        let relay = Relay::new().unwrap();
-        assert_eq!(relay.stand_by(soon()), Turn::Read);
-        relay.enter();
-        assert!(is_readable(&relay));
-        relay.leave();
-        assert!(!relay.is_recalled());
-        assert!(!is_readable(&relay));
-        // It saw that the lane was taken, and rang when it was not any more.
-        relay.give_back();
-        relay.ring();
-        assert_eq!(relay.stand_by(soon()), Turn::Read);
-        assert!(!relay.is_recalled());
-        assert!(!is_readable(&relay));
-    }
-
-    /// Whoever leaves wakes the one that sleeps, however the two meet: a lost call would end at the bound.
-    #[test]
-    fn r_092_no_leave_is_missed() {
-        let relay = Arc::new(Relay::new().unwrap());
-        let (far, by) = (Arc::clone(&relay), soon());
-        let second = std::thread::spawn(move || {
-            for _ in 0..200 {
-                if far.stand_by(by) != Turn::Read {
-                    return false;
-                }
-                while !far.is_recalled() {
-                    if Instant::now() >= by {
-                        return false;
-                    }
-                    std::thread::yield_now();
-                }
-                far.give_back();
-            }
-            true
-        });
-        while !second.is_finished() {
-            relay.enter();
-            for _ in 0..100 {
-                std::hint::spin_loop();
-            }
-            relay.leave();
-            // Time for the other one to come.
-            let taken = Instant::now() + 3 * NAP;
-            while Instant::now() < taken && !relay.taken.load(Ordering::SeqCst) {
-                std::thread::yield_now();
-            }
-        }
-        assert!(second.join().unwrap());
     }
 }
