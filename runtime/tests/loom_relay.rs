@@ -199,7 +199,7 @@ fn model(preemptions: usize, body: impl Fn() + Sync + Send + 'static) {
 /// A lane that was left is taken over, however the two meet: nobody sleeps beside a lane where nobody is.
 #[test]
 fn r_092_a_lane_that_was_left_is_read() {
-    model(3, || {
+    model(5, || {
         let relay = Arc::new(Relay::new().unwrap());
         let first = {
             let relay = Arc::clone(&relay);
@@ -216,7 +216,7 @@ fn r_092_a_lane_that_was_left_is_read() {
 /// Whoever comes gets the lane: the second hand that sleeps at it is recalled, and comes back when the first has left.
 #[test]
 fn r_092_the_second_hand_is_recalled_and_comes_back() {
-    model(2, || {
+    model(4, || {
         let relay = Arc::new(Relay::new().unwrap());
         come_to_read(&relay);
         let second = {
@@ -236,7 +236,7 @@ fn r_092_the_second_hand_is_recalled_and_comes_back() {
 /// A first hand that stays needs nothing but its coming to have the lane for itself.
 #[test]
 fn r_092_a_first_hand_that_stays_gets_the_lane() {
-    model(3, || {
+    model(5, || {
         let relay = Arc::new(Relay::new().unwrap());
         come_to_read(&relay);
         let second = {
@@ -252,7 +252,7 @@ fn r_092_a_first_hand_that_stays_gets_the_lane() {
 /// A call is heard wherever the second hand is: napping, asleep beside a first hand, or at the lane.
 #[test]
 fn r_092_a_call_is_heard() {
-    model(3, || {
+    model(5, || {
         let relay = Arc::new(Relay::new().unwrap());
         relay.enter();
         let second = {
@@ -267,7 +267,7 @@ fn r_092_a_call_is_heard() {
         second.join().unwrap();
         relay.leave();
     });
-    model(3, || {
+    model(5, || {
         let relay = Arc::new(Relay::new().unwrap());
         come_to_read(&relay);
         let second = {
