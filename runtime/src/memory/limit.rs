@@ -13,6 +13,8 @@ use super::MemoryError;
 const FLOOR: u64 = 64 << 20;
 /// Bytes that an allocation must leave available.
 const RESERVE: u64 = 64 << 20;
+/// From here on a limit is none: version 1 of control groups writes the largest number of whole pages for it, version 2 a word.
+const UNLIMITED: u64 = 1 << 62;
 /// Assumed when the system says nothing, in bytes.
 const UNKNOWN: u64 = 1 << 30;
 
@@ -134,7 +136,7 @@ fn group_room(folder: &Path, [limit, usage, cache]: [&str; 3]) -> Option<u64> {
             .parse()
             .ok()
     };
-    let limit = number(limit)?;
+    let limit = number(limit).filter(|limit| *limit < UNLIMITED)?;
     let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
     let reclaimable = field(&stat, cache).unwrap_or(0);
     Some(limit.saturating_sub(number(usage)?.saturating_sub(reclaimable)))
@@ -188,6 +190,9 @@ mod tests {
             cgroup_room("3:cpu:/x\n2:memory,hugetlb:/x\nrubbish\n", &root.0),
             Some(0)
         );
+        root.put("memory/y/memory.limit_in_bytes", "9223372036854771712\n");
+        root.put("memory/y/memory.usage_in_bytes", "700");
+        assert_eq!(cgroup_room("2:memory:/y\n", &root.0), None);
     }
 
     #[test]
