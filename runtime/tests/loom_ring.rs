@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use echelon_runtime::mailbox::ring::{Cells, Consumer, Producer};
+use echelon_runtime::mailbox::standby::{alarm, leave_present, ring_bell, stand_by, StandbyWords};
 use echelon_runtime::mailbox::wake::{ring, sleep, BellWords};
 use echelon_runtime::mailbox::{MailboxError, RecordHead};
 use loom::cell::UnsafeCell;
@@ -82,8 +83,66 @@ impl Cells for ModelCells {
 struct ModelBell {
     sequence: AtomicU32,
     asleep: AtomicU64,
+    present: AtomicU32,
+    standby: AtomicU32,
+    alarms: AtomicU32,
     kernel: Mutex<()>,
     woken: Condvar,
+    woken_standby: Condvar,
+}
+
+impl StandbyWords for ModelBell {
+    fn present(&self) -> u32 {
+        fence(Ordering::SeqCst);
+        self.present.load(Ordering::SeqCst)
+    }
+
+    fn come(&self) {
+        self.present.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    fn go(&self) -> bool {
+        let last = self.present.fetch_sub(1, Ordering::SeqCst) == 1;
+        fence(Ordering::SeqCst);
+        last
+    }
+
+    fn alarms(&self) -> u32 {
+        fence(Ordering::SeqCst);
+        self.alarms.load(Ordering::SeqCst)
+    }
+
+    fn add_alarm(&self) {
+        self.alarms.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    fn stands_by(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.standby.load(Ordering::SeqCst) != 0
+    }
+
+    fn set_standby(&self, stands_by: bool) {
+        self.standby.store(u32::from(stands_by), Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    fn end_standby(&self) -> bool {
+        self.standby.swap(0, Ordering::SeqCst) != 0
+    }
+
+    fn sleep_standing_by(&self, _deadline: Instant) {
+        let guard = self.kernel.lock().unwrap();
+        if self.standby.load(Ordering::SeqCst) != 0 {
+            drop(self.woken_standby.wait(guard).unwrap());
+        }
+    }
+
+    fn wake_standby(&self) {
+        drop(self.kernel.lock().unwrap());
+        self.woken_standby.notify_all();
+    }
 }
 
 impl BellWords for ModelBell {
@@ -128,8 +187,12 @@ fn bell() -> Arc<ModelBell> {
     Arc::new(ModelBell {
         sequence: AtomicU32::new(0),
         asleep: AtomicU64::new(0),
+        present: AtomicU32::new(0),
+        standby: AtomicU32::new(0),
+        alarms: AtomicU32::new(0),
         kernel: Mutex::new(()),
         woken: Condvar::new(),
+        woken_standby: Condvar::new(),
     })
 }
 
@@ -285,5 +348,76 @@ fn r_092_two_sleepers_on_different_sequences_and_a_ringer() {
         first.join().unwrap();
         both.join().unwrap();
         assert_eq!(bell.asleep() as u32, 0);
+    });
+}
+
+/// Takes what there is, as often as something wakes it, until all of it has been taken by somebody: the driver of a worker.
+fn drive(bell: &ModelBell, work: &AtomicU32, taken: &AtomicU32, all: u32) {
+    loop {
+        let (alarms, seen) = (bell.alarms(), bell.sequence());
+        let found = work.swap(0, Ordering::AcqRel);
+        if taken.fetch_add(found, Ordering::AcqRel) + found == all {
+            return;
+        }
+        stand_by(bell, seen, alarms, far());
+    }
+}
+
+/// Work that is announced while a waiter comes and goes is taken by it, or by the driver, which stands by meanwhile.
+#[test]
+fn r_092_what_a_waiter_leaves_behind_wakes_the_driver() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let (bell, work, taken) = (
+            bell(),
+            Arc::new(AtomicU32::new(0)),
+            Arc::new(AtomicU32::new(0)),
+        );
+        let driver = {
+            let (bell, work, taken) = (Arc::clone(&bell), Arc::clone(&work), Arc::clone(&taken));
+            thread::spawn(move || drive(&bell, &work, &taken, 1))
+        };
+        let ringer = {
+            let (bell, work) = (Arc::clone(&bell), Arc::clone(&work));
+            thread::spawn(move || {
+                work.fetch_add(1, Ordering::AcqRel);
+                ring_bell(&*bell);
+            })
+        };
+        // The waiter looks once and goes. If it has taken the work, the driver is told by an alarm that there is nothing left.
+        bell.come();
+        let seen = bell.sequence();
+        let found = work.swap(0, Ordering::AcqRel);
+        taken.fetch_add(found, Ordering::AcqRel);
+        leave_present(&*bell, seen);
+        if found > 0 {
+            alarm(&*bell);
+        }
+        ringer.join().unwrap();
+        driver.join().unwrap();
+        assert_eq!(taken.load(Ordering::SeqCst), 1);
+    });
+}
+
+/// An alarm reaches the driver at once, although somebody is present who stays.
+#[test]
+fn r_092_an_alarm_reaches_the_driver_whoever_is_present() {
+    loom::model(|| {
+        let (bell, stopped) = (bell(), Arc::new(AtomicU32::new(0)));
+        bell.come();
+        let driver = {
+            let (bell, stopped) = (Arc::clone(&bell), Arc::clone(&stopped));
+            thread::spawn(move || loop {
+                let (alarms, seen) = (bell.alarms(), bell.sequence());
+                if stopped.load(Ordering::Acquire) == 1 {
+                    return;
+                }
+                stand_by(&*bell, seen, alarms, far());
+            })
+        };
+        stopped.store(1, Ordering::Release);
+        alarm(&*bell);
+        driver.join().unwrap();
     });
 }

@@ -1,6 +1,6 @@
 //! The command line of a child: numbers of inherited descriptors.
 //!
-//! `--mailbox FD --bell FD --socket FD --regions ID:FD:LEN:W[,…] [--plan FD]`, ids in hexadecimal, `W` 1 for writable.
+//! `--mailbox FD --bell FD --socket FD --regions ID:FD:LEN:W[,…] [--plan FD] [--spinners FD]`, ids in hexadecimal, `W` 1 for writable.
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -21,6 +21,8 @@ pub struct ChildArgs {
     pub(crate) socket: OwnedFd,
     pub(crate) regions: Vec<Arc<SharedRegion>>,
     pub(crate) plan: Option<Vec<u8>>,
+    /// The bell of the first worker of the tree, where that is not the parent.
+    pub(crate) spinners: Option<OwnedFd>,
 }
 
 /// A command line that is not a child's.
@@ -52,6 +54,7 @@ impl ChildArgs {
             .map(|arg| arg.to_string_lossy().into_owned());
         let (mut mailbox, mut bell, mut socket, mut regions, mut plan) =
             (None, None, None, Vec::new(), None);
+        let mut spinners = None;
         while let Some(flag) = args.next() {
             let value = args
                 .next()
@@ -65,6 +68,7 @@ impl ChildArgs {
                         regions.push(region(part)?);
                     }
                 }
+                "--spinners" => spinners = Some(fd("--spinners", &value)?),
                 "--plan" => plan = Some(read_plan(fd("--plan", &value)?, &value)?),
                 _ => return Err(ChildArgsError::Flag(flag)),
             }
@@ -78,6 +82,7 @@ impl ChildArgs {
             socket: need(socket, "--socket")?,
             regions,
             plan,
+            spinners,
         })
     }
 }
@@ -130,6 +135,7 @@ pub(crate) fn command_line(
     socket: BorrowedFd<'_>,
     regions: &[Arc<SharedRegion>],
     plan: Option<BorrowedFd<'_>>,
+    spinners: Option<BorrowedFd<'_>>,
 ) -> Vec<String> {
     let mut args = vec![
         "--mailbox".to_owned(),
@@ -150,6 +156,9 @@ pub(crate) fn command_line(
     ];
     if let Some(plan) = plan {
         args.extend(["--plan".to_owned(), plan.as_raw_fd().to_string()]);
+    }
+    if let Some(spinners) = spinners {
+        args.extend(["--spinners".to_owned(), spinners.as_raw_fd().to_string()]);
     }
     args
 }

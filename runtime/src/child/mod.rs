@@ -109,7 +109,8 @@ impl Child {
         inner: WorkerBuilder,
     ) -> Result<Self, ChildError> {
         injected("child.attach")?;
-        let bell = Bell::attach(args.bell)?;
+        let bell = Bell::attach(args.bell, args.spinners)?;
+        let spinners = bell.spinners();
         let side = ChildSide::attach(args.mailbox, bell)?;
         let socket: Arc<OwnedFd> = Arc::new(args.socket);
         watch_parent(&socket)?;
@@ -118,7 +119,9 @@ impl Child {
         let level = match args.plan {
             None => Level::Leaf,
             Some(json) => {
-                let builder = inner.inherited_regions(regions.inherited());
+                let builder = inner
+                    .inherited_regions(regions.inherited())
+                    .spinners(spinners);
                 let (worker, handles) = start_inner(&json, builder)?;
                 of_parent = handles;
                 Level::Orchestration(worker)

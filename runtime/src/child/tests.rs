@@ -83,6 +83,7 @@ fn rows_of(count: u64) -> Vec<u32> {
         socket: theirs.as_fd().try_clone_to_owned().unwrap(),
         regions: Vec::new(),
         plan: None,
+        spinners: None,
     };
     let digest = Digest([7; 32]);
     let install = Install {

@@ -363,6 +363,12 @@ pub trait Endpoint: Send {
     /// The next event, `None` when there is none now. Never blocks.
     fn poll_event(&mut self) -> Option<EndpointEvent>;
 
+    /// True when [`Endpoint::poll_event`] has certainly nothing to do or to give, told by a look at a few words: most endpoints of
+    /// many have nothing to say most of the time. False where that cannot be told so cheaply.
+    fn is_quiet(&self) -> bool {
+        false
+    }
+
     /// True while another process may ring the worker's bell for it; while none may, a waiter need not listen to the bell.
     fn may_ring(&self) -> bool {
         true

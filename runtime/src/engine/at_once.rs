@@ -20,7 +20,7 @@ use super::{Core, Engine};
 use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::buffer::RemoteBuffer;
 use crate::error::Error;
-use crate::failpoint::hit_often;
+use crate::failpoint::hit;
 use crate::graph::{self, RunId};
 use crate::memory::MemoryError;
 
@@ -57,6 +57,7 @@ impl Engine {
         let Some(args) = self.checked(&spec)? else {
             return Ok(None);
         };
+        let mut visit = self.visit();
         let core = match patience {
             Patience::None => self.core_soon(),
             Patience::ForTheLock => Some(self.core.lock()),
@@ -65,7 +66,7 @@ impl Engine {
             return Ok(None);
         };
         let done = self.submit_locked(&mut core, &spec, args);
-        self.leave_submit(core);
+        self.leave_submit(core, &mut visit);
         if spec.options.timeout.is_some() {
             // Whoever sleeps must not sleep beyond the limit.
             self.wake();
@@ -107,6 +108,7 @@ impl Engine {
     }
 
     fn submit_batch(&self, batch: SubmitSpec<'_>, sequences: &mut Vec<u64>) -> Result<(), Error> {
+        let mut visit = self.visit();
         let mut core = self.core.lock();
         for args in batch.args {
             let spec = SubmitSpec {
@@ -134,13 +136,13 @@ impl Engine {
                 }
                 Err(error) => {
                     // Those before it are submitted all the same.
-                    self.leave_submit(core);
+                    self.leave_submit(core, &mut visit);
                     return Err(error);
                 }
             };
             sequences.push(sequence);
         }
-        self.leave_submit(core);
+        self.leave_submit(core, &mut visit);
         Ok(())
     }
 
@@ -194,7 +196,11 @@ impl Engine {
         let node = (spec.run, &plan.kind, plan.prefer);
         let mut actions = std::mem::take(&mut core.actions);
         core.tick();
+        let leaning = core.leaning(&spec.callable.digest);
         let scheduler = &mut core.scheduler;
+        if let Some(endpoint) = leaning {
+            scheduler.lean(endpoint);
+        }
         let task = match scheduler.enter(node, accesses, chaining, &mut actions) {
             Ok(task) => task,
             Err(error) => {
@@ -246,7 +252,7 @@ impl Core {
         actions: Vec<graph::Action>,
     ) -> Result<u64, Error> {
         let before = std::mem::replace(&mut self.torn, true);
-        hit_often("submit.admitted")?;
+        hit("submit.admitted")?;
         let mut record = self.new_record(task, run, what, pins);
         record.plan = plan;
         let sequence = record.sequence;

@@ -67,8 +67,10 @@ impl Core {
                     return None;
                 }
                 slot.queue.push_back(handed);
-                if slot.queue.len() == 1 {
-                    // It is alone there: its time begins.
+                let alone = slot.queue.len() == 1;
+                self.note_pace(task, endpoint, ticket);
+                if alone {
+                    // Its time begins.
                     self.watch_time(endpoint);
                 }
                 None

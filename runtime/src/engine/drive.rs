@@ -9,6 +9,7 @@ use parking_lot::MutexGuard;
 
 use super::{Core, Engine};
 use crate::error::Error;
+use crate::mailbox::Bell;
 
 /// Longest time without asking the caller whether to go on.
 pub(super) const INTERRUPT_PERIOD: Duration = Duration::from_millis(50);
@@ -16,6 +17,9 @@ pub(super) const INTERRUPT_PERIOD: Duration = Duration::from_millis(50);
 /// While threads submit and wait, the driver looks in this often whether they still do, and does nothing else: it would fight with
 /// them for the lock and for a core at every completion.
 const LOOK_PERIOD: Duration = Duration::from_micros(100);
+
+/// The longer they go on, the less often it looks, down to this: each look takes a core from one of them.
+const LOOK_PERIOD_MAX: Duration = Duration::from_micros(800);
 
 /// Time between two looks of a submitting thread for what has ended.
 const SUBMITTER_PERIOD_NS: u64 = 5_000;
@@ -29,8 +33,6 @@ pub(super) struct Gate {
     stopped: bool,
     /// There is something to do also while others wait and drive.
     errands: bool,
-    /// The driver sleeps until the last waiter leaves.
-    off_duty: bool,
 }
 
 /// Why a wait ended without its condition.
@@ -85,10 +87,11 @@ impl Engine {
         if !self.fork.is_here() {
             return Err(WaitEnd::Forked);
         }
-        let _waiting = Waiting::enter(self);
+        let mut waiting = Waiting::enter(self);
         let mut next_check = Instant::now() + INTERRUPT_PERIOD;
         loop {
             let seen = self.bell.seen();
+            waiting.seen = seen.rung();
             let (value, due, others_ring) = self.drive_once(&mut ready)?;
             if let Some(value) = value {
                 return Ok(value);
@@ -129,7 +132,7 @@ impl Engine {
             self.call_driver();
         } else if added {
             // Whoever else sleeps knows of later ones only, and this thread may not wait any more.
-            self.bell.ring();
+            self.bell.alarm();
         }
         // What happened may be what another waiter waits for, and it may be asleep.
         if progressed && self.waiters.load(Ordering::Acquire) > 1 {
@@ -138,21 +141,33 @@ impl Engine {
         Ok((value, due, others_ring))
     }
 
+    /// A thread comes to submit.
+    pub(super) fn visit(&self) -> Visit<'_> {
+        let bell = &*self.bell;
+        let seen = bell.stands_by().then(|| {
+            bell.come();
+            bell.value()
+        });
+        Visit { bell, seen }
+    }
+
     /// After a submit: takes what has ended meanwhile, now and then, and gives the lock back. The driver sees that somebody does.
-    pub(super) fn leave_submit(&self, mut core: MutexGuard<'_, Core>) {
+    pub(super) fn leave_submit(&self, mut core: MutexGuard<'_, Core>, visit: &mut Visit<'_>) {
         let submitted = core.submitted;
         // A refused submit does nothing for others: whoever repeats it for ever must not keep the driver out.
         let admitted = std::mem::replace(&mut core.counted, submitted) != submitted && !core.torn;
         if admitted {
             self.calls.fetch_add(1, Ordering::Relaxed);
         }
-        if admitted && core.now_ns.saturating_sub(core.pumped_ns) > SUBMITTER_PERIOD_NS {
+        // Taken before the look, so that what comes later is seen as new.
+        let rung = self.bell.value();
+        let left_to_us = visit.see(rung);
+        let due = admitted && core.now_ns.saturating_sub(core.pumped_ns) > SUBMITTER_PERIOD_NS;
+        if (due || left_to_us) && !core.torn {
             core.pumped_ns = core.now_ns;
-            // Taken before the look, so that what comes later is seen as new.
-            let rung = self.bell.value();
             // Sessions ring nothing as long as somebody passes by and reads what they have answered.
             let read = self.bell.glance();
-            if std::mem::replace(&mut core.rung, rung) != rung || read {
+            if std::mem::replace(&mut core.rung, rung) != rung || read || left_to_us {
                 self.look(core);
             }
         }
@@ -165,8 +180,10 @@ impl Engine {
         drop(core);
         if errands {
             self.call_driver();
-        } else if added || progressed && self.waiters.load(Ordering::Acquire) > 0 {
+        } else if added {
             // Whoever sleeps, if only the driver, knows of later times only.
+            self.bell.alarm();
+        } else if progressed && self.waiters.load(Ordering::Acquire) > 0 {
             self.bell.ring();
         }
     }
@@ -175,36 +192,66 @@ impl Engine {
     pub(crate) fn call_driver(&self) {
         self.driver_gate.lock().errands = true;
         self.driver_wake.notify_one();
-        self.bell.ring();
+        self.bell.alarm();
     }
 
     /// Wakes whoever sleeps: the state was changed from outside.
     pub(crate) fn wake(&self) {
-        self.bell.ring();
+        self.bell.alarm();
     }
 }
 
-/// Counts this thread among the waiters.
-struct Waiting<'a>(&'a Engine);
+/// A submit. While the driver stands by, it takes what ends meanwhile, so that a worker that is quicker than the submit does not
+/// wake the driver for it.
+pub(super) struct Visit<'a> {
+    bell: &'a Bell,
+    /// The bell's value before its last look, if it is to look.
+    seen: Option<u32>,
+}
+
+impl Visit<'_> {
+    /// It is about to look for events, and the bell's value is `rung`. True when it has to.
+    fn see(&mut self, rung: u32) -> bool {
+        let seen = self.seen.as_mut();
+        seen.is_some_and(|seen| std::mem::replace(seen, rung) != rung)
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        if let Some(seen) = self.seen {
+            self.bell.go(seen);
+        }
+    }
+}
+
+/// Counts this thread among the waiters, who see to whatever is rung.
+struct Waiting<'a> {
+    engine: &'a Engine,
+    /// The bell's value before its last look for events.
+    seen: u32,
+}
 
 impl<'a> Waiting<'a> {
     fn enter(engine: &'a Engine) -> Self {
         engine.waiters.fetch_add(1, Ordering::AcqRel);
         engine.calls.fetch_add(1, Ordering::Relaxed);
-        Self(engine)
+        engine.bell.come();
+        let seen = engine.bell.value();
+        Self { engine, seen }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if self.0.waiters.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let off_duty = std::mem::take(&mut self.0.driver_gate.lock().off_duty);
-            // Otherwise it looks again soon.
-            if off_duty {
-                self.0.driver_wake.notify_one();
-            }
-        } else {
-            self.0.bell.pass_lead();
+        if !self.engine.fork.is_here() {
+            // It came in the other process, and will go there.
+            return;
+        }
+        let last = self.engine.waiters.fetch_sub(1, Ordering::AcqRel) == 1;
+        self.engine.bell.go(self.seen);
+        if !last {
+            self.engine.bell.pass_lead();
         }
     }
 }
@@ -234,7 +281,7 @@ impl Drop for Driver {
     fn drop(&mut self) {
         self.engine.driver_gate.lock().stopped = true;
         self.engine.driver_wake.notify_one();
-        self.engine.bell.ring();
+        self.engine.bell.alarm();
         if let Some(thread) = self.thread.take() {
             if thread.join().is_err() {
                 tracing::error!("the driver thread panicked");
@@ -244,10 +291,11 @@ impl Drop for Driver {
 }
 
 impl Engine {
-    /// Returns when nobody else drives, or there are errands; false when the driver is to end.
+    /// Returns when no thread calls any more, or there are errands; false when the driver is to end.
     fn wait_for_duty(&self) -> bool {
         let mut gate = self.driver_gate.lock();
         let mut calls = self.calls_seen.load(Ordering::Relaxed);
+        let mut period = LOOK_PERIOD;
         loop {
             if gate.stopped {
                 return false;
@@ -259,23 +307,20 @@ impl Engine {
             let quiet = now == calls;
             calls = now;
             self.calls_seen.store(calls, Ordering::Relaxed);
-            if !quiet {
-                self.driver_wake.wait_for(&mut gate, LOOK_PERIOD);
-            } else if self.waiters.load(Ordering::Acquire) > 0 {
-                // Asked again after it was said: a waiter that left before did not know.
-                gate.off_duty = true;
-                if self.waiters.load(Ordering::Acquire) > 0 {
-                    self.driver_wake.wait_for(&mut gate, IDLE_PERIOD);
-                }
-                gate.off_duty = false;
-            } else {
+            if quiet {
                 return true;
             }
+            self.driver_wake.wait_for(&mut gate, period);
+            period = (period * 2).min(LOOK_PERIOD_MAX);
         }
     }
 
     fn drive_while_nobody_waits(&self) {
-        while self.wait_for_duty() {
+        loop {
+            let alarms = self.bell.alarms();
+            if !self.wait_for_duty() {
+                return;
+            }
             let seen = self.bell.value();
             let (progressed, errands, due) = {
                 let mut core = self.core.lock();
@@ -295,7 +340,9 @@ impl Engine {
                 return;
             }
             let idle = Instant::now() + IDLE_PERIOD;
-            let _rung = self.bell.wait(seen, due.map_or(idle, |due| due.min(idle)));
+            // While somebody waits, nothing wakes it but a timer, or what is left behind.
+            self.bell
+                .stand_by(seen, alarms, due.map_or(idle, |due| due.min(idle)));
         }
     }
 }

@@ -6,7 +6,7 @@ use super::Core;
 use crate::buffer::RemoteBuffer;
 use crate::endpoint::{ControlFailure, ControlReply, EndpointEvent, TaskReport, Ticket};
 use crate::error::FailureKind;
-use crate::failpoint::hit_often;
+use crate::failpoint::hit;
 use crate::graph::{EndpointId, Event, MemberResult, TaskId};
 use crate::trace::TraceEvent;
 
@@ -21,12 +21,13 @@ impl Core {
     pub(crate) fn pump(&mut self) -> bool {
         let before = std::mem::replace(&mut self.torn, true);
         // Compiled in for development only.
-        let _armed = hit_often("engine.pump");
+        let _armed = hit("engine.pump");
         let mut progressed = false;
         self.tick();
         progressed |= self.fire_timers();
         for index in 0..self.endpoints.len() {
-            if self.endpoints[index].lost.is_some() {
+            let slot = &self.endpoints[index];
+            if slot.lost.is_some() || slot.endpoint.is_quiet() {
                 continue;
             }
             // The index came from the length above; ids were given out as u32.
@@ -83,8 +84,9 @@ impl Core {
             return;
         };
         if let (Some(start_ns), Some(end_ns)) = (report.start_ns, report.end_ns) {
-            self.scheduler
-                .ran(endpoint, end_ns.saturating_sub(start_ns));
+            let took_ns = end_ns.saturating_sub(start_ns);
+            self.scheduler.ran(endpoint, took_ns);
+            self.learn_pace(task, took_ns);
         }
         let lost = report.failure.as_ref().filter(|f| f.infrastructure);
         let lost = lost.map(|failure| failure.message.clone());
@@ -299,6 +301,7 @@ impl Core {
     fn take_flights(&mut self, endpoint: EndpointId) -> Vec<(Ticket, Owed)> {
         let mut owed = Vec::new();
         if let Some(slot) = self.slot_mut(endpoint) {
+            slot.unhurried.clear();
             let member = |sent: Sent, taken| (sent.ticket, Owed::Member(sent, taken));
             owed.extend(slot.queue.drain(..).map(|sent| member(sent, true)));
             owed.extend(slot.untaken.drain(..).map(|sent| member(sent, false)));

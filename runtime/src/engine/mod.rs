@@ -15,6 +15,7 @@ mod events;
 mod fences;
 mod finish;
 mod known;
+mod pace;
 mod prepare;
 mod record;
 mod registration;
@@ -81,6 +82,7 @@ pub(crate) struct Core {
     pub(crate) scheduler: Scheduler,
     pub(crate) endpoints: Slots,
     known: Known,
+    paces: pace::Paces,
     pub(crate) records: TaskMap<TaskRecord>,
     pub(crate) flights: NumberMap<Ticket, Flight>,
     pub(crate) runs: LastMap<RunId, RunState>,
@@ -140,6 +142,7 @@ impl Engine {
             scheduler: Scheduler::new(max_tasks),
             endpoints: Slots::default(),
             known: Known::default(),
+            paces: pace::Paces::default(),
             records: TaskMap::default(),
             flights: NumberMap::default(),
             runs: LastMap::default(),

@@ -97,6 +97,8 @@ pub(crate) struct EndpointSlot {
     pub(crate) copies_waiting: VecDeque<TaskId>,
     /// Members that were sent there, in order: the first is the one that runs.
     pub(crate) queue: VecDeque<Sent>,
+    /// Those of them that were not known to be short.
+    pub(crate) unhurried: VecDeque<Ticket>,
     /// Members that it was to get when it was gone already: its loss settles them too.
     pub(crate) untaken: Vec<Sent>,
     /// How a fresh endpoint takes this position, where that can be.
@@ -129,6 +131,7 @@ impl EndpointSlot {
             copies_in_flight: 0,
             copies_waiting: VecDeque::new(),
             queue: VecDeque::new(),
+            unhurried: VecDeque::new(),
             untaken: Vec::new(),
             succession: None,
         }
@@ -152,6 +155,7 @@ impl EndpointSlot {
 
     /// A member was answered, or came back: it is not there any more.
     pub(super) fn take_member(&mut self, ticket: Ticket) -> Option<Sent> {
+        self.forget_pace(ticket);
         if self.queue.front().is_some_and(|sent| sent.ticket == ticket) {
             return self.queue.pop_front();
         }

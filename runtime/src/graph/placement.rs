@@ -49,6 +49,8 @@ pub(super) struct Placement {
     now_ns: u64,
     /// How long a member ran, and where, that is about to be vacated.
     ran: Option<(EndpointId, u64)>,
+    /// Where the task that is being submitted had best go.
+    lean: Option<EndpointId>,
 }
 
 impl Placement {
@@ -58,6 +60,17 @@ impl Placement {
 
     pub(super) fn ran(&mut self, endpoint: EndpointId, took_ns: u64) {
         self.ran = Some((endpoint, took_ns));
+    }
+
+    pub(super) fn lean(&mut self, endpoint: Option<EndpointId>) {
+        self.lean = endpoint;
+    }
+
+    /// The endpoint that the task being submitted leans to, if it may run it.
+    fn leaning(&mut self, class: ClassId) -> Option<EndpointIndex> {
+        let endpoint = self.lean.take()?;
+        let index = self.find(endpoint)?;
+        self.classes.get(class).contains(index).then_some(index)
     }
 
     /// Position of a known endpoint.
@@ -209,7 +222,14 @@ impl Placement {
         prefer: Option<EndpointIndex>,
     ) -> bool {
         let mut next = 0;
-        let mut wanted = prefer.filter(|&index| self.still_has_room(index));
+        let leaning = if prefer.is_none() && members == 1 {
+            self.leaning(class)
+        } else {
+            None
+        };
+        let mut wanted = prefer
+            .or(leaning)
+            .filter(|&index| self.still_has_room(index));
         while next < members {
             let found = wanted.take().or_else(|| self.least_loaded(class));
             let Some(index) = found else {

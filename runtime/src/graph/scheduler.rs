@@ -105,6 +105,18 @@ impl Scheduler {
         chaining: Chaining,
         out: &mut Vec<Action>,
     ) -> Result<TaskId, SubmitError> {
+        let entered = self.publish((run, kind, prefer), accesses, chaining, out);
+        self.placement.lean(None);
+        entered
+    }
+
+    fn publish(
+        &mut self,
+        (run, kind, prefer): (RunId, &NodeKind, Option<EndpointId>),
+        accesses: Accesses,
+        chaining: Chaining,
+        out: &mut Vec<Action>,
+    ) -> Result<TaskId, SubmitError> {
         for (index, &Access { start, end, .. }) in accesses.iter().enumerate() {
             if end < start {
                 return Err(SubmitError::BadInterval { index, start, end });
@@ -135,6 +147,12 @@ impl Scheduler {
         self.attach(id, seq);
         self.settle(out);
         Ok(id)
+    }
+
+    /// Where the task that is submitted next had best go, if it is single, ready at once, and may: there is work enough to keep it
+    /// awake, and not so much that another endpoint had better begin.
+    pub fn lean(&mut self, endpoint: EndpointId) {
+        self.placement.lean(Some(endpoint));
     }
 
     /// Takes one event and appends what it leads to.

@@ -37,7 +37,7 @@ impl Spinner {
 
     /// Calls `look` over and over, for as long as that is promising. True as soon as it says so.
     pub fn spin(&self, mut look: impl FnMut() -> bool) -> bool {
-        if self.slots.most == 0 || !self.history.is_worth_it() {
+        if self.slots.is_empty() || !self.history.is_worth_it() {
             return false;
         }
         let Some(_slot) = self.slots.take() else {
@@ -60,6 +60,14 @@ impl Spinner {
 pub struct Seen {
     pub(super) rung: u32,
     pub(super) kicked: u32,
+}
+
+impl Seen {
+    /// The bell's value then.
+    #[must_use]
+    pub fn rung(self) -> u32 {
+        self.rung
+    }
 }
 
 /// Something that a waiter reads itself.

@@ -13,11 +13,13 @@
 //! | 640 | doorbell sequence (futex): counts what the parent did | parent | child | sequentially consistent |
 //! | 768 | doorbell asleep: the sequence that the child sleeps on, and 1 while it may ([`wake`]) | child | parent | sequentially consistent |
 //! | 896 | shutdown: 0, then 1 for ever | parent | child | release / acquire |
-//! | 1024 | spinning: 1 while the child holds a spinner's slot of the bell | child | parent, after its death | relaxed |
+//! | 1024 | seat: the child's place in the bell's segment, 0 for none | parent, before the child starts | child, once | process start |
 //! | 1152 | stalled: 1 while the child waits for room in the completion ring | child | parent | release / acquire |
 //!
 //! The parent's own waits go through the [`Bell`]: one small segment shared by a `Worker` and all its children, with a
-//! sequence (anyone increments), who sleeps (the parent's threads) and the number of spinners (any).
+//! sequence (anyone increments), who sleeps (the parent's threads), who is present and who stands by ([`standby`]), where the
+//! parent and each child wait (`place`), and the leases of spinners ([`spin`]), which a whole tree of workers has in common: in
+//! the segment of its first one.
 //!
 //! Invariants:
 //!
@@ -35,12 +37,14 @@ mod beside;
 mod error;
 mod futex;
 pub mod layout;
+mod place;
 pub mod ring;
 mod sides;
 pub mod spin;
+pub mod standby;
 pub mod wake;
 
-pub use bell::Bell;
+pub use bell::{Bell, Seat, SpinnersAbove};
 pub use beside::{Seen, Source, Spinner};
 pub use error::MailboxError;
 pub use futex::{Word32, Word64};

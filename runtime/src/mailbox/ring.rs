@@ -230,6 +230,11 @@ impl<C: Cells> Consumer<C> {
         }
     }
 
+    /// True when there is nothing to read now, in one look.
+    pub fn is_empty(&self) -> bool {
+        self.tail == self.head_seen && self.cells.head() == self.tail
+    }
+
     /// Reads the next record: its payload replaces the contents of `payload`. `Ok(None)` when there is none now.
     ///
     /// # Errors

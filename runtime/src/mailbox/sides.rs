@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::layout as at;
+use super::place::{is_room, Company, Near};
 use super::ring::{Consumer, Producer, RecordHead, SharedCells};
-use super::spin::{wait, SpinHistory, SpinSlots};
+use super::spin::{wait, SpinHistory};
 use super::wake::{ring, BellWords, KernelCalls, WaitPoint};
 use super::{Bell, MailboxError, Word32, Word64};
 use crate::memory::{random_id, SharedRegion};
@@ -46,6 +47,15 @@ impl Mailbox {
         })
     }
 
+    /// Gives the child a seat in the segment of the parent's bell. Before the child starts.
+    ///
+    /// # Errors
+    /// [`MailboxError::Memory`]; not for a mailbox that [`Mailbox::create`] made.
+    pub fn seated(self, number: u32) -> Result<Self, MailboxError> {
+        Word32::new(&self.region, at::SEAT)?.store(number, Ordering::Release);
+        Ok(self)
+    }
+
     /// The parent's side; there is one.
     ///
     /// # Errors
@@ -53,19 +63,13 @@ impl Mailbox {
     pub fn into_parent_side(self) -> Result<ParentSide, MailboxError> {
         let words = Words::of(&self.region, self.task_bytes, self.completion_bytes)?;
         let (tasks, completions) = (Producer::new(words.tasks), Consumer::new(words.completions));
-        let (doorbell, shutdown, spinning, stalled) = (
-            words.doorbell,
-            words.shutdown,
-            words.spinning,
-            words.stalled,
-        );
+        let (doorbell, shutdown, stalled) = (words.doorbell, words.shutdown, words.stalled);
         Ok(ParentSide {
             region: self.region,
             tasks,
             completions,
             doorbell,
             shutdown,
-            spinning,
             stalled,
         })
     }
@@ -77,7 +81,6 @@ struct Words {
     completions: SharedCells,
     doorbell: WaitPoint,
     shutdown: Word32,
-    spinning: Word32,
     stalled: Word32,
 }
 
@@ -105,7 +108,6 @@ impl Words {
             )?,
             doorbell: WaitPoint::new(region, at::DOORBELL, at::DOORBELL_ASLEEP)?,
             shutdown: Word32::new(region, at::SHUTDOWN)?,
-            spinning: Word32::new(region, at::SPINNING)?,
             stalled: Word32::new(region, at::STALLED)?,
         })
     }
@@ -119,7 +121,6 @@ pub struct ParentSide {
     completions: Consumer<SharedCells>,
     doorbell: WaitPoint,
     shutdown: Word32,
-    spinning: Word32,
     stalled: Word32,
 }
 
@@ -180,17 +181,16 @@ impl ParentSide {
         Ok(head)
     }
 
+    /// True when there is no completion now.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.completions.is_empty()
+    }
+
     /// Asks the child to end after what it is doing now. For ever: nothing else writes that word.
     pub fn request_shutdown(&self) {
         self.shutdown.store(1, Ordering::Release);
         ring(&self.doorbell);
-    }
-
-    /// To be called once after the child's death: gives back what it held of the bell.
-    pub fn recover(&self, bell: &Bell) {
-        if self.spinning.swap(0, Ordering::Relaxed) != 0 {
-            bell.slots().recover();
-        }
     }
 }
 
@@ -203,8 +203,9 @@ pub struct ChildSide {
     shutdown: Word32,
     stalled: Word32,
     bell: Arc<Bell>,
-    slots: SpinSlots,
     history: SpinHistory,
+    /// `None` for a child without a seat.
+    company: Option<Company>,
 }
 
 impl ChildSide {
@@ -253,7 +254,8 @@ impl ChildSide {
             true,
         )?;
         let words = Words::of(&region, task_bytes, completion_bytes)?;
-        let slots = bell.slots().marked(words.spinning);
+        let seat = Word32::new(&region, at::SEAT)?.load(Ordering::Acquire);
+        let company = bell.spot_at(seat)?.map(Company::new);
         Ok(Self {
             tasks: Consumer::new(words.tasks),
             completions: Producer::new(words.completions),
@@ -261,8 +263,8 @@ impl ChildSide {
             shutdown: words.shutdown,
             stalled: words.stalled,
             bell,
-            slots,
             history: SpinHistory::new(),
+            company,
         })
     }
 
@@ -324,8 +326,21 @@ impl ChildSide {
 
     /// Waits until the parent does something after `seen`. False at `deadline`.
     #[must_use]
-    pub fn wait(&self, seen: u32, deadline: Instant) -> bool {
-        wait(&self.doorbell, &self.slots, &self.history, seen, deadline)
+    pub fn wait(&mut self, seen: u32, deadline: Instant) -> bool {
+        if self.doorbell.sequence() != seen {
+            return true;
+        }
+        let slots = self.bell.slots();
+        let (owner, asleep) = self.bell.owner();
+        let near = self.company.as_mut().map_or(Near::Apart, |company| {
+            // Both want to run, unless the parent sleeps.
+            company.arrive(owner, || is_room(slots.cores, 2 - u32::from(asleep)))
+        });
+        let rung = wait(&self.doorbell, slots, &self.history, seen, deadline, near);
+        if let Some(company) = &self.company {
+            company.woke();
+        }
+        rung
     }
 
     /// How often the child has called the kernel to sleep at its doorbell, and to ring the parent's bell.

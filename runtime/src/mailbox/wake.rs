@@ -154,6 +154,14 @@ impl WaitPoint {
         })
     }
 
+    pub(super) fn count_sleep(&self) {
+        self.calls.sleeps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_wake(&self) {
+        self.calls.wakes.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The calls that were made through this value.
     pub(super) fn calls(&self) -> KernelCalls {
         KernelCalls {
@@ -183,12 +191,12 @@ impl BellWords for WaitPoint {
     }
 
     fn sleep_while(&self, seen: u32, deadline: Instant) {
-        self.calls.sleeps.fetch_add(1, Ordering::Relaxed);
+        self.count_sleep();
         sleep_while(&self.sequence, seen, deadline);
     }
 
     fn wake_all(&self) {
-        self.calls.wakes.fetch_add(1, Ordering::Relaxed);
+        self.count_wake();
         wake_all(&self.sequence);
     }
 }

@@ -108,6 +108,8 @@ struct State {
     gone: Option<String>,
     lost: bool,
     takes_conditions: bool,
+    /// What tasks say to have taken.
+    took_ns: Option<u64>,
 }
 
 struct Shared {
@@ -192,6 +194,7 @@ impl FakeWorld {
             gone: None,
             lost: false,
             takes_conditions: false,
+            took_ns: None,
         };
         let shared = Arc::new(Shared {
             info,
@@ -291,12 +294,14 @@ fn unsupported(name: &str, what: &'static str) -> ControlFailure {
     }
 }
 
-fn done(ticket: Ticket, failure: Option<TaskFailure>) -> EndpointEvent {
+/// `took_ns` is what the task says to have taken.
+fn done(ticket: Ticket, failure: Option<TaskFailure>, took_ns: Option<u64>) -> EndpointEvent {
     EndpointEvent::Done {
         ticket,
         report: TaskReport {
             failure,
-            ..TaskReport::default()
+            start_ns: took_ns.map(|_| 0),
+            end_ns: took_ns,
         },
     }
 }
@@ -343,15 +348,21 @@ impl Endpoint for FakeEndpoint {
             (None, true) => verdict,
         };
         match verdict {
-            TaskVerdict::Done => state.events.push_back(done(ticket, None)),
-            TaskVerdict::DoneUnread => state.unread.push(done(ticket, None)),
+            TaskVerdict::Done => {
+                let event = done(ticket, None, state.took_ns);
+                state.events.push_back(event);
+            }
+            TaskVerdict::DoneUnread => {
+                let event = done(ticket, None, state.took_ns);
+                state.unread.push(event);
+            }
             TaskVerdict::Fail(message) => {
                 let failure = TaskFailure::raised(message);
-                state.events.push_back(done(ticket, Some(failure)));
+                state.events.push_back(done(ticket, Some(failure), None));
             }
             TaskVerdict::FailByInfrastructure(message) => {
                 let failure = TaskFailure::infrastructure(message);
-                state.events.push_back(done(ticket, Some(failure)));
+                state.events.push_back(done(ticket, Some(failure), None));
             }
             _ => {
                 state.held.insert(ticket, task);

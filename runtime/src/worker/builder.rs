@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::Worker;
 use crate::chip::ChipDevices;
 use crate::error::Error;
+use crate::mailbox::SpinnersAbove;
 use crate::memory::{Arena, SharedRegion};
 use crate::process::zygote::OwnZygote;
 
@@ -61,6 +62,8 @@ pub(crate) struct Settings {
     /// Taken by the keeper of the worker that starts first.
     pub(crate) own_zygote: Arc<Mutex<Option<OwnZygote>>>,
     pub(crate) inherited_regions: Vec<Arc<SharedRegion>>,
+    /// Where the spinners of its tree have their leases, for a worker below another one.
+    pub(crate) spinners: Option<SpinnersAbove>,
     pub(crate) name_prefix: String,
     pub(crate) inner: bool,
 }
@@ -93,6 +96,7 @@ impl Default for WorkerBuilder {
                 child_env: Vec::new(),
                 own_zygote: Arc::default(),
                 inherited_regions: Vec::new(),
+                spinners: None,
                 name_prefix: "local/".into(),
                 inner: false,
             },
@@ -211,6 +215,13 @@ impl WorkerBuilder {
     #[must_use]
     pub fn inherited_regions(mut self, regions: Vec<Arc<SharedRegion>>) -> Self {
         self.settings.inherited_regions = regions;
+        self
+    }
+
+    /// The spinners of this worker count among those of the tree above it.
+    #[must_use]
+    pub fn spinners(mut self, above: SpinnersAbove) -> Self {
+        self.settings.spinners = Some(above);
         self
     }
 

@@ -85,7 +85,8 @@ impl Worker {
         let keeper = Arc::new(early.map_or_else(|| self.start_keeper(), Ok)?);
         self.prepare_locals(&keeper, children);
         hit("init.bell")?;
-        let bell = Bell::create().map_err(|error| startup("this process", error))?;
+        let bell = Bell::create_below(settings.spinners.as_ref())
+            .map_err(|error| startup("this process", error))?;
         hit("init.arena")?;
         let arena = Arena::create(settings.memory_limit)?;
         let interrupt = Arc::new(StartInterrupt {

@@ -97,6 +97,7 @@ impl Worker {
             child_env: _,
             own_zygote: _,
             inherited_regions: _,
+            spinners: _,
             name_prefix: _,
             inner: _,
         } = &self.0.settings;

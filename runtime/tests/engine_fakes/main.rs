@@ -12,6 +12,7 @@ mod copies;
 mod eligibility;
 mod groups;
 mod handles;
+mod leaning;
 mod losses;
 mod model;
 mod registering_at_once;

@@ -108,6 +108,33 @@ fn work_goes_to_the_least_loaded_and_rotates() {
     }
 }
 
+/// Short tasks are kept together by whoever knows that they are short; what is not ready at once, or may not go there, does not.
+#[test]
+fn a_task_leans_to_where_it_had_best_go_while_it_may() {
+    let mut world = World::new(100, &[2, 2, 2]);
+    let all = set([0, 1, 2]);
+    let leaning = |world: &mut World, eligible: &Eligible, prefer| {
+        world.scheduler.lean(EndpointId(2));
+        let task = submit(world, eligible.clone(), prefer);
+        place(world, task)
+    };
+    assert_eq!(leaning(&mut world, &all, None), Some(2));
+    assert_eq!(
+        leaning(&mut world, &set([0, 1]), None),
+        Some(0),
+        "not there"
+    );
+    assert_eq!(leaning(&mut world, &all, Some(1)), Some(1), "to its bytes");
+    assert_eq!(leaning(&mut world, &all, None), Some(2));
+    assert_eq!(leaning(&mut world, &all, None), Some(0), "no room there");
+    world.drain(|_| 0);
+    let task = submit(&mut world, all.clone(), None);
+    assert_ne!(place(&world, task), Some(2), "it holds for one submit");
+    world.scheduler.lean(EndpointId(7));
+    let task = submit(&mut world, all, None);
+    assert!(place(&world, task).is_some(), "there is no such endpoint");
+}
+
 #[test]
 fn the_owner_of_the_bytes_is_preferred_while_it_has_room() {
     let mut world = World::new(100, &[2, 2]);

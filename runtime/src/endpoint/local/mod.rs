@@ -18,7 +18,7 @@ use super::{
     OutboundTask, Place, SubmitError, Ticket,
 };
 use crate::child::records::{Parts, PART_UP};
-use crate::mailbox::Bell;
+use crate::mailbox::{Bell, Seat};
 use crate::process::{ChildHandle, ExitInfo};
 use outbox::{Leases, Outbox};
 use records::TaskEncoder;
@@ -42,6 +42,8 @@ pub struct LocalEndpoint {
     about: String,
     outbox: Outbox,
     bell: Arc<Bell>,
+    /// The child's place in the bell's segment; kept until the child has ended.
+    seat: Seat,
     child: ChildHandle,
     /// Set by the keeper when the child has ended.
     exit: Arc<OnceLock<ExitInfo>>,
@@ -98,6 +100,7 @@ impl LocalEndpoint {
     /// The child was given something to do, and will ring the bell.
     fn owe(&mut self) {
         self.owed += 1;
+        self.seat.await_it();
         self.bell.kick();
     }
 
@@ -200,13 +203,17 @@ impl Endpoint for LocalEndpoint {
             return Some(event);
         }
         let reason = ended?;
-        self.outbox.side.recover(&self.bell);
         self.retained.clear();
         self.lost = Some(reason.clone());
         self.lost_told = true;
         let untaken = self.outbox.abandon();
         let unstarted = untaken.into_iter().map(Ticket).collect();
         Some(EndpointEvent::Lost { reason, unstarted })
+    }
+
+    fn is_quiet(&self) -> bool {
+        let told = self.ready && self.killed.is_none() && self.exit.get().is_none();
+        told && self.answers.is_empty() && self.outbox.is_idle() && self.outbox.side.is_quiet()
     }
 
     fn may_ring(&self) -> bool {
@@ -253,7 +260,6 @@ impl Endpoint for LocalEndpoint {
                 self.child.pid()
             ));
         }
-        self.outbox.side.recover(&self.bell);
         self.killed
             .get_or_insert_with(|| "it was closed".to_owned());
         Ok(())

@@ -185,6 +185,11 @@ impl Outbox {
         Ok(())
     }
 
+    /// True when nothing waits to be sent.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// Forgets that the child has a region: it was told to drop it.
     pub(super) fn forget(&mut self, region: u64) {
         self.sent.remove(&region);

@@ -51,8 +51,9 @@ impl LocalEndpoint {
         };
         hit("local.mailbox")?;
         let mailbox = Mailbox::create(layout::TASK_RING_BYTES, layout::COMPLETION_RING_BYTES);
+        let seat = bell.seat();
         let side = mailbox
-            .and_then(Mailbox::into_parent_side)
+            .and_then(|mailbox| mailbox.seated(seat.number())?.into_parent_side())
             .map_err(|error| os("mailbox", &error))?;
         hit("local.socket")?;
         let (socket, of_child) = region_socket_pair()?;
@@ -60,6 +61,7 @@ impl LocalEndpoint {
         let mut fds = vec![side.fd(), bell.fd(), of_child.as_fd()];
         fds.extend(spec.regions.iter().map(|region| region.fd()));
         fds.extend(plan.as_ref().map(AsFd::as_fd));
+        fds.extend(bell.leases_fd());
         let mut child_spec = program_of(&spec.name, &spec.program, spec.env.clone())
             .ok_or_else(|| os("start", &"no child_program is set"))?;
         let plan_fd = plan.as_ref().map(AsFd::as_fd);
@@ -69,6 +71,7 @@ impl LocalEndpoint {
             of_child.as_fd(),
             &spec.regions,
             plan_fd,
+            bell.leases_fd(),
         );
         if spec.is_parent && child_spec.by_zygote.is_some() && zygote::is_enabled() {
             child_spec.args.push(OWN_ZYGOTE_FLAG.into());
@@ -87,6 +90,7 @@ impl LocalEndpoint {
         Ok(Self {
             outbox: Outbox::new(side, socket, &spec.regions),
             bell,
+            seat,
             child,
             exit,
             answers: VecDeque::new(),

@@ -4,11 +4,13 @@ use super::*;
 
 fn pair() -> (ParentSide, ChildSide, Arc<Bell>) {
     let bell = Bell::create().unwrap();
+    let seat = bell.seat();
+    seat.await_it();
     let parent = Mailbox::create(4096, 4096)
-        .unwrap()
-        .into_parent_side()
+        .and_then(|mailbox| mailbox.seated(seat.number()))
+        .and_then(Mailbox::into_parent_side)
         .unwrap();
-    let child_bell = Bell::attach(bell.fd().try_clone_to_owned().unwrap()).unwrap();
+    let child_bell = Bell::attach(bell.fd().try_clone_to_owned().unwrap(), None).unwrap();
     let child = ChildSide::attach(parent.fd().try_clone_to_owned().unwrap(), child_bell).unwrap();
     (parent, child, bell)
 }
@@ -135,20 +137,42 @@ fn a_record_of_more_than_half_a_ring_is_refused() {
     assert!(parent.send(head(0), &vec![0; limit as usize]).unwrap());
 }
 
+/// Design §15.13: parent, children and their children draw on the same leases.
 #[test]
-fn the_spinners_slot_of_a_dead_child_comes_back() {
-    let (parent, child, bell) = pair();
-    child
-        .slots
-        .mark
-        .as_ref()
-        .unwrap()
-        .store(1, Ordering::Relaxed);
-    let spinners = Word32::new(bell.region(), at::BELL_SPINNERS).unwrap();
-    spinners.store(1, Ordering::Relaxed);
-    parent.recover(&bell);
-    parent.recover(&bell);
-    assert_eq!(spinners.load(Ordering::Relaxed), 0);
+fn a_tree_of_workers_shares_its_leases() {
+    let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
+    let root = Bell::create().unwrap();
+    assert!(root.leases_fd().is_none());
+    let of_child = Bell::attach(copy(root.fd()), root.leases_fd().map(copy)).unwrap();
+    let below = Bell::create_below(Some(&of_child.spinners())).unwrap();
+    let of_grandchild = Bell::attach(copy(below.fd()), below.leases_fd().map(copy)).unwrap();
+    let mut held = Vec::new();
+    while let Some(slot) = root.slots().take() {
+        held.push(slot);
+    }
+    for bell in [&of_child, &below, &of_grandchild] {
+        assert_eq!(bell.slots().taken(), held.len());
+    }
+    drop(held);
+    assert_eq!(of_grandchild.slots().taken(), 0);
+}
+
+#[test]
+fn seats_are_given_out_once_and_again() {
+    let bell = Bell::create().unwrap();
+    let seats: Vec<_> = (0..at::SEATS_MAX).map(|_| bell.seat()).collect();
+    let numbers: std::collections::HashSet<_> =
+        seats.iter().map(crate::mailbox::Seat::number).collect();
+    assert_eq!(numbers.len(), seats.len());
+    assert!(!numbers.contains(&0));
+    // Without a seat a child works all the same.
+    assert_eq!(bell.seat().number(), 0);
+    let last = seats.into_iter().next_back().unwrap();
+    let (number, spot) = (last.number(), bell.spot_at(last.number()).unwrap().unwrap());
+    spot.note();
+    drop(last);
+    assert_eq!(spot.seen(), Near::Apart, "nobody is there");
+    assert!(bell.seat().number() <= at::SEATS_MAX && number > 0);
 }
 
 /// Design §5: as long as both sides look by themselves, the kernel is not called.

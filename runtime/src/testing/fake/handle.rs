@@ -16,6 +16,11 @@ impl FakeHandle {
         self.0.state.lock().on_task = Box::new(rule);
     }
 
+    /// What tasks that end from now on say to have taken.
+    pub fn takes(&self, took_ns: u64) {
+        self.0.state.lock().took_ns = Some(took_ns);
+    }
+
     /// Keeps tasks in flight until told otherwise.
     pub fn hold_tasks(&self) {
         self.on_task(|_| TaskVerdict::Hold);
@@ -143,9 +148,8 @@ impl FakeHandle {
     fn finish(&self, ticket: Ticket, failure: Option<String>) {
         let mut state = self.0.state.lock();
         state.held.remove(&ticket);
-        state
-            .events
-            .push_back(done(ticket, failure.map(TaskFailure::raised)));
+        let event = done(ticket, failure.map(TaskFailure::raised), state.took_ns);
+        state.events.push_back(event);
         self.0.announce(state);
     }
 
