@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benches import instructions, lanes, peers_table, plot, report, scale, soak, stages, startup
+from benches import busy, instructions, lanes, peers_table, plot, report, scale, soak, stages, startup
 from benches.machine import machine
 from benches.main_table import main_table
 from benches.report import Section
@@ -69,6 +69,13 @@ def _scale(options: argparse.Namespace) -> Section:
     return {"machine": measured_on, "about": "", "command": "make bench BENCH_ARGS=scale", "lines": found}
 
 
+def _busy(options: argparse.Namespace) -> Section:
+    measured_on, rounds = machine(), min(options.rounds, 1 if options.small else 15)
+    with busy.rows(options.small) as rows:
+        figures = measure(rows, rounds, note)
+    return _of_figures(measured_on, f"{rounds} rounds, ", "busy", figures)
+
+
 def _of_figures(measured_on: str, about: str, word: str, figures: list[Figure]) -> Section:
     return {
         "machine": measured_on,
@@ -91,6 +98,7 @@ PARTS: dict[str, Part] = {
     ),
     "stages": Part("where the time of a noop goes", _stages, _figures),
     "startup": Part("starts, memory and idle time of workers", _startup, _figures),
+    "busy": Part("single tasks while other programs keep cores busy", _busy, _figures),
     "scale": Part("cost per task as graphs and clusters grow", _scale, _lines),
     "instructions": Part(
         "what make bench-instructions has counted", lambda _: instructions.section(), _lines
@@ -128,7 +136,9 @@ def main(argv: list[str] | None = None) -> int:
         render()
         return 0
     if options.part == "smoke":
-        return smoke({name: PARTS[name].measure for name in ("main", "peers", "stages", "startup", "scale")})
+        return smoke(
+            {name: PARTS[name].measure for name in ("main", "peers", "stages", "startup", "busy", "scale")}
+        )
     name = options.part or "main"
     section = PARTS[name].measure(options)
     section["load"] = round(os.getloadavg()[1], 1)

@@ -1,6 +1,7 @@
 //! What the machine allows: `limits` reads lines of a name and a count, and answers each with that many samples in one line.
 //!
-//! `spin`, `futex`, `tcp`: µs for a word, or a byte, there and back, the other side in a process of its own. `syscall`: ns. `stream`,
+//! `spin`, `futex`, `tcp`: µs for a word, or a byte, there and back, the other side in a process of its own. `trio`: µs for a word to
+//! one of two such processes and back, each in turn, where all sleep. `syscall`: ns. `stream`,
 //! `memcpy`, `memcpy.cold`: MB/s for a block. The other side is this program again, started as `limits echo FD` or `limits tcp PORT`.
 
 use std::hint::{black_box, spin_loop};
@@ -49,6 +50,8 @@ fn main() {
 #[allow(clippy::print_stdout)] // Its answers.
 fn serve() -> Result<(), Fault> {
     let mut shared = SharedEcho::start()?;
+    let mut pair = [SharedEcho::start()?, SharedEcho::start()?];
+    let mut turns = 0_usize;
     let mut tcp = TcpEcho::start()?;
     let (data, mut target) = (vec![1_u8; BLOCK_BYTES], vec![2_u8; BLOCK_BYTES]);
     for line in std::io::stdin().lock().lines() {
@@ -59,6 +62,10 @@ fn serve() -> Result<(), Fault> {
             Ok(match name {
                 "spin" => micros(|| shared.turn(false))?,
                 "futex" => micros(|| shared.turn(true))?,
+                "trio" => {
+                    turns += 1;
+                    micros(|| pair[turns % 2].turn(true))?
+                }
                 "tcp" => micros(|| tcp.turn())?,
                 "syscall" => system_call(),
                 "stream" => rate(|| tcp.stream(&data))?,
@@ -73,6 +80,9 @@ fn serve() -> Result<(), Fault> {
         println!("{samples:?}");
     }
     shared.end()?;
+    for echo in pair {
+        echo.end()?;
+    }
     tcp.end()
 }
 
