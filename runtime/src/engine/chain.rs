@@ -40,9 +40,11 @@ pub(super) fn part_of(
         !tensors.any(|(arg, stage)| copied_back(stage) || fetched(arg))
     };
     let single = group == GroupKind::Single;
+    // It is sent when its arrays have been copied, and until then nothing may be sent behind it.
+    let sent_at_once = |member: &MemberRecord| !member.is_to_be_staged();
     Chaining {
         follows: single,
-        leads: single && members.iter().all(ends_there),
+        leads: single && members.iter().all(|m| ends_there(m) && sent_at_once(m)),
         repeats: options.idempotent,
     }
 }
@@ -69,7 +71,7 @@ impl Core {
     }
 
     /// `None` when it is not to be sent after all.
-    fn conditions_of(&self, task: TaskId) -> Option<Conditions> {
+    pub(super) fn conditions_of(&self, task: TaskId) -> Option<Conditions> {
         let ticket = |id: &TaskId| match &self.records.get(id)?.work {
             Work::Call { members, .. } => members.first()?.ticket,
             Work::Copy(_) => None,

@@ -104,6 +104,7 @@ impl Core {
         for run in runs {
             self.feed(Event::CancelRun { run });
         }
+        self.give_up_copies(reason);
         for index in 0..self.endpoints.len() {
             self.on_lost(EndpointId(index as u32), reason, &[]);
         }

@@ -4,7 +4,9 @@
 
 use echelon_wire::limits::{MAX_COPY_FROM_BYTES, MAX_COPY_TO_BYTES, MAX_PAYLOAD_BYTES};
 
+use super::copier::Ended;
 use super::record::{Flight, Work};
+use super::staging::is_large;
 use super::Core;
 use crate::buffer::RemoteBuffer;
 use crate::endpoint::{BufferKey, ControlFailure, ControlReply, ControlRequest, EndpointInfo};
@@ -223,6 +225,12 @@ impl Core {
     pub(crate) fn start_copy(&mut self, task: TaskId) -> Option<Event> {
         if let Some(Work::Copy(job)) = self.records.get_mut(&task).map(|record| &mut record.work) {
             job.started_ns = now_ns();
+            if let (CopySide::Local(dst), CopySide::Local(src)) = (&job.dst, &job.src) {
+                if is_large(src.len() as u64) {
+                    self.staging.copy(task, dst.clone(), src.clone());
+                    return None;
+                }
+            }
             let at = |side: &CopySide| match side {
                 CopySide::Local(_) => None,
                 CopySide::Remote(range) => self.endpoints.get(range.endpoint.0 as usize),
@@ -359,6 +367,21 @@ impl Core {
             }
         }
         self.next_copy_step(task)
+    }
+
+    /// The copier has copied from one place of this process to another, or could not.
+    pub(super) fn copied_here(&mut self, task: TaskId, ended: &Ended) {
+        let ok = match ended {
+            Ended::Copied => {
+                self.trace_copy(task);
+                MemberResult::Completed
+            }
+            Ended::Failed(_) | Ended::CalledOff => MemberResult::Failed,
+        };
+        if let (Ended::Failed(why), Some(record)) = (ended, self.records.get_mut(&task)) {
+            record.fail(FailureKind::Failed, None, why.clone());
+        }
+        self.feed(Event::CopyDone { task, ok });
     }
 
     fn trace_copy(&mut self, task: TaskId) {

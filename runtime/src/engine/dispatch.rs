@@ -2,7 +2,7 @@
 
 use echelon_wire::call_config::CallConfig;
 
-use super::record::{EndpointSlot, MemberRecord, Sent, Stage, TaskRecord, Work};
+use super::record::{EndpointSlot, MemberRecord, Sent, Stage, Staged, TaskRecord, Work};
 use super::story::StepKind;
 use super::Core;
 use crate::args::{ArgSource, TensorArg};
@@ -46,6 +46,13 @@ impl Core {
             record.fail(FailureKind::EndpointLost, Some(slot), reason);
             return Some(ended(MemberResult::Lost));
         }
+        let handed = Sent::new(ticket, task, member);
+        if slot.info.shares_memory && part.is_to_be_staged() {
+            // It has its place, and is sent when the bytes are there.
+            slot.untaken.push(handed);
+            self.staging.send(task, member, part);
+            return None;
+        }
         let config = match config {
             Some(config) => config,
             None => CallConfig::usual(),
@@ -57,15 +64,11 @@ impl Core {
                 let (sent, step) = (sent.is_ok(), StepKind::Sent(endpoint));
                 part.attempts += u32::from(sent);
                 record.steps.note_at(self.now_ns, member, step);
-                let handed = Sent {
-                    ticket,
-                    task,
-                    member,
-                };
                 if !sent {
                     slot.untaken.push(handed);
                     return None;
                 }
+                part.staged = Staged::No;
                 slot.queue.push_back(handed);
                 let alone = slot.queue.len() == 1;
                 self.note_pace(task, endpoint, ticket);
@@ -129,7 +132,7 @@ fn outbound(member: &MemberRecord, slot: &EndpointSlot) -> Result<Vec<OutboundTe
         .tensors()
         .map(|(arg, stage)| {
             let place = if slot.info.shares_memory {
-                shared(arg, stage)?
+                shared(arg, stage.map(|stage| (stage, member.staged)))?
             } else {
                 remote(arg)?
             };
@@ -142,9 +145,9 @@ fn outbound(member: &MemberRecord, slot: &EndpointSlot) -> Result<Vec<OutboundTe
         .collect()
 }
 
-fn shared(arg: &TensorArg, stage: Option<&Stage>) -> Result<Place, String> {
-    if let Some(stage) = stage {
-        if stage.copy_in {
+fn shared(arg: &TensorArg, stage: Option<(&Stage, Staged)>) -> Result<Place, String> {
+    if let Some((stage, staged)) = stage {
+        if stage.copy_in && staged != Staged::Yes {
             stage
                 .block
                 .fill(&stage.host)

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
+use super::copier::Copier;
 use super::{Core, Engine};
 use crate::error::Error;
 use crate::mailbox::Bell;
@@ -103,6 +104,9 @@ impl Engine {
             }
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return Err(WaitEnd::Deadline);
+            }
+            if self.copy_a_step() {
+                continue;
             }
             let until = [deadline, due]
                 .into_iter()
@@ -256,29 +260,32 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// The thread that drives when nobody waits. Dropping it stops and joins the thread.
+/// The thread that drives when nobody waits, and the one that copies. Dropping it stops and joins both.
 pub(crate) struct Driver {
     engine: Arc<Engine>,
     thread: Option<JoinHandle<()>>,
+    /// What nobody who drives has time for.
+    copier: Copier,
 }
 
 impl Driver {
-    /// Starts it.
+    /// Starts both threads.
     pub(crate) fn start(engine: Arc<Engine>) -> std::io::Result<Self> {
         let of_thread = Arc::clone(&engine);
         *engine.driver_gate.lock() = Gate::default();
+        let copier = Copier::start(Arc::clone(&engine))?;
         let thread = std::thread::Builder::new()
             .name("echelon-driver".into())
             .spawn(move || of_thread.drive_while_nobody_waits())?;
         Ok(Self {
             engine,
             thread: Some(thread),
+            copier,
         })
     }
-}
 
-impl Drop for Driver {
-    fn drop(&mut self) {
+    /// Ends the driving thread.
+    pub(crate) fn stop(&mut self) {
         self.engine.driver_gate.lock().stopped = true;
         self.engine.driver_wake.notify_one();
         self.engine.bell.alarm();
@@ -287,6 +294,17 @@ impl Drop for Driver {
                 tracing::error!("the driver thread panicked");
             }
         }
+    }
+
+    /// Lets what is being copied arrive, until `deadline`: an array that is half written is of no use. Then ends the copying thread.
+    pub(crate) fn finish_copies(self, deadline: Instant) {
+        self.copier.drain(deadline);
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -329,6 +347,9 @@ impl Engine {
                 }
                 (core.pump(), core.has_errands(), core.timers.next())
             };
+            if self.copies.has_jobs() {
+                self.copies.call();
+            }
             if errands {
                 self.run_errands();
                 continue;

@@ -90,7 +90,10 @@ impl Core {
         }
         let lost = report.failure.as_ref().filter(|f| f.infrastructure);
         let lost = lost.map(|failure| failure.message.clone());
-        let result = self.settle_member(task, member, endpoint, report);
+        let result = match self.answer_of(task, member, endpoint, report) {
+            Ok(result) => result,
+            Err(report) => return self.copy_back_later((task, member), endpoint, report),
+        };
         if let Some(reason) = lost {
             self.fence_off(task, member, false);
             return self.lose_member((task, member), endpoint, &reason);
@@ -114,35 +117,64 @@ impl Core {
         sent
     }
 
-    /// Records how a member ended and copies back what it wrote, before anything that depends on it may start.
-    fn settle_member(
+    /// A member was answered: what it wrote is copied back, before anything that depends on it may start. The report comes back when
+    /// that is too much to be done with the lock held.
+    fn answer_of(
         &mut self,
         task: TaskId,
         member: u32,
         endpoint: EndpointId,
         report: TaskReport,
+    ) -> Result<MemberResult, TaskReport> {
+        let mut pid = 0;
+        if let Some(slot) = self.endpoints.at_work(endpoint) {
+            pid = slot.info.pid;
+            slot.served += 1;
+            if let Some(succession) = &mut slot.succession {
+                succession.proved();
+            }
+        }
+        let mut copied = Ok(());
+        let record = self.records.get(&task);
+        let part = record.and_then(|record| Some((record.run, record.member(member)?)));
+        let written = part.filter(|(_, part)| report.failure.is_none() && part.writes_back());
+        if let Some((run, part)) = written {
+            if self.runs.get_mut(run).is_none_or(|run| run.interrupted) {
+                // The caller has its arrays back: they stay as they are, and the task has failed for whoever reads them.
+                let what = "the run was interrupted before its results were copied back";
+                copied = Err(what.to_owned());
+            } else if part.writes_much() {
+                return Err(report);
+            } else {
+                copied = part.copy_back();
+            }
+        }
+        Ok(self.settle_member((task, member), (endpoint, pid), report, copied))
+    }
+
+    /// Records how a member ended. `copied`: whether what it wrote is where its readers look.
+    pub(super) fn settle_member(
+        &mut self,
+        (task, member): (TaskId, u32),
+        (endpoint, pid): (EndpointId, u32),
+        report: TaskReport,
+        copied: Result<(), String>,
     ) -> MemberResult {
         let now = self.now_ns;
-        let Some(slot) = self.endpoints.at_work(endpoint) else {
+        let Some(slot) = self.endpoints.get(endpoint.0 as usize) else {
             return MemberResult::Lost;
         };
-        slot.served += 1;
-        if let Some(succession) = &mut slot.succession {
-            succession.proved();
-        }
-        let slot = &*slot;
         let Some(record) = self.records.get_mut(&task) else {
             return MemberResult::Lost;
         };
         let mut run = self.runs.get_mut(record.run);
-        let frozen = run.as_ref().is_none_or(|run| run.interrupted);
         let mut result = MemberResult::Completed;
         if report.failure.as_ref().is_some_and(|f| f.infrastructure) {
             result = MemberResult::Lost;
         } else if let Some(failure) = report.failure {
             record.fail(FailureKind::Failed, Some(slot), failure.message);
             result = MemberResult::Failed;
-        } else if let Err(message) = copy_back(record, member, frozen) {
+        } else if let Err(message) = copied {
             record.fail(FailureKind::Failed, Some(slot), message);
             result = MemberResult::Failed;
         }
@@ -169,6 +201,7 @@ impl Core {
             } else {
                 event.deps = record.deps.to_vec();
             }
+            event.pid = pid;
             event.start_ns = report.start_ns.unwrap_or(event.ready_ns);
             event.end_ns = report.end_ns.unwrap_or(now);
             self.trace.push(&event);
@@ -436,25 +469,4 @@ fn member_event(
         deps: Vec::new(),
         outcome: outcome.into(),
     }
-}
-
-/// Copies what a member wrote back into the caller's arrays. After an interrupt (`frozen`) the caller has them back: they stay as
-/// they are, and the task has failed for whoever reads them.
-fn copy_back(record: &super::TaskRecord, member: u32, frozen: bool) -> Result<(), String> {
-    let Work::Call { members, .. } = &record.work else {
-        return Ok(());
-    };
-    let Some(member) = members.get(member as usize) else {
-        return Ok(());
-    };
-    let stages = member.stages.iter().flatten();
-    for stage in stages.filter(|stage| stage.copy_out) {
-        if frozen {
-            return Err("the run was interrupted before its results were copied back".into());
-        }
-        stage.host.copy_from(&stage.block.host()).map_err(|error| {
-            format!("the result could not be copied back into the array: {error}")
-        })?;
-    }
-    Ok(())
 }

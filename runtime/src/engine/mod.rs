@@ -8,6 +8,7 @@ mod attempts;
 mod chain;
 mod closing;
 mod control;
+mod copier;
 mod copies;
 mod dispatch;
 mod drive;
@@ -20,6 +21,7 @@ mod prepare;
 mod record;
 mod registration;
 mod signature;
+mod staging;
 mod story;
 mod submit;
 mod succession;
@@ -40,6 +42,7 @@ pub(crate) use record::{ControlCell, EndpointRole, EndpointSlot, Flight, RunStat
 pub(crate) use submit::{GroupKind, SubmitSpec, Target};
 pub(crate) use succession::Recipe;
 
+use copier::Queue;
 use known::Known;
 use record::Undo;
 use tables::{Slots, TaskMap};
@@ -65,6 +68,8 @@ pub(crate) struct Engine {
     /// Regions inherited from ancestors, in which arguments may lie.
     pub(crate) inherited: Vec<Arc<SharedRegion>>,
     pub(crate) interrupt: Arc<dyn Interrupt>,
+    /// What is copied with no lock held.
+    copies: Arc<Queue>,
     /// Threads inside a wait: while there are any, the driver thread stays out.
     waiters: AtomicUsize,
     /// Submits and waits so far: while there are new ones, the driver thread stays out too.
@@ -105,6 +110,7 @@ pub(crate) struct Core {
     /// What the driver thread is to do without the lock.
     errands: succession::Errands,
     timers: attempts::Timers,
+    staging: staging::Staging,
     /// A task with a time limit was submitted, ever.
     any_limits: bool,
     /// Times that an idempotent task is begun at most.
@@ -138,6 +144,7 @@ impl Engine {
         interrupt: Arc<dyn Interrupt>,
         uid: u64,
     ) -> Arc<Self> {
+        let copies = Queue::new(Arc::clone(&bell));
         let core = Core {
             scheduler: Scheduler::new(max_tasks),
             endpoints: Slots::default(),
@@ -158,6 +165,7 @@ impl Engine {
             unwatched: Vec::new(),
             errands: succession::Errands::default(),
             timers: attempts::Timers::default(),
+            staging: staging::Staging::new(Arc::clone(&copies)),
             any_limits: false,
             max_attempts: 1,
             retried: 0,
@@ -179,6 +187,7 @@ impl Engine {
             arena,
             inherited,
             interrupt,
+            copies,
             waiters: AtomicUsize::new(0),
             calls: AtomicU64::new(0),
             calls_seen: AtomicU64::new(0),

@@ -112,6 +112,7 @@ impl Engine {
             ticket: None,
             dispatched_ns: 0,
             attempts: 0,
+            staged: Default::default(),
         })
     }
 

@@ -99,7 +99,7 @@ pub(crate) struct EndpointSlot {
     pub(crate) queue: VecDeque<Sent>,
     /// Those of them that were not known to be short.
     pub(crate) unhurried: VecDeque<Ticket>,
-    /// Members that it was to get when it was gone already: its loss settles them too.
+    /// Members that it gets when their arrays are there, or was to get when it was gone already: its loss settles them too.
     pub(crate) untaken: Vec<Sent>,
     /// How a fresh endpoint takes this position, where that can be.
     pub(crate) succession: Option<Succession>,
@@ -163,6 +163,12 @@ impl EndpointSlot {
         self.queue.remove(at)
     }
 
+    /// A member that waited here to be sent is sent now, or comes back.
+    pub(super) fn take_untaken(&mut self, ticket: Ticket) -> Option<Sent> {
+        let at = self.untaken.iter().position(|sent| sent.ticket == ticket)?;
+        Some(self.untaken.remove(at))
+    }
+
     /// Why a callable could not be installed on the fresh endpoint of this position.
     pub(super) fn refused(&self, digest: &Digest) -> Option<&String> {
         self.succession.as_ref()?.refused.get(digest)
@@ -177,6 +183,18 @@ pub(crate) struct Stage {
     pub(crate) copy_out: bool,
 }
 
+/// How far the arrays that a member reads are, where they are too large to be copied with the engine's lock held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Staged {
+    /// To be copied before it is sent.
+    #[default]
+    No,
+    /// On their way into shared memory.
+    OnTheWay,
+    /// There, and no worker has seen them.
+    Yes,
+}
+
 /// One member of a task.
 pub(crate) struct MemberRecord {
     pub(crate) args: TaskArgs,
@@ -189,6 +207,7 @@ pub(crate) struct MemberRecord {
     pub(crate) dispatched_ns: u64,
     /// Times that it was begun.
     pub(crate) attempts: u32,
+    pub(crate) staged: Staged,
 }
 
 impl MemberRecord {
@@ -258,6 +277,14 @@ pub(crate) struct TaskRecord {
 }
 
 impl TaskRecord {
+    /// One of its members; a copy has none.
+    pub(super) fn member(&self, member: u32) -> Option<&MemberRecord> {
+        match &self.work {
+            Work::Call { members, .. } => members.get(member as usize),
+            Work::Copy(_) => None,
+        }
+    }
+
     /// It has one member, or is a copy.
     pub(super) fn is_alone(&self) -> bool {
         !matches!(&self.work, Work::Call { members, .. } if members.len() > 1)
@@ -273,6 +300,16 @@ pub(crate) struct Sent {
     pub(crate) ticket: Ticket,
     pub(crate) task: TaskId,
     pub(crate) member: u32,
+}
+
+impl Sent {
+    pub(super) fn new(ticket: Ticket, task: TaskId, member: u32) -> Self {
+        Self {
+            ticket,
+            task,
+            member,
+        }
+    }
 }
 
 /// What a ticket stands for that is not a member's.

@@ -220,13 +220,35 @@ impl ArenaBlock {
     /// # Errors
     /// [`MemoryError::LengthMismatch`], [`MemoryError::NoSpace`] when the system has no pages left.
     pub fn fill(self: &Arc<Self>, source: &HostMemory) -> Result<(), MemoryError> {
+        self.fill_part(source, 0, source.len())
+    }
+
+    /// Copies `step` bytes of `source`, which has as many bytes as the block: those behind the first `done`, which were copied before.
+    ///
+    /// # Errors
+    /// As [`ArenaBlock::fill`]; [`MemoryError::OutOfRange`] beyond the end.
+    pub(crate) fn fill_part(
+        self: &Arc<Self>,
+        source: &HostMemory,
+        done: usize,
+        step: usize,
+    ) -> Result<(), MemoryError> {
+        if source.len() as u64 != self.len {
+            return Err(MemoryError::LengthMismatch {
+                source_len: source.len() as u64,
+                destination_len: self.len,
+            });
+        }
+        let part = source.slice(done, step)?;
         let end = self.offset + self.reserved;
         let is_new = |arena: &Arena| end > arena.state.lock().committed;
-        if self.len < FILL_FROM || source.len() as u64 != self.len || !is_new(&self.arena) {
-            return self.host().copy_from(source);
+        if self.len < FILL_FROM || !is_new(&self.arena) {
+            return self.host().slice(done, step)?.copy_from(&part);
         }
-        limit::check_room(self.reserved)?;
-        let written = source.write_at(self.region().fd(), self.offset);
+        if done == 0 {
+            limit::check_room(self.reserved)?;
+        }
+        let written = part.write_at(self.region().fd(), self.offset + done as u64);
         written.map_err(|error| match error {
             MemoryError::Os {
                 errno: errno @ (Errno::NOSPC | Errno::NOMEM | Errno::DQUOT),
@@ -239,7 +261,7 @@ impl ArenaBlock {
         })?;
         let mut state = self.arena.state.lock();
         // Only what lies behind other pages moves the mark; it stays as it is for a block beyond a gap.
-        if self.offset <= state.committed {
+        if done + step == source.len() && self.offset <= state.committed {
             let whole = end.next_multiple_of(PAGE).min(self.region().len());
             state.committed = state.committed.max(whole);
         }

@@ -165,6 +165,13 @@ impl HostMemory {
         })
     }
 
+    /// True when both name a common byte.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (start, other_start) = (self.ptr as usize, other.ptr as usize);
+        start < other_start + other.len && other_start < start + self.len
+    }
+
     /// Copies bytes from `offset` on into `destination`, as many as it holds.
     ///
     /// # Errors

@@ -131,7 +131,10 @@ impl From<Leftover> for Error {
 impl Live {
     /// Ends everything: all are told first, then waited for under one deadline. Returns what is left.
     fn end(&mut self, deadline: Instant) -> Leftover {
-        self.driver = None;
+        let mut driver = self.driver.take();
+        if let Some(driver) = &mut driver {
+            driver.stop();
+        }
         let mut endpoints = {
             let mut core = self.engine.core.lock();
             if !core.torn {
@@ -142,6 +145,9 @@ impl Live {
         };
         for endpoint in &mut endpoints {
             endpoint.begin_close();
+        }
+        if let Some(driver) = driver {
+            driver.finish_copies(deadline);
         }
         let mut survivors = Vec::new();
         let mut left = Vec::new();

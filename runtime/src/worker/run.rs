@@ -253,6 +253,7 @@ impl Engine {
         }
         if cancel && !core.torn {
             core.feed(Event::CancelRun { run });
+            core.call_off_staging();
             drop(core);
             // Another thread may wait in a submit of this run, or for room.
             self.wake();
