@@ -6,7 +6,7 @@ use echelon_wire::frame::control::buffer::AllocResult;
 use echelon_wire::frame::control::stage::StageToken;
 use echelon_wire::frame::control::transfer::{ExportResult, ImportResult};
 use echelon_wire::frame::ControlName;
-use echelon_wire::id::WorkerId;
+use echelon_wire::id::{BufferId, Generation, WorkerId};
 
 use super::transport::Side;
 use crate::endpoint::{
@@ -67,6 +67,22 @@ pub(crate) struct Window {
 }
 
 impl Window {
+    /// What an answer describes, field by field in the order of the wire.
+    fn of(
+        owner: WorkerId,
+        (buffer, generation): (BufferId, Generation),
+        (offset, nbytes): (u64, u64),
+        access: AccessFlags,
+    ) -> Self {
+        Self {
+            owner,
+            buffer: BufferKey { buffer, generation },
+            offset,
+            nbytes,
+            access,
+        }
+    }
+
     fn expect(self, made: Self) -> Result<(), String> {
         if self == made {
             return Ok(());
@@ -108,7 +124,7 @@ impl ReplyKind {
             )),
             Self::Exported { asked, side } => {
                 let made = ExportResult::decode(result).map_err(text)?;
-                asked.expect(exported(&made))?;
+                asked.expect(Window::from(&made))?;
                 let kept = side.exported(made.into_owned())?;
                 Ok(ControlReply::Exported(Box::new(kept)))
             }
@@ -120,7 +136,7 @@ impl ReplyKind {
                         made.importer_worker_id
                     ));
                 }
-                asked.expect(imported(&made))?;
+                asked.expect(Window::from(&made))?;
                 Ok(ControlReply::Imported(Box::new(made.into_owned())))
             }
             Self::Trace => Ok(ControlReply::Trace(result.to_vec())),
@@ -132,28 +148,18 @@ impl ReplyKind {
     }
 }
 
-pub(super) fn exported(made: &ExportResult<'_>) -> Window {
-    Window {
-        owner: made.owner_worker_id,
-        buffer: BufferKey {
-            buffer: made.buffer_id,
-            generation: made.generation,
-        },
-        offset: made.offset,
-        nbytes: made.nbytes,
-        access: made.access_flags,
+impl From<&ExportResult<'_>> for Window {
+    fn from(made: &ExportResult<'_>) -> Self {
+        let buffer = (made.buffer_id, made.generation);
+        let range = (made.offset, made.nbytes);
+        Self::of(made.owner_worker_id, buffer, range, made.access_flags)
     }
 }
 
-fn imported(made: &ImportResult<'_>) -> Window {
-    Window {
-        owner: made.owner_worker_id,
-        buffer: BufferKey {
-            buffer: made.buffer_id,
-            generation: made.generation,
-        },
-        offset: made.offset,
-        nbytes: made.nbytes,
-        access: made.access_flags,
+impl From<&ImportResult<'_>> for Window {
+    fn from(made: &ImportResult<'_>) -> Self {
+        let buffer = (made.buffer_id, made.generation);
+        let range = (made.offset, made.nbytes);
+        Self::of(made.owner_worker_id, buffer, range, made.access_flags)
     }
 }

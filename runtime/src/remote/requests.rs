@@ -14,7 +14,7 @@ use echelon_wire::id::{ImportId, SessionId, WorkerId};
 use echelon_wire::limits::{MAX_COPY_FROM_BYTES, MAX_COPY_TO_BYTES};
 use echelon_wire::order::Scope;
 
-use super::replies::{exported, ReplyKind, Window};
+use super::replies::{ReplyKind, Window};
 use super::transport::Side;
 use crate::callable::{Callable, CallableSource};
 use crate::endpoint::{BufferKey, ControlFailure, ControlRequest, RegisterStep};
@@ -162,7 +162,7 @@ fn import(
 ) -> Result<Outgoing, EncodeError> {
     let asked = Window {
         access,
-        ..exported(&export)
+        ..Window::from(&export)
     };
     let command = ImportRequest {
         importer_worker_id: worker,
