@@ -14,3 +14,8 @@ def leaf(args: Any) -> None:
 
 def entry(orch: Any, args: Any, cfg: Any) -> None:
     """An orchestration callable of a local child or a session."""
+
+
+def take(orch: Any, args: Any, cfg: Any) -> None:
+    """Tensor 1 becomes tensor 0."""
+    args.tensor(1).numpy()[...] = args.tensor(0).numpy()

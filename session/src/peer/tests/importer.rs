@@ -66,6 +66,75 @@ fn a_window_that_does_not_begin_at_zero_is_read_and_written_exactly_r_234() {
     assert_eq!(importer.fetch(base, 1).expect("reachable"), [9]);
 }
 
+#[test]
+fn a_large_transfer_goes_in_two_halves_and_moves_exactly_its_range_r_234() {
+    let owner = Owner::new(LONG);
+    let importer = Importer::of(&owner, 3, NBYTES - 3);
+    for _ in 0..2 {
+        let fetched = importer.fetch(3, NBYTES - 3).expect("reachable");
+        assert!(fetched == pattern(3, NBYTES - 3), "exactly the range");
+    }
+    let part = (7, NBYTES as usize - 9);
+    importer
+        .write_back(part.0, &vec![0xAA; part.1])
+        .expect("reachable");
+    let mut expected = pattern(0, NBYTES);
+    expected[part.0 as usize..][..part.1].fill(0xAA);
+    assert!(owner.bytes(0, NBYTES) == expected);
+}
+
+/// The owner answers nobody before it was asked on two lanes.
+#[test]
+fn both_halves_are_on_their_way_at_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    let owner = std::thread::spawn(move || {
+        let lanes = [(); 2].map(|()| {
+            let (mut stream, _) = listener.accept().expect("an importer");
+            read_frame(&mut stream).expect("a request");
+            stream
+        });
+        drop((listener, lanes));
+    });
+    let importer = Importer::new(address, Ticket([1; 32]), 0, NBYTES, LONG);
+    importer.fetch(0, NBYTES).expect_err("it ends both");
+    owner.join().expect("no panic");
+}
+
+/// An owner that serves as many lanes as it can has one for all of it.
+#[test]
+fn without_a_second_lane_all_goes_on_the_first() {
+    let owner = Owner::new(LONG);
+    let importer = Importer::of(&owner, 0, NBYTES);
+    importer.fetch(0, 64).expect("reachable");
+    let ticket = owner.grant(0, 4, AccessFlags::READ);
+    let _others: Vec<TcpStream> = (0..63)
+        .map(|_| {
+            let mut lane = owner.dial();
+            ask(&mut lane, FrameType::PeerRead, &range(ticket, 0, 4), &[], 1);
+            answer(&mut lane);
+            // Within a request, so that it gives way to nobody.
+            lane.write_all(&[0]).expect("written");
+            lane
+        })
+        .collect();
+    let fetched = importer.fetch(0, NBYTES).expect("served");
+    assert!(fetched == pattern(0, NBYTES));
+}
+
+#[test]
+fn a_half_that_is_refused_fails_the_transfer_with_its_reason() {
+    let owner = Owner::new(LONG);
+    let address = owner.address;
+    for (offset, nbytes) in [(0, NBYTES / 4), (NBYTES / 4 * 3, NBYTES / 4)] {
+        let ticket = owner.grant(offset, nbytes, AccessFlags::READ);
+        let importer = Importer::new(address, ticket, 0, NBYTES, LONG);
+        let text = importer.fetch(0, NBYTES).expect_err("outside");
+        assert!(text.contains("are outside the exported"), "{text}");
+    }
+    owner.serves();
+}
+
 /// The owner closed the kept lane: the importer dials again, and the task never knows.
 #[test]
 fn a_kept_lane_that_was_closed_is_dialled_again() {
