@@ -17,7 +17,7 @@ INPUT, OUTPUT = ec.TensorArgType.INPUT, ec.TensorArgType.OUTPUT
 
 @contextmanager
 def peer_copies(endpoint: str, nbytes: int, *, same_host: bool) -> Iterator[list[Row]]:
-    """Rows of two sessions over TCP, or that map each other's buffers. There a task copies what it reads, or nothing would move."""
+    """Rows of two sessions over TCP, or that map each other: there a task copies what it reads, or nothing would move."""
     worker = ec.Worker(level=4)
     spec = ec.RemoteWorkerSpec(endpoint=endpoint, same_host=same_host)
     owner, importer = worker.add_remote_worker(spec), worker.add_remote_worker(spec)

@@ -1,5 +1,6 @@
-"""Large arrays are copied without the engine's lock and without the interpreter's: others submit, sessions are served, whatever a copy
-waits for. A failpoint holds the copy. The engine's side is in runtime/tests/engine_fakes/staging.rs."""
+"""Large arrays are copied without the engine's lock and without the interpreter's: others submit, sessions are served.
+
+A failpoint holds the copy. The engine's side is in runtime/tests/engine_fakes/staging.rs."""
 
 from __future__ import annotations
 
@@ -57,16 +58,17 @@ def test_others_submit_and_sessions_answer_while_an_array_is_copied(
         far = worker.register(ec.RemoteCallable("py_tasks:orch_noop"), workers=[remote])
         worker.init()
         for point in ("engine.hold_stage", "engine.hold_copy"):
-            with beside(lambda: run_one(worker, double, (array, INOUT))):
-                with points.armed(point):
-                    points.wait_hit()
-                    before = array.copy()
-                    assert run_one(worker, noop).counts["completed"] == 1
-                    buffer = worker.remote_malloc(remote, 64)
-                    report = worker.run(lambda orch, a, c: orch.submit_next_level(far, ec.TaskArgs(), worker=remote))
-                    assert report.counts["completed"] == 1
-                    worker.remote_free(buffer)
-                    assert (array == before).all(), "nothing was copied back yet"
+            with beside(lambda: run_one(worker, double, (array, INOUT))), points.armed(point):
+                points.wait_hit()
+                before = array.copy()
+                assert run_one(worker, noop).counts["completed"] == 1
+                buffer = worker.remote_malloc(remote, 64)
+                report = worker.run(
+                    lambda orch, a, c: orch.submit_next_level(far, ec.TaskArgs(), worker=remote)
+                )
+                assert report.counts["completed"] == 1
+                worker.remote_free(buffer)
+                assert (array == before).all(), "nothing was copied back yet"
         assert (array == 12).all()
 
 
@@ -79,11 +81,13 @@ def test_a_child_that_is_killed_while_its_result_is_copied_back_takes_nothing_of
     with ec.Worker(num_sub_workers=1) as worker:
         fill, noop = worker.register(py_tasks.fill), worker.register(py_tasks.noop)
         (child,) = worker.workers()
-        with beside(lambda: run_one(worker, fill, (array, OUTPUT), scalars=[7])):
-            with points.armed("engine.hold_copy"):
-                points.wait_hit()
-                os.kill(child["pid"], signal.SIGKILL)
-                assert run_one(worker, noop).counts["completed"] == 1, "a fresh child took its place"
+        with (
+            beside(lambda: run_one(worker, fill, (array, OUTPUT), scalars=[7])),
+            points.armed("engine.hold_copy"),
+        ):
+            points.wait_hit()
+            os.kill(child["pid"], signal.SIGKILL)
+            assert run_one(worker, noop).counts["completed"] == 1, "a fresh child took its place"
         assert (array == 7).all()
 
 
@@ -117,10 +121,12 @@ def test_a_worker_that_is_closed_lets_a_result_arrive(points: Failpoints) -> Non
     worker = ec.Worker(num_sub_workers=1)
     fill = worker.register(py_tasks.fill)
     worker.init()
-    with beside(lambda: run_one(worker, fill, (array, OUTPUT), scalars=[7])):
-        with points.armed("engine.hold_copy"):
-            points.wait_hit()
-            with beside(worker.close):
-                points.disarm()
+    with (
+        beside(lambda: run_one(worker, fill, (array, OUTPUT), scalars=[7])),
+        points.armed("engine.hold_copy"),
+    ):
+        points.wait_hit()
+        with beside(worker.close):
+            points.disarm()
     assert (array == 7).all()
     assert worker.state == "closed"

@@ -105,15 +105,7 @@ impl Engine {
                 stages.push(stage);
             }
         }
-        Ok(MemberRecord {
-            args,
-            stages,
-            endpoint: None,
-            ticket: None,
-            dispatched_ns: 0,
-            attempts: 0,
-            staged: Default::default(),
-        })
+        Ok(MemberRecord::new(args, stages))
     }
 
     fn stage(&self, arg: &TensorArg) -> Result<Option<Stage>, MemoryError> {

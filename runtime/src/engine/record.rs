@@ -211,6 +211,19 @@ pub(crate) struct MemberRecord {
 }
 
 impl MemberRecord {
+    /// Not dispatched yet.
+    pub(super) fn new(args: TaskArgs, stages: SmallVec<[Option<Stage>; 1]>) -> Self {
+        Self {
+            args,
+            stages,
+            endpoint: None,
+            ticket: None,
+            dispatched_ns: 0,
+            attempts: 0,
+            staged: Staged::No,
+        }
+    }
+
     /// The tensors, with their stages.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (&TensorArg, Option<&Stage>)> {
         let stages = self.stages.iter().map(Option::as_ref);
