@@ -48,7 +48,6 @@ impl Core {
         }
         let handed = Sent::new(ticket, task, member);
         if slot.info.shares_memory && part.is_to_be_staged() {
-            // It has its place, and is sent when the bytes are there.
             slot.untaken.push(handed);
             self.staging.send(task, member, part);
             return None;
@@ -70,10 +69,10 @@ impl Core {
                 }
                 part.staged = Staged::No;
                 slot.queue.push_back(handed);
+                // Alone there, its time begins.
                 let alone = slot.queue.len() == 1;
                 self.note_pace(task, endpoint, ticket);
                 if alone {
-                    // Its time begins.
                     self.watch_time(endpoint);
                 }
                 None

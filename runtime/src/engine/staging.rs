@@ -72,7 +72,7 @@ impl Staging {
         self.queue.push(job);
     }
 
-    /// Begins with the arrays of a member, unless they are on their way.
+    /// Begins with the arrays of a member that has its place, unless they are on their way. It is sent when they are there.
     pub(super) fn send(&mut self, task: TaskId, member: u32, record: &mut MemberRecord) {
         if std::mem::replace(&mut record.staged, Staged::OnTheWay) == Staged::OnTheWay {
             return;
