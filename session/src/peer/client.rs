@@ -1,8 +1,7 @@
-//! The importer's side: reads from and writes to owners, a lane or two to each, many requests on their way.
+//! The importer's side: reads from and writes to owners, a lane to each, many requests on their way.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddrV4;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,8 +26,6 @@ const IN_FLIGHT: usize = 8;
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
 /// Lanes that are kept for later; more owners than this are dialled for each task.
 const KEPT_MAX: usize = 64;
-/// Bytes from which on a transfer goes in two halves, each on a lane of its own.
-const TWO_LANES_FROM: usize = 8 << 20;
 
 /// Where the bytes of an import are, and by what right they are reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,45 +68,8 @@ pub(super) struct Client {
     lifeline: Arc<Lifeline>,
     mark: Mark,
     limit: Duration,
-    kept: Mutex<Kept>,
+    kept: Mutex<HashMap<OwnerKey, Dialled>>,
 }
-
-/// Lanes that are idle.
-#[derive(Debug, Default)]
-struct Kept {
-    by_owner: HashMap<OwnerKey, Vec<Dialled>>,
-    count: usize,
-}
-
-impl Kept {
-    fn take(&mut self, key: &OwnerKey) -> Option<Dialled> {
-        let dialled = self.by_owner.get_mut(key)?.pop()?;
-        self.count -= 1;
-        Some(dialled)
-    }
-
-    fn keep(&mut self, key: OwnerKey, dialled: Dialled) {
-        if self.count >= KEPT_MAX {
-            for lanes in self.by_owner.values_mut() {
-                lanes.retain(|dialled| !dialled.link.is_spent());
-            }
-            self.by_owner.retain(|_, lanes| !lanes.is_empty());
-            self.count = self.by_owner.values().map(Vec::len).sum();
-        }
-        if self.count < KEPT_MAX {
-            self.by_owner.entry(key).or_default().push(dialled);
-            self.count += 1;
-        }
-    }
-
-    fn forget(&mut self, key: &OwnerKey) {
-        let gone = self.by_owner.remove(key);
-        self.count -= gone.map_or(0, |lanes| lanes.len());
-    }
-}
-
-/// Set when the other half of a transfer has failed.
-type Stop = AtomicBool;
 
 impl Client {
     pub(super) fn new(lifeline: Arc<Lifeline>, mark: Mark, limit: Duration) -> Self {
@@ -121,57 +81,20 @@ impl Client {
         }
     }
 
-    /// Moves all of `stretches`, which belong to one owner: in two halves at the same time, where that is worth it.
+    /// Moves all of `stretches`, which belong to one owner. Moving them again does no harm, so a kept lane that turns out to be
+    /// closed is replaced once.
     pub(super) fn transfer(
         &self,
         owner: &Source,
         direction: Direction,
         stretches: &[Stretch<'_>],
     ) -> Result<(), PeerError> {
-        let stop = Stop::new(false);
-        let Some((first, second)) = halves(stretches)? else {
-            return self.on_one_lane(owner, direction, stretches, &stop);
-        };
-        let half = |stretches: &[Stretch<'_>]| {
-            let moved = self.on_one_lane(owner, direction, stretches, &stop);
-            moved.inspect_err(|error| {
-                stop.fetch_or(!error.is_of_the_lane(), Ordering::Relaxed);
-            })
-        };
-        let (here, there) = std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name("peer half".to_owned());
-            let there = thread.spawn_scoped(scope, || half(&second));
-            let here = half(&first);
-            // Without a thread it goes after the first one.
-            let there = match there {
-                Ok(there) => there.join().unwrap_or(Err(PeerError::CalledOff)),
-                Err(_) => half(&second),
-            };
-            (here, there)
-        });
-        match (here, there) {
-            (Err(PeerError::CalledOff), there) => there,
-            // What the owner has no second lane for, or closes it, goes on the one that there is.
-            (Ok(()), Err(error)) if error.is_of_the_lane() => half(&second),
-            (Err(error), Ok(())) if error.is_of_the_lane() => half(&first),
-            (here, there) => here.and(there),
-        }
-    }
-
-    /// Moving bytes again does no harm, so a kept lane that turns out to be closed is replaced once.
-    fn on_one_lane(
-        &self,
-        owner: &Source,
-        direction: Direction,
-        stretches: &[Stretch<'_>],
-        stop: &Stop,
-    ) -> Result<(), PeerError> {
         let key = (owner.session, owner.worker, owner.address);
-        let kept = self.kept.lock().take(&key);
+        let kept = self.kept.lock().remove(&key);
         if let Some(mut dialled) = kept.filter(|dialled| !dialled.link.is_spent()) {
-            match self.exchange(&mut dialled, direction, stretches, stop) {
+            match self.exchange(&mut dialled, direction, stretches) {
                 Ok(()) => {
-                    self.kept.lock().keep(key, dialled);
+                    self.keep(key, dialled);
                     return Ok(());
                 }
                 Err(PeerError::Closed | PeerError::Broken(_)) => {}
@@ -181,15 +104,25 @@ impl Client {
         let deadline = Instant::now() + self.limit.min(DIAL_LIMIT);
         let link = Link::dial(owner.address, Arc::clone(&self.lifeline), deadline)?;
         let mut dialled = Dialled { link, next: 1 };
-        self.exchange(&mut dialled, direction, stretches, stop)?;
-        self.kept.lock().keep(key, dialled);
+        self.exchange(&mut dialled, direction, stretches)?;
+        self.keep(key, dialled);
         Ok(())
     }
 
-    /// Closes the lanes to an owner; the next transfer dials again.
+    /// Closes the lane to an owner; the next transfer dials again.
     pub(super) fn forget(&self, owner: &Source) {
         let key = (owner.session, owner.worker, owner.address);
-        self.kept.lock().forget(&key);
+        self.kept.lock().remove(&key);
+    }
+
+    fn keep(&self, key: OwnerKey, dialled: Dialled) {
+        let mut kept = self.kept.lock();
+        if kept.len() >= KEPT_MAX {
+            kept.retain(|_, dialled| !dialled.link.is_spent());
+        }
+        if kept.len() < KEPT_MAX {
+            kept.insert(key, dialled);
+        }
     }
 
     /// Requests as far ahead as allowed, answers in order.
@@ -198,16 +131,10 @@ impl Client {
         dialled: &mut Dialled,
         direction: Direction,
         stretches: &[Stretch<'_>],
-        stop: &Stop,
     ) -> Result<(), PeerError> {
         let mut chunks = stretches.iter().flat_map(chunks);
         let mut waiting = VecDeque::with_capacity(IN_FLIGHT);
-        let mut answered = false;
         loop {
-            // Not before the owner has the lane: a fence that follows the failure ends only lanes that it knows.
-            if answered && stop.load(Ordering::Relaxed) {
-                return Err(PeerError::CalledOff);
-            }
             while waiting.len() < IN_FLIGHT {
                 let Some(chunk) = chunks.next() else { break };
                 let sequence = self.mark.sequence(dialled.next);
@@ -220,7 +147,6 @@ impl Client {
                 return Ok(());
             };
             self.answer(&dialled.link, direction, sequence, &chunk)?;
-            answered = true;
         }
     }
 
@@ -296,38 +222,6 @@ fn read_refusal(link: &Link, header: &FrameHeader, deadline: Instant) -> PeerErr
         },
         Err(error) => error.into(),
     }
-}
-
-/// Two halves of what is worth two lanes, cut where a request would end.
-type Halves<'a> = (Vec<Stretch<'a>>, Vec<Stretch<'a>>);
-
-fn halves<'a>(stretches: &[Stretch<'a>]) -> Result<Option<Halves<'a>>, PeerError> {
-    let total: usize = stretches.iter().map(|stretch| stretch.memory.len()).sum();
-    if total < TWO_LANES_FROM {
-        return Ok(None);
-    }
-    let mut left = (total / 2).next_multiple_of(MAX_PEER_CHUNK_BYTES as usize);
-    let (mut first, mut second) = (Vec::new(), Vec::new());
-    for stretch in stretches {
-        let len = stretch.memory.len();
-        let here = left.min(len);
-        left -= here;
-        let part = |from: usize, nbytes: usize| {
-            let memory = stretch.memory.slice(from, nbytes);
-            Ok::<_, PeerError>(Stretch {
-                source: stretch.source,
-                offset: stretch.offset + from as u64,
-                memory: memory.map_err(PeerError::Memory)?,
-            })
-        };
-        if here > 0 {
-            first.push(part(0, here)?);
-        }
-        if here < len {
-            second.push(part(here, len - here)?);
-        }
-    }
-    Ok(Some((first, second)))
 }
 
 /// What one request moves.

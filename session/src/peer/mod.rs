@@ -78,23 +78,9 @@ pub(crate) enum PeerError {
     /// The importer was given up by the parent.
     #[error("the importer was given up, and its requests are not served any more")]
     Fenced,
-    /// The other half of the transfer has failed.
-    #[error("the other half of it failed")]
-    CalledOff,
     /// Mapped memory.
     #[error("{0}")]
     Memory(MemoryError),
-}
-
-impl PeerError {
-    /// The owner has closed the lane, or turned it away: what was to go there may go on another one.
-    fn is_of_the_lane(&self) -> bool {
-        match self {
-            Self::Closed | Self::Broken(_) => true,
-            Self::Refused { reason, .. } => *reason == Refusal::Busy,
-            _ => false,
-        }
-    }
 }
 
 impl From<Errno> for PeerError {

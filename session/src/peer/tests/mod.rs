@@ -21,7 +21,7 @@ mod tables;
 const OWNER: (SessionId, WorkerId) = (SessionId(77), WorkerId(2));
 const BUFFER: (BufferId, Generation) = (BufferId(5), Generation(1));
 const LONG: Duration = Duration::from_secs(60);
-const NBYTES: u64 = 9 * MAX_PEER_CHUNK_BYTES as u64 + 12_345;
+const NBYTES: u64 = 5 * MAX_PEER_CHUNK_BYTES as u64 + 12_345;
 
 fn peers(limit: Duration) -> (Peers, Arc<Lifeline>) {
     let lifeline = Lifeline::new().expect("pipe");
