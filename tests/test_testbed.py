@@ -163,6 +163,24 @@ def test_an_orphan_noted_before_its_parent_was_killed_is_reaped_r129() -> None:
     assert residual.check(before) == []
 
 
+def test_one_zygote_of_a_daemon_that_was_there_before_is_no_leak_r129() -> None:
+    zygote = f"subprocess.Popen([sys.executable, '-c', {IDLE!r}, '--zygote', 'x'], stdin=subprocess.PIPE)"
+    program = f"import subprocess, sys\nzygotes = []\nfor _ in sys.stdin: zygotes.append({zygote})"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as daemon:
+        before = residual.take()
+        assert daemon.stdin is not None
+        for count, leaks in [(1, 0), (2, 1)]:
+            daemon.stdin.write(b"\n")
+            daemon.stdin.flush()
+            eventually(lambda count=count: len(procfs.zygotes_below(daemon.pid)) == count, what="a zygote")
+            found = residual.check(before, BRIEF_S)
+            assert sum(line.startswith("process ") for line in found) == leaks, found
+        residual.note_descendants(daemon.pid)
+        daemon.kill()
+        daemon.stdin.close()
+    residual.clear_away(before)
+
+
 def test_clear_away_ends_and_reaps_r129() -> None:
     before = residual.take()
     child = subprocess.Popen([sys.executable, "-c", IDLE], stdin=subprocess.PIPE)

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from . import procfs
 from .wait import eventually
@@ -67,7 +68,7 @@ def reap_adopted() -> None:
 class Snapshot:
     """Everything countable, each kind as identity → words for people."""
 
-    processes: dict[object, str] = field(default_factory=dict)
+    processes: dict[tuple[int, int], str] = field(default_factory=dict)
     groups: dict[object, str] = field(default_factory=dict)
     shm_names: dict[object, str] = field(default_factory=dict)
     descriptors: dict[object, str] = field(default_factory=dict)
@@ -75,14 +76,25 @@ class Snapshot:
     threads: dict[object, str] = field(default_factory=dict)
     temp_files: dict[object, str] = field(default_factory=dict)
 
-    def kinds(self) -> Iterator[tuple[str, dict[object, str]]]:
+    def kinds(self) -> Iterator[tuple[str, dict[Any, str]]]:
         yield from vars(self).items()
 
 
-def take() -> Snapshot:
-    """Looks at everything once."""
+def replaced_zygotes(tree: list[procfs.Process], before: Snapshot) -> set[int]:
+    """Zygotes of processes that were there before, at most one of each; ours are not among them. A daemon whose zygote was
+    lost, or was not up in time, starts another one for its next session."""
+    owners = {pid for pid, _ in before.processes}
+    mine = {process.ppid: process.pid for process in tree if process.is_zygote and not process.is_zombie}
+    return {pid for owner, pid in mine.items() if owner in owners}
+
+
+def take(before: Snapshot | None = None) -> Snapshot:
+    """Looks at everything once, without what may be there now after `before`."""
     me = os.getpid()
     tree = procfs.descendants(me)
+    if before is not None:
+        fresh = replaced_zygotes(tree, before)
+        tree = [process for process in tree if process.pid not in fresh]
     own_group = os.getpgrp()
     snapshot = Snapshot()
     snapshot.processes = {process.key: str(process) for process in tree}
@@ -125,7 +137,7 @@ def check(before: Snapshot, grace_s: float = GRACE_S) -> list[str]:
         # What was orphaned while we looked was not started by us.
         note_descendants()
         reap_adopted()
-        found = left_behind(before, take())
+        found = left_behind(before, take(before))
         return not found
 
     gc.collect()
