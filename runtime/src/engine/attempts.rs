@@ -12,7 +12,7 @@ use super::{Core, GroupKind};
 use crate::args::TaskArgs;
 use crate::endpoint::Ticket;
 use crate::error::Error;
-use crate::graph::{EndpointId, Event, TaskId};
+use crate::graph::{EndpointId, TaskId};
 use crate::tensor::Tag;
 
 /// Before the second attempt; twice as long before each further one.
@@ -75,7 +75,7 @@ impl Core {
         while let Some(due) = self.timers.pop(now) {
             fired = true;
             match due {
-                Due::Attempt { task, member } => self.feed(Event::MemberReleased { task, member }),
+                Due::Attempt { task, member } => self.release_attempt(task, member),
                 Due::Limit { endpoint, ticket } => self.out_of_time(endpoint, ticket),
             }
         }

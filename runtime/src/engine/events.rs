@@ -237,6 +237,9 @@ impl Core {
                 self.install_done(endpoint, ticket, digest, result);
             }
             Some(Flight::Forget { .. }) => {}
+            Some(Flight::Fence { task, member, .. }) => {
+                self.fenced(endpoint, (task, member), &result)
+            }
             None => {
                 tracing::warn!(
                     ticket = ticket.0,
@@ -371,6 +374,7 @@ impl Core {
             Flight::Registration { cell, .. } => *cell.lock() = Some(lost()),
             Flight::Release { buffer, cell, .. } => self.release_done(&buffer, cell, lost()),
             Flight::Undo(undo) => self.unpin_if(undo.pin),
+            Flight::Fence { task, member, .. } => self.fenced(endpoint, (task, member), &lost()),
             Flight::Copy { .. } | Flight::Install { .. } | Flight::Forget { .. } => {}
         }
     }
@@ -413,12 +417,7 @@ impl Core {
             });
         }
         self.mark_lost(task, endpoint, reason);
-        self.feed(Event::MemberDone {
-            task,
-            member,
-            endpoint,
-            result: MemberResult::Lost,
-        });
+        self.end_lost(task, member, endpoint);
     }
 
     /// The timeline shows an attempt that was lost from its dispatch to the loss.

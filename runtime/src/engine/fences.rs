@@ -1,14 +1,22 @@
 //! A write-back that failed may still be on its way: the owner is told before anything else touches its buffer.
 //!
-//! The order on the owner's lane does the waiting: the fence uses the buffer alone, so that whatever is sent afterwards and names it is
-//! carried out after the fence was answered. So a fence has to be sent before dependants of the failed task are released.
+//! The member has not ended, and is not tried again, before all fences were answered: others may reach the bytes by ways of their
+//! own, through imports of other sessions. An owner that does not carry a fence out is lost, and its buffers with it.
 
 use super::record::{Flight, Work};
 use super::Core;
 use crate::args::ArgSource;
-use crate::endpoint::{BufferKey, ControlRequest};
-use crate::graph::{EndpointId, TaskId};
+use crate::endpoint::{BufferKey, ControlFailure, ControlReply, ControlRequest};
+use crate::graph::{EndpointId, Event, MemberResult, TaskId};
 use echelon_wire::buffer::AccessFlags;
+
+/// Fences of one member that were not answered yet.
+#[derive(Default)]
+pub(super) struct Fencing {
+    open: usize,
+    /// What the scheduler is told then.
+    then: Option<Event>,
+}
 
 /// What a member may have been writing back.
 struct Fence {
@@ -42,9 +50,67 @@ impl Core {
                 lasting,
             };
             if slot.endpoint.control(ticket, request).is_ok() {
-                let flight = Flight::Forget { endpoint: owner };
+                let flight = Flight::Fence {
+                    endpoint: owner,
+                    task,
+                    member,
+                };
                 self.flights.insert(ticket, flight);
+                self.fencing.entry((task, member)).or_default().open += 1;
             }
+        }
+    }
+
+    /// An owner has answered, or is lost.
+    pub(super) fn fenced(
+        &mut self,
+        owner: EndpointId,
+        (task, member): (TaskId, u32),
+        result: &Result<ControlReply, ControlFailure>,
+    ) {
+        if let Err(ControlFailure::Refused(why)) = result {
+            let reason = format!("it could not keep a failed importer's bytes away: {why}");
+            self.kill(owner, &reason);
+        }
+        let Some(fencing) = self.fencing.get_mut(&(task, member)) else {
+            return;
+        };
+        fencing.open -= 1;
+        if fencing.open == 0 {
+            let then = self.fencing.remove(&(task, member)).and_then(|f| f.then);
+            if let Some(event) = then {
+                self.feed(event);
+            }
+        }
+    }
+
+    /// Tells the scheduler that a member is lost, when nothing of it is on its way any more; its place is free at once.
+    pub(super) fn end_lost(&mut self, task: TaskId, member: u32, endpoint: EndpointId) {
+        let result = MemberResult::Lost;
+        match self.fencing.get_mut(&(task, member)) {
+            None => self.feed(Event::MemberDone {
+                task,
+                member,
+                endpoint,
+                result,
+            }),
+            Some(fencing) => {
+                fencing.then = Some(Event::MemberSettled { task, result });
+                self.feed(Event::MemberRan {
+                    task,
+                    member,
+                    endpoint,
+                });
+            }
+        }
+    }
+
+    /// The time for another attempt has come.
+    pub(super) fn release_attempt(&mut self, task: TaskId, member: u32) {
+        let event = Event::MemberReleased { task, member };
+        match self.fencing.get_mut(&(task, member)) {
+            None => self.feed(event),
+            Some(fencing) => fencing.then = Some(event),
         }
     }
 

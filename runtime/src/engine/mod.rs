@@ -27,7 +27,7 @@ mod submit;
 mod succession;
 mod tables;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::Arc;
 
@@ -51,7 +51,7 @@ use crate::buffer::RemoteBuffer;
 use crate::endpoint::{Endpoint, Ticket};
 use crate::error::{Error, Interrupt};
 use crate::fast::{LastMap, NumberMap};
-use crate::graph::{Action, EndpointId, Event, RunId, Scheduler};
+use crate::graph::{Action, EndpointId, Event, RunId, Scheduler, TaskId};
 use crate::mailbox::Bell;
 use crate::memory::{Arena, SharedRegion};
 use crate::process::ForkMark;
@@ -90,6 +90,7 @@ pub(crate) struct Core {
     paces: pace::Paces,
     pub(crate) records: TaskMap<TaskRecord>,
     pub(crate) flights: NumberMap<Ticket, Flight>,
+    fencing: HashMap<(TaskId, u32), fences::Fencing>,
     pub(crate) runs: LastMap<RunId, RunState>,
     /// CLOCK_MONOTONIC in ns as of this call: read once a submit and once a batch of events.
     pub(super) now_ns: u64,
@@ -152,6 +153,7 @@ impl Engine {
             paces: pace::Paces::default(),
             records: TaskMap::default(),
             flights: NumberMap::default(),
+            fencing: HashMap::new(),
             runs: LastMap::default(),
             now_ns: 0,
             pumped_ns: 0,

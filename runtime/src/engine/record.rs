@@ -357,6 +357,12 @@ pub(crate) enum Flight {
     },
     /// A control whose answer does not matter.
     Forget { endpoint: EndpointId },
+    /// The owner of what a member may have been writing back keeps it away.
+    Fence {
+        endpoint: EndpointId,
+        task: TaskId,
+        member: u32,
+    },
 }
 
 /// A free or release of what no handle was made for.
@@ -380,7 +386,8 @@ impl Flight {
             | Self::Release { endpoint, .. }
             | Self::Undo(Undo { endpoint, .. })
             | Self::Install { endpoint, .. }
-            | Self::Forget { endpoint } => *endpoint,
+            | Self::Forget { endpoint }
+            | Self::Fence { endpoint, .. } => *endpoint,
         }
     }
 }

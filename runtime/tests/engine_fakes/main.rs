@@ -10,6 +10,7 @@ mod chaos;
 mod closing;
 mod copies;
 mod eligibility;
+mod fences;
 mod groups;
 mod handles;
 mod leaning;

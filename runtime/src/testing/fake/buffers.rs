@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use echelon_wire::buffer::{AccessFlags, AddressSpace, RemoteTensorDesc};
@@ -23,6 +24,7 @@ pub struct FakeWorld {
     /// Imports by owner: as long as there is one, the owner's buffer must stay.
     imports: Mutex<HashMap<(WorkerId, BufferKey), u64>>,
     violations: Mutex<Vec<String>>,
+    apart: AtomicBool,
 }
 
 impl FakeWorld {
@@ -34,7 +36,13 @@ impl FakeWorld {
             buffers: Mutex::default(),
             imports: Mutex::default(),
             violations: Mutex::default(),
+            apart: AtomicBool::new(false),
         })
+    }
+
+    /// From now on imports are fetched, as between hosts.
+    pub fn put_apart(&self) {
+        self.apart.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn bell(&self) -> &Arc<Bell> {
@@ -200,6 +208,7 @@ impl Buffers {
                 buffer,
                 import,
             } => self.release(name, owner, buffer, import, in_flight),
+            ControlRequest::Fence { .. } => Ok(ControlReply::Done),
             _ => Err(unsupported(name, "that control")),
         }
     }
@@ -322,7 +331,10 @@ impl Buffers {
             rkey_or_token: import.0,
             ub_ldst_va: 0,
             access_flags: access,
-            transport_profile: Cow::Borrowed("sim"),
+            transport_profile: Cow::Borrowed(match self.world.apart.load(Ordering::SeqCst) {
+                true => "tcp",
+                false => "sim",
+            }),
             import_descriptor: Cow::Borrowed(b""),
         })))
     }
