@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from benches import lanes
 from benches.limits import limit_rows
 from benches.machine import machine
+from benches.peer_copies import peer_copies
 from benches.report import Section
 from benches.row import Row, measure, note
 from benches.workloads import SMALL, ArrayCopies, BufferCopies, Sizes, Workloads
@@ -48,6 +49,8 @@ def all_rows(sizes: Sizes) -> Iterator[list[Row]]:
         rows += ArrayCopies(child, sizes.copy, lanes.children).rows()
         for lane in (remote, mapped):
             rows += BufferCopies(lane, sizes.copy).rows()
+        for same_host in (False, True):
+            rows += enter(peer_copies(endpoint, sizes.copy, same_host=same_host))
         yield rows + enter(limit_rows(SMALL_SHARE if sizes is SMALL else 1.0))
 
 
