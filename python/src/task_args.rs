@@ -378,9 +378,10 @@ fn fill(
     };
     // Nearly always a tuple, for which no iterator is made.
     if let Ok(scalars) = scalars.cast_exact::<PyTuple>() {
-        let values = scalars.iter_borrowed();
-        let values = values.map(|scalar| convert::scalar_from_py(&scalar));
-        let values = values.collect::<PyResult<SmallVec<[u64; 4]>>>()?;
+        let mut values: SmallVec<[u64; 4]> = SmallVec::new();
+        for scalar in scalars.iter_borrowed() {
+            values.push(convert::scalar_from_py(&scalar)?);
+        }
         let added = building.args.add_scalars(&values);
         return added.map(|_| ()).map_err(convert::raise(py));
     }

@@ -51,10 +51,25 @@ pub fn hit_at(name: &str, index: impl TryInto<u32>) -> Result<(), Injected> {
     imp::hit(name, index.try_into().ok())
 }
 
+/// Passes a point that every task comes by. Whether the variable is set is known from the last other point, such as those of each
+/// `init()`: to look it up costs more than much of a submit.
+///
+/// # Errors
+/// [`Injected`] when a test wants it.
+#[inline]
+pub fn hit_often(name: &str) -> Result<(), Injected> {
+    imp::hit_often(name)
+}
+
 #[cfg(not(any(debug_assertions, feature = "failpoints")))]
 mod imp {
     #[inline(always)]
     pub(super) fn hit(_: &str, _: Option<u32>) -> Result<(), super::Injected> {
+        Ok(())
+    }
+
+    #[inline(always)]
+    pub(super) fn hit_often(_: &str) -> Result<(), super::Injected> {
         Ok(())
     }
 }
@@ -63,6 +78,7 @@ mod imp {
 mod imp {
     use std::ffi::{OsStr, OsString};
     use std::io::Write as _;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
     use super::Injected;
@@ -70,9 +86,22 @@ mod imp {
     /// Names the file.
     const VARIABLE: &str = "ECHELON_FAILPOINTS";
 
+    /// The variable was set when a point was passed last.
+    static SET: AtomicBool = AtomicBool::new(false);
+
+    #[inline]
+    pub(super) fn hit_often(name: &str) -> Result<(), Injected> {
+        if SET.load(Ordering::Relaxed) {
+            return hit(name, None);
+        }
+        Ok(())
+    }
+
     pub(super) fn hit(name: &str, index: Option<u32>) -> Result<(), Injected> {
         // Looked up each time: a test sets it for itself, in a process that has had Workers before.
-        let Some(path) = std::env::var_os(VARIABLE) else {
+        let path = std::env::var_os(VARIABLE);
+        SET.store(path.is_some(), Ordering::Relaxed);
+        let Some(path) = path else {
             return Ok(());
         };
         let exact = index.map(|index| format!("{name}.{index}"));

@@ -15,7 +15,7 @@ from .wait import eventually
 
 VARIABLE = "ECHELON_FAILPOINTS"
 SOURCES = ("runtime/src", "session/src")
-POINT = re.compile(r'\b(?:hit|hit_at|at|injected)\(\s*"([a-z]+\.[a-z_]+)"')
+POINT = re.compile(r'\b(?:hit|hit_at|hit_often|at|injected)\(\s*"([a-z]+\.[a-z_]+)"')
 
 
 def listed(root: Path) -> list[str]:

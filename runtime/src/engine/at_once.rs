@@ -20,7 +20,7 @@ use super::{Core, Engine};
 use crate::args::{ArgSource, TaskArgs, TensorArg};
 use crate::buffer::RemoteBuffer;
 use crate::error::Error;
-use crate::failpoint::hit;
+use crate::failpoint::hit_often;
 use crate::graph::{self, RunId};
 use crate::memory::MemoryError;
 
@@ -252,7 +252,7 @@ impl Core {
         actions: Vec<graph::Action>,
     ) -> Result<u64, Error> {
         let before = std::mem::replace(&mut self.torn, true);
-        hit("submit.admitted")?;
+        hit_often("submit.admitted")?;
         let mut record = self.new_record(task, run, what, pins);
         record.plan = plan;
         let sequence = record.sequence;

@@ -6,7 +6,7 @@ use super::Core;
 use crate::buffer::RemoteBuffer;
 use crate::endpoint::{ControlFailure, ControlReply, EndpointEvent, TaskReport, Ticket};
 use crate::error::FailureKind;
-use crate::failpoint::hit;
+use crate::failpoint::hit_often;
 use crate::graph::{EndpointId, Event, MemberResult, TaskId};
 use crate::trace::TraceEvent;
 
@@ -21,7 +21,7 @@ impl Core {
     pub(crate) fn pump(&mut self) -> bool {
         let before = std::mem::replace(&mut self.torn, true);
         // Compiled in for development only.
-        let _armed = hit("engine.pump");
+        let _armed = hit_often("engine.pump");
         let mut progressed = false;
         self.tick();
         progressed |= self.fire_timers();

@@ -21,7 +21,7 @@ mod stream_tests;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use echelon_wire::buffer::AccessFlags;
 use echelon_wire::frame::FrameType;
@@ -49,6 +49,9 @@ pub(super) const STEP_BYTES: u64 = 64 << 20;
 
 /// Buffers of one session that are kept mapped, the last used: each has a descriptor, of which a process has few.
 const MAPPED_MAX: usize = 16;
+
+/// How long copies go through frames when no data lane could be had: the session may have had many others.
+const STREAMS_PAUSE: Duration = Duration::from_secs(10);
 
 /// What bulk copies need to know of their endpoint.
 #[derive(Clone, Copy)]
@@ -109,8 +112,8 @@ pub(super) struct Bulk {
     mover: Option<Mover>,
     /// Jobs that have not ended.
     jobs: usize,
-    /// No data lane can be had.
-    no_streams: bool,
+    /// No data lane could be had; when to try again.
+    streams_again: Option<Instant>,
     events: VecDeque<EndpointEvent>,
 }
 
@@ -129,7 +132,7 @@ impl Bulk {
             asked: HashMap::new(),
             mover: None,
             jobs: 0,
-            no_streams: false,
+            streams_again: None,
             events: VecDeque::new(),
         }
     }
@@ -221,9 +224,7 @@ impl Bulk {
             (Phase::Exporting, result) => {
                 let buffer = copy.buffer;
                 let route = match result {
-                    Ok(ControlReply::Exported(export)) => {
-                        Route::of(&self.config, self.no_streams, buffer, &export)
-                    }
+                    Ok(ControlReply::Exported(export)) => Route::of(&self.config, buffer, &export),
                     _ => Route::Frames,
                 };
                 self.keep(buffer, route);
@@ -277,7 +278,7 @@ impl Bulk {
     }
 
     /// Ends what is being moved.
-    pub(super) fn close(&mut self, deadline: std::time::Instant) {
+    pub(super) fn close(&mut self, deadline: Instant) {
         if let Some(mover) = &self.mover {
             drain(mover, self.jobs, deadline);
             // Nobody is told of them any more.
@@ -301,8 +302,9 @@ impl Bulk {
             return;
         };
         let known = self.routes.get(&copy.buffer).cloned();
+        let streamless = self.streams_again.is_some_and(|at| Instant::now() < at);
         let route = match (known, self.sizes.get(&copy.buffer)) {
-            (Some(Route::Stream(_)), _) if self.no_streams => Route::Frames,
+            (Some(Route::Stream(_)), _) if streamless => Route::Frames,
             (Some(route), _) => route,
             (None, Some(&nbytes)) if is_negotiated(self.config.side) => {
                 copy.phase = Phase::Exporting;
@@ -391,8 +393,8 @@ impl Bulk {
             Outcome::Moved => return self.finish(ticket, Ok(ControlReply::Done)),
             Outcome::Cancelled => ("the worker ends".to_owned(), false),
             Outcome::Unreachable(why) => {
-                tracing::warn!(worker = %self.name, why, "no data lane; copies go through the command lane");
-                self.no_streams = true;
+                tracing::warn!(worker = %self.name, why, "no data lane; copies go through the command lane for a while");
+                self.streams_again = Some(Instant::now() + STREAMS_PAUSE);
                 return self.send_frame(ticket, 0);
             }
             Outcome::Closed(why) => (why, true),

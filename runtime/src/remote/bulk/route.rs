@@ -32,12 +32,7 @@ pub(in crate::remote) fn is_negotiated(side: Side) -> bool {
 
 impl Route {
     /// What the export of a whole buffer says.
-    pub(super) fn of(
-        config: &BulkConfig,
-        no_streams: bool,
-        buffer: BufferKey,
-        export: &ExportResult<'_>,
-    ) -> Self {
+    pub(super) fn of(config: &BulkConfig, buffer: BufferKey, export: &ExportResult<'_>) -> Self {
         let BulkConfig {
             side,
             session,
@@ -57,7 +52,7 @@ impl Route {
                 return Self::Mapped(region, true);
             }
         }
-        if no_streams || !side.features.contains(Features::DATA_LANE) {
+        if !side.features.contains(Features::DATA_LANE) {
             return Self::Frames;
         }
         Self::Stream(StreamRoute {
