@@ -57,7 +57,7 @@ impl Engine {
         let Some(args) = self.checked(&spec)? else {
             return Ok(None);
         };
-        let mut visit = self.visit();
+        let visit = self.visit();
         let core = match patience {
             Patience::None => self.core_soon(),
             Patience::ForTheLock => Some(self.core.lock()),
@@ -66,7 +66,7 @@ impl Engine {
             return Ok(None);
         };
         let done = self.submit_locked(&mut core, &spec, args);
-        self.leave_submit(core, &mut visit);
+        self.leave_submit(core, &visit);
         if spec.options.timeout.is_some() {
             // Whoever sleeps must not sleep beyond the limit.
             self.wake();
@@ -94,21 +94,33 @@ impl Engine {
         let mut sequences = Vec::with_capacity(spec.args.len());
         let mut next_check = Instant::now() + INTERRUPT_PERIOD;
         for args in spec.args.chunks(BATCH) {
-            let mut done = self.submit_batch(SubmitSpec { args, ..spec }, &mut sequences);
+            let batch = SubmitSpec { args, ..spec };
+            let mut done = self.submit_batch(batch, &mut sequences, &mut next_check);
             if spec.options.timeout.is_some() {
                 self.wake();
             }
-            if Instant::now() >= next_check {
-                done = done.and_then(|()| self.interrupt.check().map_err(|_| Error::Interrupted));
-                next_check = Instant::now() + INTERRUPT_PERIOD;
-            }
+            done = done.and_then(|()| self.check_interrupt(&mut next_check));
             done.map_err(|error| (sequences.len(), error))?;
         }
         Ok(sequences)
     }
 
-    fn submit_batch(&self, batch: SubmitSpec<'_>, sequences: &mut Vec<u64>) -> Result<(), Error> {
-        let mut visit = self.visit();
+    /// Each [`INTERRUPT_PERIOD`].
+    fn check_interrupt(&self, next_check: &mut Instant) -> Result<(), Error> {
+        if Instant::now() < *next_check {
+            return Ok(());
+        }
+        *next_check = Instant::now() + INTERRUPT_PERIOD;
+        self.interrupt.check().map_err(|_| Error::Interrupted)
+    }
+
+    fn submit_batch(
+        &self,
+        batch: SubmitSpec<'_>,
+        sequences: &mut Vec<u64>,
+        next_check: &mut Instant,
+    ) -> Result<(), Error> {
+        let visit = self.visit();
         let mut core = self.core.lock();
         for args in batch.args {
             let spec = SubmitSpec {
@@ -131,18 +143,23 @@ impl Engine {
                 Ok(None) => {
                     drop(core);
                     let sequence = self.submit_waiting(spec)?;
+                    // Waits that are shorter than the period check nothing themselves.
+                    if let Err(interrupted) = self.check_interrupt(next_check) {
+                        sequences.push(sequence);
+                        return Err(interrupted);
+                    }
                     core = self.core.lock();
                     sequence
                 }
                 Err(error) => {
                     // Those before it are submitted all the same.
-                    self.leave_submit(core, &mut visit);
+                    self.leave_submit(core, &visit);
                     return Err(error);
                 }
             };
             sequences.push(sequence);
         }
-        self.leave_submit(core, &mut visit);
+        self.leave_submit(core, &visit);
         Ok(())
     }
 

@@ -378,8 +378,13 @@ impl Core {
             }
             Ended::Failed(_) | Ended::CalledOff => MemberResult::Failed,
         };
-        if let (Ended::Failed(why), Some(record)) = (ended, self.records.get_mut(&task)) {
-            record.fail(FailureKind::Failed, None, why.clone());
+        let why = match ended {
+            Ended::Copied => None,
+            Ended::Failed(why) => Some(why.clone()),
+            Ended::CalledOff => Some("it was called off".to_owned()),
+        };
+        if let (Some(why), Some(record)) = (why, self.records.get_mut(&task)) {
+            record.fail(FailureKind::Failed, None, why);
         }
         self.feed(Event::CopyDone { task, ok });
     }

@@ -10,7 +10,6 @@ use parking_lot::MutexGuard;
 use super::copier::Copier;
 use super::{Core, Engine};
 use crate::error::Error;
-use crate::mailbox::Bell;
 
 /// Longest time without asking the caller whether to go on.
 pub(super) const INTERRUPT_PERIOD: Duration = Duration::from_millis(50);
@@ -88,18 +87,21 @@ impl Engine {
         if !self.fork.is_here() {
             return Err(WaitEnd::Forked);
         }
-        let mut waiting = Waiting::enter(self);
+        let _waiting = Waiting::enter(self);
         let mut next_check = Instant::now() + INTERRUPT_PERIOD;
         loop {
             let seen = self.bell.seen();
-            waiting.seen = seen.rung();
-            let (value, due, others_ring) = self.drive_once(&mut ready)?;
+            let (value, due, others_ring) = self.drive_once(seen.rung(), &mut ready)?;
             if let Some(value) = value {
                 return Ok(value);
             }
             let now = Instant::now();
             if now >= next_check {
                 self.interrupt.check().map_err(|_| WaitEnd::Interrupted)?;
+                // What was run there may have forked.
+                if !self.fork.is_here() {
+                    return Err(WaitEnd::Forked);
+                }
                 next_check = Instant::now() + INTERRUPT_PERIOD;
             }
             if deadline.is_some_and(|deadline| now >= deadline) {
@@ -119,6 +121,7 @@ impl Engine {
     /// Makes progress once; also says when the next timer is due, and whether another process may ring the bell.
     fn drive_once<T>(
         &self,
+        rung: u32,
         ready: &mut impl FnMut(&mut Core) -> Option<T>,
     ) -> Result<(Option<T>, Option<Instant>, bool), WaitEnd> {
         let mut core = self.core.lock();
@@ -126,6 +129,7 @@ impl Engine {
             return Err(WaitEnd::Torn);
         }
         let progressed = core.pump();
+        self.looked.store(rung, Ordering::SeqCst);
         let value = ready(&mut core);
         let errands = core.has_errands();
         let (due, added) = (core.timers.next(), core.timers.take_added());
@@ -147,16 +151,18 @@ impl Engine {
 
     /// A thread comes to submit.
     pub(super) fn visit(&self) -> Visit<'_> {
-        let bell = &*self.bell;
-        let seen = bell.stands_by().then(|| {
-            bell.come();
-            bell.value()
-        });
-        Visit { bell, seen }
+        let present = self.bell.stands_by();
+        if present {
+            self.bell.come();
+        }
+        Visit {
+            engine: self,
+            present,
+        }
     }
 
     /// After a submit: takes what has ended meanwhile, now and then, and gives the lock back. The driver sees that somebody does.
-    pub(super) fn leave_submit(&self, mut core: MutexGuard<'_, Core>, visit: &mut Visit<'_>) {
+    pub(super) fn leave_submit(&self, mut core: MutexGuard<'_, Core>, visit: &Visit<'_>) {
         let submitted = core.submitted;
         // A refused submit does nothing for others: whoever repeats it for ever must not keep the driver out.
         let admitted = std::mem::replace(&mut core.counted, submitted) != submitted && !core.torn;
@@ -165,21 +171,22 @@ impl Engine {
         }
         // Taken before the look, so that what comes later is seen as new.
         let rung = self.bell.value();
-        let left_to_us = visit.see(rung);
+        let left_to_us = visit.present && self.looked.load(Ordering::SeqCst) != rung;
         let due = admitted && core.now_ns.saturating_sub(core.pumped_ns) > SUBMITTER_PERIOD_NS;
         if (due || left_to_us) && !core.torn {
             core.pumped_ns = core.now_ns;
             // Sessions ring nothing as long as somebody passes by and reads what they have answered.
             let read = self.bell.glance();
             if std::mem::replace(&mut core.rung, rung) != rung || read || left_to_us {
-                self.look(core);
+                self.look(core, rung);
             }
         }
     }
 
     /// Takes what has come, and tells whom it concerns.
-    fn look(&self, mut core: MutexGuard<'_, Core>) {
+    fn look(&self, mut core: MutexGuard<'_, Core>, rung: u32) {
         let progressed = core.pump();
+        self.looked.store(rung, Ordering::SeqCst);
         let (errands, added) = (core.has_errands(), core.timers.take_added());
         drop(core);
         if errands {
@@ -208,55 +215,61 @@ impl Engine {
 /// A submit. While the driver stands by, it takes what ends meanwhile, so that a worker that is quicker than the submit does not
 /// wake the driver for it.
 pub(super) struct Visit<'a> {
-    bell: &'a Bell,
-    /// The bell's value before its last look, if it is to look.
-    seen: Option<u32>,
-}
-
-impl Visit<'_> {
-    /// It is about to look for events, and the bell's value is `rung`. True when it has to.
-    fn see(&mut self, rung: u32) -> bool {
-        let seen = self.seen.as_mut();
-        seen.is_some_and(|seen| std::mem::replace(seen, rung) != rung)
-    }
+    engine: &'a Engine,
+    /// The driver relies on it.
+    present: bool,
 }
 
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
-        if let Some(seen) = self.seen {
-            self.bell.go(seen);
+        let engine = self.engine;
+        if !self.present || !engine.fork.is_here() {
+            return;
+        }
+        engine.go();
+        // It copies nothing itself, nor does the driver, which sleeps; whoever waits does.
+        if engine.copies.has_jobs() && engine.waiters.load(Ordering::Acquire) == 0 {
+            engine.copies.call();
         }
     }
 }
 
 /// Counts this thread among the waiters, who see to whatever is rung.
-struct Waiting<'a> {
-    engine: &'a Engine,
-    /// The bell's value before its last look for events.
-    seen: u32,
-}
+struct Waiting<'a>(&'a Engine);
 
 impl<'a> Waiting<'a> {
     fn enter(engine: &'a Engine) -> Self {
         engine.waiters.fetch_add(1, Ordering::AcqRel);
         engine.calls.fetch_add(1, Ordering::Relaxed);
         engine.bell.come();
-        let seen = engine.bell.value();
-        Self { engine, seen }
+        Self(engine)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if !self.engine.fork.is_here() {
+        let engine = self.0;
+        if !engine.fork.is_here() {
             // It came in the other process, and will go there.
             return;
         }
-        let last = self.engine.waiters.fetch_sub(1, Ordering::AcqRel) == 1;
-        self.engine.bell.go(self.seen);
+        let last = engine.waiters.fetch_sub(1, Ordering::AcqRel) == 1;
+        engine.go();
         if !last {
-            self.engine.bell.pass_lead();
+            engine.bell.pass_lead();
         }
+        // What it copied for others goes on without it.
+        if engine.copies.has_jobs() {
+            engine.copies.call();
+        }
+    }
+}
+
+impl Engine {
+    /// Somebody who was present goes. Who stands by wakes up for what was rung since anybody looked: not since this one came, as
+    /// others may have left it to this one.
+    fn go(&self) {
+        self.bell.go(self.looked.load(Ordering::SeqCst));
     }
 }
 
@@ -345,7 +358,9 @@ impl Engine {
                 if core.torn {
                     return;
                 }
-                (core.pump(), core.has_errands(), core.timers.next())
+                let progressed = core.pump();
+                self.looked.store(seen, Ordering::SeqCst);
+                (progressed, core.has_errands(), core.timers.next())
             };
             if self.copies.has_jobs() {
                 self.copies.call();

@@ -28,7 +28,7 @@ mod succession;
 mod tables;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::Arc;
 
 use echelon_wire::callable::Digest;
@@ -78,6 +78,8 @@ pub(crate) struct Engine {
     calls_seen: AtomicU64,
     driver_gate: Mutex<drive::Gate>,
     driver_wake: Condvar,
+    /// The bell's value before the last look at what endpoints report.
+    looked: AtomicU32,
     /// In a process that was forked off, nothing may be asked of workers: it would read answers that are its parent's.
     fork: ForkMark,
 }
@@ -195,6 +197,7 @@ impl Engine {
             calls_seen: AtomicU64::new(0),
             driver_gate: Mutex::default(),
             driver_wake: Condvar::new(),
+            looked: AtomicU32::new(0),
             fork: ForkMark::new(),
         })
     }

@@ -17,7 +17,7 @@ use super::{Core, Engine};
 use crate::endpoint::TaskReport;
 use crate::error::FailureKind;
 use crate::fast::NumberMap;
-use crate::graph::{EndpointId, Event, MemberResult, TaskId};
+use crate::graph::{EndpointId, Event, MemberResult, RunId, TaskId};
 use crate::memory::HostMemory;
 
 /// Bytes of one member that are copied with the lock held: tens of microseconds, and what it costs to do it otherwise is half of that.
@@ -174,9 +174,29 @@ impl Core {
     pub(crate) fn call_off_staging(&mut self) {
         for pending in self.staging.pending.values() {
             if let Purpose::Send { task, .. } = pending.purpose {
-                if self.scheduler.is_cancelled(task) {
+                if self.is_called_off(task) {
                     pending.called_off.store(true, Ordering::Relaxed);
                 }
+            }
+        }
+    }
+
+    fn is_called_off(&self, task: TaskId) -> bool {
+        self.records.get(&task).is_none() || self.scheduler.is_called_off(task)
+    }
+
+    /// An interrupted run is given up: what is still copied for it, either way, goes no further.
+    pub(crate) fn call_off_copies(&mut self, run: RunId) {
+        for pending in self.staging.pending.values() {
+            let (Purpose::Send { task, .. }
+            | Purpose::Return { task, .. }
+            | Purpose::Copy { task }) = &pending.purpose;
+            if self
+                .records
+                .get(task)
+                .is_some_and(|record| record.run == run)
+            {
+                pending.called_off.store(true, Ordering::Relaxed);
             }
         }
     }
@@ -254,7 +274,7 @@ impl Core {
             endpoint,
             hold: false,
         };
-        let cancelled = self.scheduler.is_cancelled(task);
+        let cancelled = self.scheduler.is_called_off(task);
         let event = match ended {
             Ended::Failed(message) => {
                 let slot = self.endpoints.get(endpoint.0 as usize);

@@ -203,7 +203,7 @@ impl Engine {
         let limited = what.1.timeout.is_some();
         let mut pending = Some((what, pins));
         loop {
-            let mut visit = self.visit();
+            let visit = self.visit();
             let mut core = self.core.lock();
             core.check_run(node.run)?;
             let mut actions = std::mem::take(&mut core.actions);
@@ -220,7 +220,7 @@ impl Engine {
                     let (plan, pins) = pins.keep();
                     let plan = plan.map_or(0, |number| core.end_plan(number));
                     let sequence = core.admitted(task, node.run, what, (plan, pins), actions)?;
-                    self.leave_submit(core, &mut visit);
+                    self.leave_submit(core, &visit);
                     if limited {
                         // Whoever sleeps must not sleep beyond the limit.
                         self.wake();

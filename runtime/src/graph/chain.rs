@@ -88,9 +88,13 @@ impl Scheduler {
         self.tasks.get(task).is_some_and(|task| task.root.is_some())
     }
 
-    /// Whether an unfinished task is not to be started any more: its run was cancelled.
-    pub fn is_cancelled(&self, task: TaskId) -> bool {
-        self.tasks.get(task).is_some_and(|task| task.cancelled)
+    /// Whether members of an unfinished task that have their places are not to be sent any more: its run was cancelled. Those of a
+    /// gang begin together: some may wait for the others already.
+    pub fn is_called_off(&self, task: TaskId) -> bool {
+        let gang = |task: &Task| matches!(task.work, Work::Gang { .. });
+        self.tasks
+            .get(task)
+            .is_some_and(|task| task.cancelled && !gang(task))
     }
 
     /// Sends a blocked task if everything that it waits for is on one lane and its placement would choose that, or remembers it

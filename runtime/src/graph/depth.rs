@@ -56,16 +56,17 @@ impl Depth {
 
     /// Members that may be in flight now. A member that runs for long counts before it has ended.
     pub(super) fn places(&self, now_ns: u64, busy: bool) -> u32 {
-        let running_ns = if busy {
-            now_ns.saturating_sub(self.since_ns)
-        } else {
-            0
-        };
+        let running_ns = if busy { self.running_ns(now_ns) } else { 0 };
         if running_ns > self.recent_ns {
             self.places_for(running_ns)
         } else {
             self.recent_places
         }
+    }
+
+    /// How long the member that runs has done so.
+    pub(super) fn running_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.since_ns)
     }
 
     fn places_for(&self, each_ns: u64) -> u32 {

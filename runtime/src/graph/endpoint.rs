@@ -87,6 +87,14 @@ impl Endpoint {
         self.depth.places(now_ns, !self.in_flight.is_empty())
     }
 
+    /// How long what runs there has done so; 0 when nothing does.
+    pub(super) fn running_ns(&self, now_ns: u64) -> u64 {
+        match self.in_flight.is_empty() {
+            true => 0,
+            false => self.depth.running_ns(now_ns),
+        }
+    }
+
     /// Its place in the order of those with room.
     pub(super) fn room_key(&self) -> Option<RoomKey> {
         self.has_room()

@@ -37,6 +37,9 @@ impl Decisions {
     }
 }
 
+/// Nothing leans to where one member has run for so long; beyond what answers of a session that come together take.
+const LEAN_NS: u64 = 500_000;
+
 /// All endpoints, classes and queues.
 #[derive(Debug, Default)]
 pub(super) struct Placement {
@@ -70,6 +73,10 @@ impl Placement {
     fn leaning(&mut self, class: ClassId) -> Option<EndpointIndex> {
         let endpoint = self.lean.take()?;
         let index = self.find(endpoint)?;
+        // What runs there was taken to be short, and is not.
+        if self.endpoints[index as usize].running_ns(self.now_ns) > LEAN_NS {
+            return None;
+        }
         self.classes.get(class).contains(index).then_some(index)
     }
 

@@ -88,6 +88,8 @@ pub(super) struct BellPoint {
     standby: Word32,
     /// They come from this process only.
     alarms: AtomicU32,
+    /// As `present`, where no child can write: only threads of this process are ever present.
+    here: AtomicU32,
 }
 
 impl BellPoint {
@@ -97,7 +99,20 @@ impl BellPoint {
             present: Word32::new(region, BELL_PRESENT)?,
             standby: Word32::new(region, BELL_STANDBY)?,
             alarms: AtomicU32::new(0),
+            here: AtomicU32::new(0),
         })
+    }
+
+    /// Sets the shared count right when nobody is here: a child can have written anything there, and whatever is rung would wake
+    /// nobody any more.
+    fn mend_present(&self) {
+        // In this order, and the other one in `come` and `go`: whoever comes meanwhile is in the shared count or still seen here.
+        let shared = self.present.load(Ordering::SeqCst);
+        if shared != 0 && self.here.load(Ordering::SeqCst) == 0 {
+            let _ = self
+                .present
+                .compare_exchange(shared, 0, Ordering::SeqCst, Ordering::SeqCst);
+        }
     }
 }
 
@@ -133,11 +148,14 @@ impl StandbyWords for BellPoint {
     }
 
     fn come(&self) {
+        self.here.fetch_add(1, Ordering::SeqCst);
         self.present.fetch_add(1, Ordering::SeqCst);
     }
 
     fn go(&self) -> bool {
-        self.present.fetch_sub(1, Ordering::SeqCst) == 1
+        let last = self.present.fetch_sub(1, Ordering::SeqCst) == 1;
+        self.here.fetch_sub(1, Ordering::SeqCst);
+        last
     }
 
     fn alarms(&self) -> u32 {
@@ -153,6 +171,9 @@ impl StandbyWords for BellPoint {
     }
 
     fn set_standby(&self, stands_by: bool) {
+        if stands_by {
+            self.mend_present();
+        }
         self.standby.store(u32::from(stands_by), Ordering::SeqCst);
     }
 

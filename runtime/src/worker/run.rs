@@ -12,6 +12,8 @@ use crate::failure::tell;
 use crate::graph::{EndpointId, Event, RunId, Space};
 use crate::trace::{adopt, now_ns, TraceEvent, TraceReport};
 
+/// How long copies that were called off may take to stop: each is within a step.
+const CALLED_OFF: Duration = Duration::from_secs(2);
 /// How long a report waits for a worker's own events.
 const TIMELINE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -168,6 +170,12 @@ impl Worker {
             engine.kill_run(run);
             let bound = Instant::now() + self.0.settings.close_timeout;
             if engine.wait_calmly(bound, done).is_err() {
+                // The caller has its arrays back with the end of this call: nothing is written to them any more.
+                engine.core.lock().call_off_copies(run);
+                let bound = Instant::now() + CALLED_OFF;
+                if engine.wait_calmly(bound, done).is_ok() {
+                    return Err(Error::Interrupted);
+                }
                 tracing::error!(
                     "tasks of an interrupted run did not end after their workers were killed"
                 );
