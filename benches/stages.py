@@ -19,8 +19,7 @@ from benches.workloads import Sizes
 
 STAGES = {
     "submit": "from the call to the task in the table",
-    "dispatch": "until it is handed to its worker",
-    "way": "until the callable starts there",
+    "way": "until the callable starts, encoding and the way there included",
     "callable": "until it has ended",
     "seen": "until `wait_all` has returned",
 }
@@ -43,7 +42,7 @@ def _alone(lane: Lane, count: int) -> list[dict[str, float]]:
     events: list[dict[str, Any]] = sorted(lane.run(graph).timeline, key=lambda event: event["task"])
     own = [event for event in events if "/" not in event["worker"] or event["worker"].startswith("local/")]
     return [
-        _stages([start, event["submit_ns"], event["ready_ns"], event["start_ns"], event["end_ns"], end])
+        _stages([start, event["submit_ns"], event["start_ns"], event["end_ns"], end])
         for start, event, end in zip(called, own, seen, strict=True)
     ]
 
