@@ -11,7 +11,7 @@ use super::record::{EndpointSlot, TaskRecord, Work};
 use super::Core;
 use crate::endpoint::Ticket;
 use crate::fast::NumberMap;
-use crate::graph::{EndpointId, TaskId};
+use crate::graph::{fading_max, EndpointId, TaskId};
 
 /// The longest task that is short.
 const SHORT_NS: u64 = 20_000;
@@ -21,8 +21,6 @@ const QUEUED_NS: u64 = 50_000;
 const QUEUED_FAR_NS: u64 = 250_000;
 /// Tasks of a callable that must have ended before it may be called short.
 const KNOWN: u32 = 16;
-/// With each task that ends, what was learnt from those before loses this part, as in `graph::depth`.
-const FADING: u64 = 16;
 /// Callables that are remembered; beyond that all are forgotten and found out again.
 const CALLABLES_MAX: usize = 1024;
 
@@ -36,8 +34,7 @@ struct Pace {
 
 impl Pace {
     fn end(&mut self, took_ns: u64) {
-        let faded = self.recent_ns - self.recent_ns.div_ceil(FADING);
-        self.recent_ns = took_ns.max(faded);
+        self.recent_ns = fading_max(self.recent_ns, took_ns);
         self.ended = self.ended.saturating_add(1);
     }
 

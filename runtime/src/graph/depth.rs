@@ -11,6 +11,11 @@ const QUEUE_NS: u64 = 1_000_000;
 /// flat for dozens of members; from one second to a few µs it takes some two hundred.
 const FADING: u64 = 16;
 
+/// The longest that members have taken lately, after one more that took `took_ns`.
+pub(crate) fn fading_max(recent_ns: u64, took_ns: u64) -> u64 {
+    took_ns.max(recent_ns - recent_ns.div_ceil(FADING))
+}
+
 /// The depth of one endpoint's queue, from what its members took.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Depth {
@@ -45,8 +50,7 @@ impl Depth {
     /// A member ended, after `took_ns` where the endpoint says so.
     pub(super) fn end(&mut self, now_ns: u64, took_ns: Option<u64>) {
         let took_ns = took_ns.unwrap_or_else(|| now_ns.saturating_sub(self.since_ns));
-        let faded = self.recent_ns - self.recent_ns.div_ceil(FADING);
-        let recent_ns = took_ns.max(faded);
+        let recent_ns = fading_max(self.recent_ns, took_ns);
         if recent_ns != self.recent_ns {
             self.recent_ns = recent_ns;
             self.recent_places = self.places_for(recent_ns);

@@ -37,8 +37,8 @@ pub enum Event {
         /// How it ended.
         result: MemberResult,
     },
-    /// A dispatched member has run, and what it wrote is on its way to where others look for it: its place is free, its task has
-    /// not ended. One `MemberSettled` is expected. What comes a second time, or after the endpoint was lost, is ignored and counted.
+    /// A dispatched member has run, or is lost, and what it wrote may still be on its way: its place is free, its task has not
+    /// ended. One `MemberSettled` is expected. What comes a second time, or after the endpoint was lost, is ignored and counted.
     MemberRan {
         /// The task as dispatched.
         task: TaskId,

@@ -76,6 +76,7 @@ mod transition;
 
 pub use access::{Access, AccessMode, Space};
 pub use chain::{Chaining, MAX_CONDITIONS};
+pub(crate) use depth::fading_max;
 pub use error::SubmitError;
 pub use event::{Action, Event};
 pub use id::{Eligible, EndpointId, RunId, TaskId};
